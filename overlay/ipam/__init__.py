@@ -1,0 +1,1 @@
+"""Decisions about addresses: which subnet a node may claim, which config breaks leases. Pure."""

@@ -1,0 +1,45 @@
+"""The errors that somebody acts on. What a user reads says what, where and the way out."""
+
+from typing import ClassVar
+
+
+class OverlayError(Exception):
+    """Base of every error this project raises on purpose.
+
+    ``exit_code`` is what a program ends with when nobody catches the error;
+    the table is in docs/exit-codes.md and does not change between versions.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(OverlayError):
+    """A flag or an argument cannot be used as given."""
+
+    exit_code = 2
+
+
+class ConfigError(OverlayError):
+    """A network config names something that cannot be.
+
+    ``key`` is the config key at fault, ``value`` what it held.
+    """
+
+    def __init__(self, key: str, value: object, problem: str) -> None:
+        self.key = key
+        self.value = value
+        self.problem = problem
+        super().__init__(f"network config: {key} {_shown(value)}: {problem}")
+
+
+class LeaseFormatError(OverlayError):
+    """A lease key or value cannot be read; the rest of the fabric goes on without it."""
+
+
+class PlanConflictError(OverlayError):
+    """Two desired kernel objects share one kernel key."""
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,159 @@
+"""Kernel objects: what the agent wants in the kernel, and finds there.
+
+Each object knows its ``key``, the kernel's own identity for it, and prints as
+the ``ip`` or ``bridge`` words that would make it.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from overlay.model.address import Family, IPAddress, IPInterface, IPNetwork, MacAddress, family_of
+
+# Protocol number of our routes (`ip route show proto 79`); none of iproute2's
+# rt_protos and of those that FRR, BIRD and systemd-networkd use.
+ROUTE_PROTOCOL: Final = 79
+MAIN_TABLE: Final = 254  # linux/rtnetlink.h
+# Table and rule priority for what pods send to nodes: see docs/decisions/0003.
+NODE_TABLE: Final = 20310
+LINK_ALIAS: Final = "overlay-fabric"  # marks a device as ours, whatever its name
+
+Key: TypeAlias = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanLink:
+    """A VXLAN device without learning, up.
+
+    ``ip link add NAME type vxlan id VNI dstport PORT local LOCAL dev UNDERLAY nolearning``
+    """
+
+    name: str
+    vni: int
+    port: int
+    mac: MacAddress
+    mtu: int  # bytes
+    local: IPAddress
+    underlay: str
+    gbp: bool = False
+    is_up: bool = True
+
+    @property
+    def key(self) -> Key:
+        """Return the kernel's identity of a link: its name."""
+        return ("link", self.name)
+
+    def __str__(self) -> str:
+        gbp = " gbp" if self.gbp else ""
+        return (
+            f"link {self.name} type vxlan id {self.vni} dstport {self.port} local {self.local} "
+            f"dev {self.underlay} nolearning{gbp} mtu {self.mtu} address {self.mac} "
+            f"{'up' if self.is_up else 'down'}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """An address on one of our devices: ``ip addr add ADDRESS dev DEVICE``."""
+
+    device: str
+    address: IPInterface
+
+    @property
+    def key(self) -> Key:
+        """Return the kernel's identity of an address: device, address and prefix length."""
+        return ("addr", self.device, self.address)
+
+    def __str__(self) -> str:
+        return f"addr {self.address} dev {self.device}"
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """A permanent neighbor: ``ip neigh replace ADDRESS lladdr MAC dev DEVICE nud permanent``."""
+
+    device: str
+    address: IPAddress
+    mac: MacAddress
+
+    @property
+    def key(self) -> Key:
+        """Return the kernel's identity of a neighbor: device and address."""
+        return ("neigh", self.device, self.address)
+
+    def __str__(self) -> str:
+        return f"neigh {self.address} lladdr {self.mac} dev {self.device} nud permanent"
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """Where a VTEP lives: ``bridge fdb replace MAC dev DEVICE dst ADDRESS self permanent``."""
+
+    device: str
+    mac: MacAddress
+    destination: IPAddress
+
+    @property
+    def key(self) -> Key:
+        """Return the kernel's identity of a forwarding entry: device and MAC."""
+        return ("fdb", self.device, self.mac)
+
+    def __str__(self) -> str:
+        return f"fdb {self.mac} dev {self.device} dst {self.destination} self permanent"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of ours: ``ip route replace PREFIX via GATEWAY dev DEVICE onlink proto 79``."""
+
+    prefix: IPNetwork
+    device: str
+    gateway: IPAddress | None = None
+    onlink: bool = False
+    table: int = MAIN_TABLE
+
+    @property
+    def key(self) -> Key:
+        """Return the kernel's identity of a route: table and prefix (metric 0 throughout)."""
+        return ("route", self.table, self.prefix)
+
+    def __str__(self) -> str:
+        via = f" via {self.gateway}" if self.gateway is not None else ""
+        table = f" table {self.table}" if self.table != MAIN_TABLE else ""
+        onlink = " onlink" if self.onlink else ""
+        return f"route {self.prefix}{via} dev {self.device}{onlink}{table} proto {ROUTE_PROTOCOL}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A routing rule of ours: ``ip rule add from SOURCE lookup TABLE priority TABLE``."""
+
+    source: IPNetwork
+    table: int
+
+    @property
+    def family(self) -> Family:
+        """Return the family the rule belongs to."""
+        return family_of(self.source)
+
+    @property
+    def key(self) -> Key:
+        """Return the identity of a rule of ours: source and table."""
+        return ("rule", self.source, self.table)
+
+    def __str__(self) -> str:
+        return f"rule from {self.source} lookup {self.table} priority {self.table}"
+
+
+KernelObject: TypeAlias = VxlanLink | LinkAddress | Neighbor | FdbEntry | Route | Rule
+Verb: TypeAlias = Literal["set", "del"]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One change of the kernel: set (make or change) or delete one object."""
+
+    verb: Verb
+    target: KernelObject
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.target}"

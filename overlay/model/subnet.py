@@ -1,0 +1,123 @@
+"""A lease's subnet: one network per family, and its spelling as an etcd key.
+
+The spelling is flannel's (``pkg/subnet/subnet.go``, ``MakeSubnetKey``):
+``10.244.3.0-24``, dual-stack ``10.244.3.0-24&fd00:1:2:3::-64``, IPv6 alone
+``0.0.0.0-0&fd00:1:2:3::-64``.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
+
+from overlay.model.address import Family, IPAddress, IPNetwork, family_of
+from overlay.model.errors import LeaseFormatError
+
+_KEY: Final = re.compile(
+    r"(?P<v4>\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(?P<v4len>\d{1,2})"
+    r"(?:&(?P<v6>[0-9a-f:.]{2,45})-(?P<v6len>\d{1,3}))?\Z"
+)
+_NO_V4: Final = IPv4Network("0.0.0.0/0")
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """What one lease covers; at least one family is set."""
+
+    v4: IPv4Network | None = None
+    v6: IPv6Network | None = None
+
+    def __post_init__(self) -> None:
+        if self.v4 is None and self.v6 is None:
+            msg = "a subnet needs at least one network"
+            raise ValueError(msg)
+
+    def network(self, family: Family) -> IPNetwork | None:
+        """Return the network of ``family``, or None where the lease has none."""
+        return self.v4 if family is Family.IPV4 else self.v6
+
+    def networks(self) -> Iterator[IPNetwork]:
+        """Yield the networks there are, IPv4 first."""
+        if self.v4 is not None:
+            yield self.v4
+        if self.v6 is not None:
+            yield self.v6
+
+    @property
+    def key(self) -> str:
+        """Return the last part of the lease's etcd key.
+
+        >>> Subnet(IPv4Network("10.244.3.0/24"), IPv6Network("fd00::/64")).key
+        '10.244.3.0-24&fd00::-64'
+        """
+        v4 = self.v4 or _NO_V4
+        text = f"{v4.network_address}-{v4.prefixlen}"
+        if self.v6 is not None:
+            text += f"&{self.v6.network_address}-{self.v6.prefixlen}"
+        return text
+
+    def overlaps(self, other: "Subnet") -> bool:
+        """Return whether the two share an address in any family."""
+        return bool(
+            (self.v4 and other.v4 and self.v4.overlaps(other.v4))
+            or (self.v6 and other.v6 and self.v6.overlaps(other.v6))
+        )
+
+    def __contains__(self, address: IPAddress) -> bool:
+        network = self.network(family_of(address))
+        return network is not None and address in network
+
+    def __str__(self) -> str:
+        return " ".join(str(network) for network in self.networks())
+
+
+def subnet_of(*networks: IPNetwork | None) -> Subnet:
+    """Return the subnet made of ``networks``, at most one for each family."""
+    v4 = next((n for n in networks if isinstance(n, IPv4Network)), None)
+    v6 = next((n for n in networks if isinstance(n, IPv6Network)), None)
+    return Subnet(v4, v6)
+
+
+def parse_subnet_key(text: str) -> Subnet:
+    """Return the subnet that a lease key names.
+
+    Raises LeaseFormatError for anything else, host bits included: such a key
+    cannot have been written by an agent and names no routable subnet.
+    """
+    match = _KEY.match(text)
+    if match is None:
+        msg = f"lease key {text!r} is not of the form 10.244.3.0-24[&fd00:1:2:3::-64]"
+        raise LeaseFormatError(msg)
+    try:
+        v4 = IPv4Network(f"{match['v4']}/{match['v4len']}")
+        v6 = IPv6Network(f"{match['v6']}/{match['v6len']}") if match["v6"] else None
+    except ValueError as exc:
+        msg = f"lease key {text!r}: {exc}"
+        raise LeaseFormatError(msg) from exc
+    if v6 is not None and v4 == _NO_V4:
+        return Subnet(None, v6)
+    if v4.prefixlen == 0 or (v6 is not None and v6.prefixlen == 0):
+        msg = f"lease key {text!r} covers every address; a lease is part of the network"
+        raise LeaseFormatError(msg)
+    return Subnet(v4, v6)
+
+
+def parse_subnet(text: str) -> Subnet:
+    """Return a subnet as people write it: ``10.244.3.0/24``, ``V4,V6`` or a lease key.
+
+    Raises LeaseFormatError with the text at fault.
+    """
+    if "-" in text:
+        return parse_subnet_key(text)
+    networks: list[IPNetwork] = []
+    for part in re.split(r"[,&\s]+", text.strip()):
+        try:
+            networks.append(IPv6Network(part) if ":" in part else IPv4Network(part))
+        except ValueError as exc:
+            msg = f"subnet {text!r}: {exc}; write 10.244.3.0/24 or 10.244.3.0/24,fd00:1::/64"
+            raise LeaseFormatError(msg) from exc
+    if len({family_of(n) for n in networks}) != len(networks):
+        msg = f"subnet {text!r} has two networks of one family"
+        raise LeaseFormatError(msg)
+    return subnet_of(*networks)

@@ -1,0 +1,1 @@
+"""Decisions about packets: values in, one nftables ruleset as text out. Pure."""

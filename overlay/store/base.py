@@ -1,0 +1,151 @@
+"""The contract of a lease store, and the errors its callers act on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from overlay.model.errors import OverlayError
+from overlay.model.lease import Lease, LeaseAttributes, LeaseView
+from overlay.model.network import NetworkConfig
+from overlay.model.node import NodeIdentity
+from overlay.model.subnet import Subnet
+
+
+class StoreError(OverlayError):
+    """The store did not do what it was asked; ``exit_code`` 3 means it could not be used."""
+
+    exit_code = 3
+
+
+class StoreUnavailableError(StoreError):
+    """The store does not answer; the same call may succeed later."""
+
+
+class StoreAccessError(StoreError):
+    """The store answers but lets this client not in: certificate, password or permission."""
+
+
+class LeaseLostError(StoreError):
+    """The lease is no longer what its holder last saw: deleted, expired, or somebody else's."""
+
+    exit_code = 1
+
+
+class NoFreeSubnetError(StoreError):
+    """Every subnet of the range is leased or reserved."""
+
+    exit_code = 1
+
+
+class DuplicateNodeError(StoreError):
+    """Another node holds a lease under this node's identity or public address."""
+
+    exit_code = 6
+
+
+class SubnetTakenError(StoreError):
+    """The subnet that was asked for is leased or reserved already."""
+
+    exit_code = 1
+
+
+class ConfigConflictError(StoreError):
+    """A network config would break live leases, or changed while it was written."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a node asks for.
+
+    ``preferred`` is a subnet that the node had before and would like back.
+    """
+
+    node: NodeIdentity
+    config: NetworkConfig
+    attributes: LeaseAttributes
+    ttl_s: int
+    preferred: Subnet | None = None
+
+
+class LeaseStore(Protocol):
+    """Leases of one fabric.
+
+    Every call has a deadline and raises StoreUnavailableError or
+    StoreAccessError; calls may come from any thread.
+    """
+
+    def view(self) -> LeaseView:
+        """Return everything the store holds, at one revision."""
+
+    def acquire(self, claim: Claim) -> Lease:
+        """Return the node's lease: its own one as it was, a reservation for it, or a new one.
+
+        Own means: claimed under the node's id; or under its public address by
+        flannel, which knows no node ids. The attributes are written either
+        way and the time to live starts anew. A new claim takes
+        ``claim.preferred`` if that is free, else any free subnet at random.
+        Repeating it is safe.
+
+        Raises NoFreeSubnetError, and DuplicateNodeError when another node
+        holds a lease with the same public address.
+        """
+
+    def renew(self, lease: Lease, attributes: LeaseAttributes, ttl_s: int) -> Lease:
+        """Return the lease with its time to live started anew and ``attributes`` written.
+
+        A permanent lease stays permanent. Raises LeaseLostError when the
+        store's lease is not the one that the caller last saw; nothing is
+        written then.
+        """
+
+    def release(self, lease: Lease) -> None:
+        """Delete the lease if it is still as it was seen. Raises LeaseLostError otherwise."""
+
+    def reserve(self, subnet: Subnet, node: str) -> Lease:
+        """Keep a free ``subnet`` for the node of that name or id, for ever.
+
+        For the subnet of a live lease ``node`` may be empty: that lease
+        becomes permanent. Raises SubnetTakenError.
+        """
+
+    def time_to_live(self, lease: Lease) -> int | None:
+        """Return the seconds that the lease has left; None when it is permanent.
+
+        0 when it is over.
+        """
+
+    def write_config(self, text: str, *, force: bool = False) -> NetworkConfig:
+        """Write the network config, by compare-and-swap with what is there.
+
+        ``text`` is kept to the letter. Raises ConfigError, and
+        ConfigConflictError when it would break live leases and ``force`` is
+        not set.
+        """
+
+    def watch(
+        self,
+        deliver: Callable[[LeaseView], None],
+        trouble: Callable[[StoreError | None], None],
+        stop: "StopSignal",
+    ) -> None:
+        """Call ``deliver`` with the first view and after every change, until ``stop`` is set.
+
+        What fails is told to ``trouble`` and retried for ever, with None once
+        it works again; the last view stays valid meanwhile. Views go forward
+        in revision, but for a store that was itself put back.
+        """
+
+    def close(self) -> None:
+        """Give back connections. Leases stay."""
+
+
+class StopSignal(Protocol):
+    """The part of ``threading.Event`` that a watch needs."""
+
+    def is_set(self) -> bool:
+        """Return whether to stop."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait at most ``timeout`` seconds for the signal; return whether it is set."""
