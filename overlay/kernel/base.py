@@ -1,0 +1,49 @@
+"""What the agent asks of a kernel, real or fake."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from overlay.model.errors import OverlayError
+from overlay.model.kernel import KernelObject, Op
+
+
+class KernelError(OverlayError):
+    """The kernel refused something that is not one operation among many."""
+
+
+class DeviceConflictError(KernelError):
+    """A device of our name, VNI or port exists, and is not ours."""
+
+    exit_code = 5
+
+
+@dataclass(frozen=True, slots=True)
+class OpFailure:
+    """One operation that the kernel refused: ``errno`` and its own words, where it has some."""
+
+    op: Op
+    errno: int
+    text: str
+    is_conflict: bool = False  # a foreign device stands in the way
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.text}"
+
+
+class Kernel(Protocol):
+    """One network namespace, as far as the agent may see and change it."""
+
+    def dump(self) -> Sequence[KernelObject]:
+        """Return what is ours: our devices and what is on them, our routes, our rules.
+
+        A device is ours by its alias, a route by its protocol number, a rule
+        by its protocol and table. What others made is not in the answer.
+        Raises KernelError.
+        """
+
+    def apply(self, ops: Iterable[Op]) -> tuple[OpFailure, ...]:
+        """Carry out ``ops`` in order; return those that failed, the others being done.
+
+        What is already as wanted, or already gone, has not failed.
+        """

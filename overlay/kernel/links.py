@@ -1,0 +1,314 @@
+"""VXLAN devices: listed by hand, made and changed through pyroute2.
+
+Layouts: linux/if_link.h (ifinfomsg, IFLA_*, IFLA_VXLAN_*).
+"""
+
+import errno
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any, Final
+
+from overlay.kernel.rtnl import RtnlSocket, attributes
+from overlay.model.address import Family, IPAddress, MacAddress, family_of
+from overlay.model.kernel import LINK_ALIAS, VxlanLink
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+RTM_GETLINK: Final = 18
+_IFINFOMSG: Final = struct.Struct("=BBHiII")
+_IFF_UP: Final = 1
+_ADDRESS, _IFNAME, _MTU, _LINKINFO, _IFALIAS = 1, 3, 4, 18, 20
+_INFO_KIND, _INFO_DATA = 1, 2
+_ID, _LOWER, _LOCAL, _LEARNING, _PORT, _LOCAL6, _GBP = 1, 3, 4, 7, 15, 17, 23
+_ADDRGEN_NONE: Final = 1  # linux/if_link.h, IN6_ADDR_GEN_MODE_NONE
+_FLANNEL: Final = "flannel"
+
+
+@dataclass(frozen=True, slots=True)
+class Vxlan:
+    """The part of a link that only VXLAN devices have. ``local`` is None where any will do."""
+
+    vni: int
+    port: int
+    local: IPAddress | None
+    lower: int  # interface index of the underlay, 0 where any will do
+    learning: bool
+    gbp: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """One interface of the namespace, as far as we look at it."""
+
+    index: int
+    name: str
+    is_up: bool
+    mtu: int  # bytes
+    mac: str
+    alias: str
+    vxlan: Vxlan | None
+
+    def is_ours(self) -> bool:
+        """Return whether the alias says that we made it."""
+        return self.vxlan is not None and self.alias == LINK_ALIAS
+
+    def could_be(self, link: VxlanLink) -> bool:
+        """Return whether this is ``link``, or was before something about it changed.
+
+        By the alias; or, for one that was made but not yet marked when its
+        maker died, by name, VNI and our own MAC address.
+        """
+        vxlan = self.vxlan
+        if vxlan is None or not (vxlan.vni == link.vni and _same_family(vxlan, link)):
+            return self.is_ours() and self.name == link.name
+        return self.is_ours() or (self.name == link.name and self.mac == link.mac)
+
+    def as_vxlan_link(self, names: Mapping[int, str]) -> VxlanLink | None:
+        """Return the device as a kernel object, None when it is no VXLAN device of ours."""
+        vxlan = self.vxlan
+        if vxlan is None or not self.is_ours():
+            return None
+        return VxlanLink(
+            name=self.name,
+            vni=vxlan.vni,
+            port=vxlan.port,
+            mac=MacAddress(self.mac),
+            mtu=self.mtu,
+            local=vxlan.local or IPv4Address(0),
+            underlay=names.get(vxlan.lower, ""),
+            gbp=vxlan.gbp,
+            # A learning device is not what we want: shown as down, it is set right.
+            is_up=self.is_up and not vxlan.learning,
+        )
+
+
+def list_links(rtnl: RtnlSocket) -> dict[str, LinkInfo]:
+    """Return every interface of the namespace by name."""
+    links = (
+        _parse(*message) for message in rtnl.dump(RTM_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0, 0))
+    )
+    return {link.name: link for link in links}
+
+
+def _parse(data: bytes, start: int, end: int) -> LinkInfo:
+    _family, _pad, _type, index, flags, _change = _IFINFOMSG.unpack_from(data, start)
+    parts = attributes(data, start + 16, end)
+    return LinkInfo(
+        index=index,
+        name=_text(parts.get(_IFNAME)),
+        is_up=bool(flags & _IFF_UP),
+        mtu=_u32(parts.get(_MTU)),
+        mac=parts.get(_ADDRESS, b"").hex(":") if parts.get(_ADDRESS) else "",
+        alias=_text(parts.get(_IFALIAS)),
+        vxlan=_parse_vxlan(parts.get(_LINKINFO, b"")),
+    )
+
+
+def _parse_vxlan(linkinfo: bytes) -> Vxlan | None:
+    info = attributes(linkinfo, 0, len(linkinfo))
+    if _text(info.get(_INFO_KIND)) != "vxlan":
+        return None
+    payload = info.get(_INFO_DATA, b"")
+    data = attributes(payload, 0, len(payload))
+    local: IPAddress | None = None
+    if any(data.get(_LOCAL, b"")):
+        local = IPv4Address(data[_LOCAL])
+    elif any(data.get(_LOCAL6, b"")):
+        local = IPv6Address(data[_LOCAL6])
+    return Vxlan(
+        vni=_u32(data.get(_ID)),
+        port=int.from_bytes(data.get(_PORT, b""), "big"),
+        local=local,
+        lower=_u32(data.get(_LOWER)),
+        learning=data.get(_LEARNING, b"\0") != b"\0",
+        gbp=_GBP in data,
+    )
+
+
+class LinkConflictError(Exception):
+    """A device that is not ours stands in the way; the text says which, and the way out."""
+
+
+class LinkWriter:
+    """Makes, changes and removes VXLAN devices. Holds one pyroute2 socket while it lives."""
+
+    def __init__(self) -> None:
+        self._ipr: IPRoute | None = None
+
+    def close(self) -> None:
+        """Close the socket, if one was needed."""
+        if self._ipr is not None:
+            self._ipr.close()
+            self._ipr = None
+
+    def set(self, link: VxlanLink, links: Mapping[str, LinkInfo]) -> None:
+        """Make ``link``, or change what is there into it. Repeating it is safe.
+
+        VNI, port, family and GBP of a device cannot be changed: it is made
+        anew then, and what was on it must be set again. Raises
+        LinkConflictError, and OSError with the kernel's own words.
+        """
+        underlay = links.get(link.underlay)
+        if underlay is None:
+            raise OSError(errno.ENODEV, f"underlay interface {link.underlay} does not exist")
+        found = links.get(link.name)
+        if found is not None and not found.could_be(link):
+            raise LinkConflictError(_conflict(link, found))
+        twin = found or next(
+            (o for o in links.values() if o.is_ours() and o.could_be(link) and _same_port(o, link)),
+            None,
+        )
+        if twin is not None and not _is_changeable(twin, link):
+            self._link("del", index=twin.index)
+            twin = None
+        if twin is None:
+            self._make(link, underlay.index, links)
+        else:
+            self._change(link, underlay.index, twin)
+
+    def delete(self, link: VxlanLink, links: Mapping[str, LinkInfo]) -> None:
+        """Remove ``link`` if it is ours and there. Raises OSError."""
+        found = links.get(link.name)
+        if found is not None and found.is_ours():
+            self._link("del", index=found.index)
+
+    def _make(self, link: VxlanLink, underlay: int, links: Mapping[str, LinkInfo]) -> None:
+        options: dict[str, Any] = {"vxlan_gbp": True} if link.gbp else {}
+        options["vxlan_local" if link.local.version == 4 else "vxlan_local6"] = str(link.local)
+        try:
+            self._link(
+                "add",
+                ifname=link.name,
+                kind="vxlan",
+                vxlan_id=link.vni,
+                vxlan_link=underlay,
+                vxlan_port=link.port,
+                vxlan_learning=0,
+                address=link.mac,
+                mtu=link.mtu,
+                **options,
+            )
+        except OSError as exc:
+            rival = next((o for o in links.values() if _takes_vni(o, link)), None)
+            if exc.errno == errno.EEXIST and rival is not None:
+                raise LinkConflictError(_conflict(link, rival)) from exc
+            raise
+        index = self._index(link.name)
+        self._mark(index)
+        self._link("set", index=index, state="up")
+
+    def _change(self, link: VxlanLink, underlay: int, found: LinkInfo) -> None:
+        index = found.index
+        if found.name != link.name:
+            self._link("set", index=index, state="down")
+            self._link("set", index=index, ifname=link.name)
+        vxlan = found.vxlan
+        if vxlan is not None and (
+            vxlan.local != link.local or vxlan.learning or vxlan.lower != underlay
+        ):
+            local = "vxlan_local" if link.local.version == 4 else "vxlan_local6"
+            self._link(
+                "set",
+                index=index,
+                kind="vxlan",
+                vxlan_id=link.vni,
+                vxlan_link=underlay,
+                vxlan_learning=0,
+                **{local: str(link.local)},
+            )
+        if found.mac != link.mac:
+            self._link("set", index=index, address=link.mac)
+        if found.mtu != link.mtu:
+            self._link("set", index=index, mtu=link.mtu)
+        self._mark(index)
+        self._link("set", index=index, state="up")
+
+    def _mark(self, index: int) -> None:
+        self._link("set", index=index, ifalias=LINK_ALIAS)
+        try:
+            # No link-local address and so no multicast traffic from the device itself.
+            af_spec = {
+                "attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDRGEN_NONE)]})]
+            }
+            self._link("set", index=index, IFLA_AF_SPEC=af_spec)
+        except OSError as exc:
+            if exc.errno not in {errno.EAFNOSUPPORT, errno.EOPNOTSUPP}:  # a kernel without IPv6
+                raise
+
+    def _index(self, name: str) -> int:
+        found = self._route().link_lookup(ifname=name)
+        if not found:
+            raise OSError(errno.ENODEV, f"{name} is gone again")
+        return int(found[0])
+
+    def _link(self, verb: str, **options: Any) -> None:
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        try:
+            self._route().link(verb, **options)
+        except NetlinkError as exc:
+            raise OSError(int(exc.code), str(exc.args[-1])) from exc
+
+    def _route(self) -> "IPRoute":
+        if self._ipr is None:
+            from pyroute2 import IPRoute  # 180 ms, and not needed when the devices are right
+
+            self._ipr = IPRoute(ext_ack=True)
+        return self._ipr
+
+
+def _conflict(link: VxlanLink, found: LinkInfo) -> str:
+    vxlan = found.vxlan
+    what = "is not a VXLAN device"
+    if vxlan is not None:
+        what = f"is a VXLAN device with VNI {vxlan.vni} and port {vxlan.port}"
+    hint = "; stop flannel on this node first" if found.name.startswith(_FLANNEL) else ""
+    return (
+        f"device {found.name} exists, {what}, and is not ours; it stands in the way of "
+        f"{link.name} (VNI {link.vni}, port {link.port}): remove it with `ip link del "
+        f"{found.name}`{hint}, or choose another Backend.VNI"
+    )
+
+
+def _takes_vni(other: LinkInfo, link: VxlanLink) -> bool:
+    vxlan = other.vxlan
+    return vxlan is not None and vxlan.vni == link.vni and vxlan.port == link.port
+
+
+def _same_port(other: LinkInfo, link: VxlanLink) -> bool:
+    return other.vxlan is not None and other.vxlan.port == link.port
+
+
+def _is_changeable(found: LinkInfo, link: VxlanLink) -> bool:
+    vxlan = found.vxlan
+    return (
+        vxlan is not None
+        and (vxlan.vni, vxlan.port, vxlan.gbp) == (link.vni, link.port, link.gbp)
+        and _same_family(vxlan, link)
+    )
+
+
+def _same_family(vxlan: Vxlan, link: VxlanLink) -> bool:
+    family = Family.IPV4 if vxlan.local is None else family_of(vxlan.local)
+    return family is family_of(link.local)
+
+
+def _u32(value: bytes | None) -> int:
+    return int.from_bytes(value, "little") if value else 0
+
+
+def _text(value: bytes | None) -> str:
+    return value.rstrip(b"\0").decode(errors="replace") if value else ""
+
+
+def names_by_index(links: Mapping[str, LinkInfo]) -> dict[int, str]:
+    """Return the names of interfaces by their index."""
+    return {link.index: link.name for link in links.values()}
+
+
+def ours(links: Mapping[str, LinkInfo]) -> Sequence[LinkInfo]:
+    """Return the devices that we made."""
+    return [link for link in links.values() if link.is_ours()]

@@ -1,0 +1,311 @@
+"""Kernel objects as rtnetlink messages, and back.
+
+Layouts: linux/rtnetlink.h (rtmsg, rtattr), linux/neighbour.h (ndmsg),
+linux/if_addr.h (ifaddrmsg), linux/fib_rules.h (fib_rule_hdr).
+"""
+
+import socket
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
+from typing import Final
+
+from overlay.kernel.rtnl import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    Request,
+    attribute,
+    attributes,
+)
+from overlay.model.address import Family, IPAddress, IPNetwork, MacAddress, family_of
+from overlay.model.kernel import (
+    ROUTE_PROTOCOL,
+    FdbEntry,
+    LinkAddress,
+    Neighbor,
+    Op,
+    Route,
+    Rule,
+)
+
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+
+AF: Final[Mapping[Family, int]] = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+_FAMILY: Final[Mapping[int, Family]] = {int(number): family for family, number in AF.items()}
+_AF_BRIDGE: Final = 7
+
+_RTMSG: Final = struct.Struct("=BBBBBBBBI")
+_NDMSG: Final = struct.Struct("=BBHiHBB")
+_IFADDRMSG: Final = struct.Struct("=BBBBI")
+_RULE: Final = struct.Struct("=BBBBBBBBI")
+_U32: Final = struct.Struct("=I")
+
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
+_RTN_UNICAST: Final = 1
+_RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
+_RTNH_F_ONLINK: Final = 4
+_RTM_F_FIB_MATCH: Final = 0x2000
+_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
+_NUD_PERMANENT: Final = 0x80
+_NTF_SELF: Final = 0x02
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_F_NODAD: Final = 0x02
+_FRA_SRC, _FRA_PRIORITY, _FRA_TABLE, _FRA_PROTOCOL = 2, 6, 15, 21
+_FR_ACT_TO_TBL: Final = 1
+
+_MAKE_OR_CHANGE: Final = NLM_F_CREATE | NLM_F_REPLACE
+
+
+def request(op: Op, index: Mapping[str, int]) -> Request:
+    """Return the message for ``op``; ``index`` has the interface index of each device.
+
+    Raises KeyError for a device that is not there.
+    """
+    return _ENCODERS[type(op.target)](op, index)
+
+
+def _route(op: Op, index: Mapping[str, int]) -> Request:
+    route = op.target
+    assert isinstance(route, Route)  # noqa: S101 - by _ENCODERS
+    family = AF[family_of(route.prefix)]
+    scope = _RT_SCOPE_UNIVERSE
+    if route.gateway is None and family == socket.AF_INET:
+        scope = _RT_SCOPE_LINK
+    body = _RTMSG.pack(
+        family,
+        route.prefix.prefixlen,
+        0,
+        0,
+        route.table if route.table < 256 else 0,
+        ROUTE_PROTOCOL,
+        scope,
+        _RTN_UNICAST,
+        _RTNH_F_ONLINK if route.onlink and op.verb == "set" else 0,
+    ) + attribute(_RTA_DST, route.prefix.network_address.packed)
+    if route.table >= 256:
+        body += attribute(_RTA_TABLE, _U32.pack(route.table))
+    if op.verb == "del":
+        return Request(RTM_DELROUTE, 0, body)
+    body += attribute(_RTA_OIF, _U32.pack(index[route.device]))
+    if route.gateway is not None:
+        body += attribute(_RTA_GATEWAY, route.gateway.packed)
+    # Made, not replaced: what stands there already is looked at first (netlink.py).
+    return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def _neighbor(op: Op, index: Mapping[str, int]) -> Request:
+    neighbor = op.target
+    assert isinstance(neighbor, Neighbor)  # noqa: S101 - by _ENCODERS
+    family = AF[family_of(neighbor.address)]
+    body = _NDMSG.pack(family, 0, 0, index[neighbor.device], _NUD_PERMANENT, 0, 0)
+    body += attribute(_NDA_DST, neighbor.address.packed)
+    if op.verb == "del":
+        return Request(RTM_DELNEIGH, 0, body)
+    body += attribute(_NDA_LLADDR, bytes.fromhex(neighbor.mac.replace(":", "")))
+    return Request(RTM_NEWNEIGH, _MAKE_OR_CHANGE, body)
+
+
+def _fdb(op: Op, index: Mapping[str, int]) -> Request:
+    entry = op.target
+    assert isinstance(entry, FdbEntry)  # noqa: S101 - by _ENCODERS
+    body = _NDMSG.pack(_AF_BRIDGE, 0, 0, index[entry.device], _NUD_PERMANENT, _NTF_SELF, 0)
+    body += attribute(_NDA_LLADDR, bytes.fromhex(entry.mac.replace(":", "")))
+    if op.verb == "del":
+        # Without a destination the kernel removes all of the MAC's.
+        return Request(RTM_DELNEIGH, 0, body)
+    body += attribute(_NDA_DST, entry.destination.packed)
+    return Request(RTM_NEWNEIGH, _MAKE_OR_CHANGE, body)
+
+
+def _address(op: Op, index: Mapping[str, int]) -> Request:
+    target = op.target
+    assert isinstance(target, LinkAddress)  # noqa: S101 - by _ENCODERS
+    interface = target.address
+    family = AF[family_of(interface)]
+    packed = interface.ip.packed
+    body = _IFADDRMSG.pack(family, interface.network.prefixlen, 0, 0, index[target.device])
+    body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+    if op.verb == "del":
+        return Request(RTM_DELADDR, 0, body)
+    if family == socket.AF_INET6:
+        # No duplicate-address detection: nobody but us answers on a VTEP.
+        body += attribute(_IFA_FLAGS, _U32.pack(_IFA_F_NODAD))
+    return Request(RTM_NEWADDR, _MAKE_OR_CHANGE, body)
+
+
+def _rule(op: Op, index: Mapping[str, int]) -> Request:
+    del index
+    rule = op.target
+    assert isinstance(rule, Rule)  # noqa: S101 - by _ENCODERS
+    body = _RULE.pack(AF[rule.family], 0, rule.source.prefixlen, 0, 0, 0, 0, _FR_ACT_TO_TBL, 0)
+    body += attribute(_FRA_SRC, rule.source.network_address.packed)
+    body += attribute(_FRA_PRIORITY, _U32.pack(rule.table))
+    body += attribute(_FRA_TABLE, _U32.pack(rule.table))
+    body += attribute(_FRA_PROTOCOL, bytes((ROUTE_PROTOCOL,)))
+    if op.verb == "del":
+        return Request(RTM_DELRULE, 0, body)
+    return Request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+_ENCODERS: Final[dict[type, Callable[[Op, Mapping[str, int]], Request]]] = {
+    Route: _route,
+    Neighbor: _neighbor,
+    FdbEntry: _fdb,
+    LinkAddress: _address,
+    Rule: _rule,
+}
+
+
+def replacement(made: Request) -> Request:
+    """Return the request that puts a route in place of what is there."""
+    return Request(made.kind, _MAKE_OR_CHANGE, made.body)
+
+
+def route_query(prefix: IPNetwork) -> bytes:
+    """Return the body of a question for the route that ``prefix`` takes (RTM_F_FIB_MATCH)."""
+    family = family_of(prefix)
+    address = prefix.network_address.packed
+    body = _RTMSG.pack(AF[family], family.bits, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
+    return body + attribute(_RTA_DST, address)
+
+
+def route_maker(message: tuple[bytes, int, int]) -> tuple[int, int]:
+    """Return the protocol number and the interface index of a route."""
+    data, start, end = message
+    protocol = _RTMSG.unpack_from(data, start)[5]
+    return protocol, _u32(attributes(data, start + 12, end), _RTA_OIF)
+
+
+Messages = Iterable[tuple[bytes, int, int]]
+
+
+def routes_request(family: Family) -> bytes:
+    """Return the body of a dump of our own routes; the kernel leaves out all others."""
+    return _RTMSG.pack(AF[family], 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
+
+
+def neighbors_request(family: Family, ifindex: int) -> bytes:
+    """Return the body of a dump of one device's neighbors."""
+    return _NDMSG.pack(AF[family], 0, 0, 0, 0, 0, 0) + attribute(_NDA_IFINDEX, _U32.pack(ifindex))
+
+
+def fdb_request(ifindex: int) -> bytes:
+    """Return the body of a dump of one device's forwarding entries."""
+    return _NDMSG.pack(_AF_BRIDGE, 0, 0, ifindex, 0, 0, 0)
+
+
+def addresses_request(ifindex: int) -> bytes:
+    """Return the body of a dump of one device's addresses."""
+    return _IFADDRMSG.pack(0, 0, 0, 0, ifindex)
+
+
+def rules_request(family: Family) -> bytes:
+    """Return the body of a dump of routing rules."""
+    return _RULE.pack(AF[family], 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def routes(messages: Messages, names: Mapping[int, str]) -> list[Route]:
+    """Return our routes. One on a device that ``names`` lacks gets the device ``#INDEX``."""
+    found: list[Route] = []
+    for data, start, end in messages:
+        family, length, _s, _t, table, protocol, _sc, kind, flags = _RTMSG.unpack_from(data, start)
+        if protocol != ROUTE_PROTOCOL or family not in _FAMILY:
+            continue
+        parts = attributes(data, start + 12, end)
+        number = _u32(parts, _RTA_OIF)
+        gateway = parts.get(_RTA_GATEWAY)
+        found.append(
+            Route(
+                prefix=_network(family, parts.get(_RTA_DST), length),
+                # A route of another kind (a blackhole, say) is no route of ours to keep.
+                device=names.get(number, f"#{number}") if kind == _RTN_UNICAST else f"type {kind}",
+                gateway=_parse(gateway) if gateway is not None else None,
+                onlink=bool(flags & _RTNH_F_ONLINK),
+                table=_u32(parts, _RTA_TABLE) or table,
+            )
+        )
+    return found
+
+
+def neighbors(messages: Messages, device: str, ifindex: int) -> list[Neighbor]:
+    """Return a device's permanent neighbors; the kernel's own passing ones are left out."""
+    found: list[Neighbor] = []
+    for data, start, end in messages:
+        family, _p, _q, index, state, _flags, _type = _NDMSG.unpack_from(data, start)
+        if index != ifindex or state != _NUD_PERMANENT or family not in _FAMILY:
+            continue
+        parts = attributes(data, start + 12, end)
+        address, mac = parts.get(_NDA_DST), parts.get(_NDA_LLADDR)
+        if address is not None and mac is not None:
+            found.append(Neighbor(device, _parse(address), _mac(mac)))
+    return found
+
+
+def fdb(messages: Messages, device: str, ifindex: int) -> list[FdbEntry]:
+    """Return a device's forwarding entries; of several destinations of one MAC, each."""
+    found: list[FdbEntry] = []
+    for data, start, end in messages:
+        _family, _p, _q, index, _state, _flags, _type = _NDMSG.unpack_from(data, start)
+        if index != ifindex:
+            continue
+        parts = attributes(data, start + 12, end)
+        mac, destination = parts.get(_NDA_LLADDR), parts.get(_NDA_DST)
+        if mac is not None and destination is not None:
+            found.append(FdbEntry(device, _mac(mac), _parse(destination)))
+    return found
+
+
+def addresses(messages: Messages, device: str, ifindex: int) -> list[LinkAddress]:
+    """Return a device's addresses, link-local ones left out: the kernel makes those."""
+    found: list[LinkAddress] = []
+    for data, start, end in messages:
+        _family, length, _flags, _scope, index = _IFADDRMSG.unpack_from(data, start)
+        if index != ifindex:
+            continue
+        parts = attributes(data, start + 8, end)
+        packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS)
+        if packed is None:
+            continue
+        address = _parse(packed)
+        if not address.is_link_local:
+            found.append(LinkAddress(device, ip_interface((address, length))))
+    return found
+
+
+def rules(messages: Messages) -> list[Rule]:
+    """Return the rules that carry our protocol number."""
+    found: list[Rule] = []
+    for data, start, end in messages:
+        family, _d, length, _tos, table, _r1, _r2, _action, _flags = _RULE.unpack_from(data, start)
+        parts = attributes(data, start + 12, end)
+        if parts.get(_FRA_PROTOCOL) != bytes((ROUTE_PROTOCOL,)) or family not in _FAMILY:
+            continue
+        found.append(
+            Rule(_network(family, parts.get(_FRA_SRC), length), _u32(parts, _FRA_TABLE) or table)
+        )
+    return found
+
+
+def _u32(parts: Mapping[int, bytes], kind: int) -> int:
+    value = parts.get(kind)
+    return int(_U32.unpack(value)[0]) if value is not None else 0
+
+
+def _parse(packed: bytes) -> IPAddress:
+    # From an integer: twice as fast as from bytes (2026-11, CPython 3.11).
+    number = int.from_bytes(packed, "big")
+    return IPv4Address(number) if len(packed) == 4 else IPv6Address(number)
+
+
+def _network(family: int, packed: bytes | None, length: int) -> IPNetwork:
+    if family == socket.AF_INET:
+        return IPv4Network((packed or b"\0" * 4, length))
+    return IPv6Network((packed or b"\0" * 16, length))
+
+
+def _mac(packed: bytes) -> MacAddress:
+    return MacAddress(packed.hex(":"))

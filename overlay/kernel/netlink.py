@@ -1,0 +1,168 @@
+"""``Kernel`` on Linux: rtnetlink in the namespace of the thread that makes it."""
+
+import errno
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from overlay.kernel import messages
+from overlay.kernel.base import OpFailure
+from overlay.kernel.links import (
+    LinkConflictError,
+    LinkInfo,
+    LinkWriter,
+    list_links,
+    names_by_index,
+    ours,
+)
+from overlay.kernel.rtnl import Refusal, Request, RtnlSocket
+from overlay.model.address import FAMILIES
+from overlay.model.kernel import ROUTE_PROTOCOL, KernelObject, Op, Route, Rule, VxlanLink
+
+log = logging.getLogger(__name__)
+
+_GONE: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
+
+
+class NetlinkKernel:
+    """One network namespace. One thread uses it; see ``Kernel`` for the contract."""
+
+    def __init__(self) -> None:
+        self._rtnl = RtnlSocket()
+        self._writer = LinkWriter()
+
+    def close(self) -> None:
+        """Close the sockets. What was set stays."""
+        self._rtnl.close()
+        self._writer.close()
+
+    def dump(self) -> Sequence[KernelObject]:
+        """Return what is ours; see ``Kernel.dump``."""
+        rtnl = self._rtnl
+        links = list_links(rtnl)
+        names = names_by_index(links)
+        found: list[KernelObject] = []
+        for link in ours(links):
+            device = link.as_vxlan_link(names)
+            if device is not None:
+                found.append(device)
+            found += self._dump_device(link)
+        for family in FAMILIES:
+            body = messages.routes_request(family)
+            found += messages.routes(rtnl.dump(messages.RTM_GETROUTE, body), names)
+            body = messages.rules_request(family)
+            found += messages.rules(rtnl.dump(messages.RTM_GETRULE, body))
+        return found
+
+    def _dump_device(self, link: LinkInfo) -> list[KernelObject]:
+        rtnl = self._rtnl
+        found: list[KernelObject] = []
+        body = messages.addresses_request(link.index)
+        answer = rtnl.dump(messages.RTM_GETADDR, body)
+        found += messages.addresses(answer, link.name, link.index)
+        for family in FAMILIES:
+            body = messages.neighbors_request(family, link.index)
+            answer = rtnl.dump(messages.RTM_GETNEIGH, body)
+            found += messages.neighbors(answer, link.name, link.index)
+        answer = rtnl.dump(messages.RTM_GETNEIGH, messages.fdb_request(link.index))
+        found += messages.fdb(answer, link.name, link.index)
+        return found
+
+    def apply(self, ops: Iterable[Op]) -> tuple[OpFailure, ...]:
+        """Carry out ``ops``; see ``Kernel.apply``."""
+        failures: list[OpFailure] = []
+        batch: list[Op] = []
+        links = list_links(self._rtnl)
+        for op in ops:
+            if not isinstance(op.target, VxlanLink):
+                batch.append(op)
+                continue
+            failures += self._apply_batch(batch, links)
+            batch = []
+            failures += self._apply_link(op, op.target, links)
+            links = list_links(self._rtnl)
+        failures += self._apply_batch(batch, links)
+        return tuple(failures)
+
+    def _apply_link(self, op: Op, link: VxlanLink, links: dict[str, LinkInfo]) -> list[OpFailure]:
+        try:
+            if op.verb == "set":
+                self._writer.set(link, links)
+            else:
+                self._writer.delete(link, links)
+        except LinkConflictError as exc:
+            return [OpFailure(op, errno.EEXIST, str(exc), is_conflict=True)]
+        except OSError as exc:
+            if op.verb == "del" and exc.errno in _GONE:
+                return []
+            return [OpFailure(op, exc.errno or errno.EIO, exc.strerror or str(exc))]
+        return []
+
+    def _apply_batch(self, batch: Sequence[Op], links: dict[str, LinkInfo]) -> list[OpFailure]:
+        index = {name: link.index for name, link in links.items()}
+        failures: list[OpFailure] = []
+        ready: list[Op] = []
+        requests: list[Request] = []
+        for op in batch:
+            try:
+                requests.append(messages.request(op, index))
+                ready.append(op)
+            except KeyError as exc:
+                if op.verb == "set":
+                    text = f"device {exc.args[0]} does not exist"
+                    failures.append(OpFailure(op, errno.ENODEV, text))
+        again: list[int] = []
+        for refusal in self._rtnl.send(requests):
+            op = ready[refusal.index]
+            if _is_done_already(op, refusal):
+                continue
+            if op.verb == "set" and isinstance(op.target, Route) and refusal.errno == errno.EEXIST:
+                again.append(refusal.index)
+                continue
+            failures.append(OpFailure(op, refusal.errno, refusal.text))
+        if again:
+            failures += self._replace_routes([(ready[i], requests[i]) for i in again], links)
+        return failures
+
+    def _replace_routes(
+        self, made: Sequence[tuple[Op, Request]], links: dict[str, LinkInfo]
+    ) -> list[OpFailure]:
+        """Put routes where others are; a foreign one is named in the log (docs/decisions/0004)."""
+        names = names_by_index(links)
+        for op, _request in made:
+            self._name_foreign(op, names)
+        requests = [messages.replacement(request) for _op, request in made]
+        failures: list[OpFailure] = []
+        for refusal in self._rtnl.send(requests):
+            op, request = made[refusal.index]
+            # IPv6 refuses an onlink gateway that the very route to be replaced
+            # would reach by another device: here the old one has to go first.
+            if refusal.errno == errno.EINVAL:
+                remove = messages.request(Op("del", op.target), {})
+                if not self._rtnl.send([remove, request]):
+                    continue
+            failures.append(OpFailure(op, refusal.errno, refusal.text))
+        return failures
+
+    def _name_foreign(self, op: Op, names: dict[int, str]) -> None:
+        route = op.target
+        if not isinstance(route, Route):
+            return
+        answer = self._rtnl.ask(messages.RTM_GETROUTE, messages.route_query(route.prefix))
+        if answer is None:
+            return
+        protocol, index = messages.route_maker(answer)
+        if protocol != ROUTE_PROTOCOL:
+            log.warning(
+                "route %s was there already, by protocol %d on %s, and is replaced: the fabric "
+                "owns its peers' subnets",
+                route.prefix,
+                protocol,
+                names.get(index, f"#{index}"),
+            )
+
+
+def _is_done_already(op: Op, refusal: Refusal) -> bool:
+    if op.verb == "del":
+        return refusal.errno in _GONE
+    return isinstance(op.target, Rule) and refusal.errno == errno.EEXIST

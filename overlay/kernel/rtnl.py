@@ -1,0 +1,232 @@
+"""A raw rtnetlink socket: many requests in one send, dumps without objects per attribute.
+
+Measured (2026-11): 15,000 route, neighbor and FDB requests take 0.75 s of CPU
+this way and 14.5 s one by one through pyroute2; see docs/dependencies.md.
+Sources: linux/netlink.h, linux/rtnetlink.h, RFC 3549.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from overlay.kernel.base import KernelError
+
+NLM_F_REQUEST: Final = 0x01
+NLM_F_ACK: Final = 0x04
+NLM_F_REPLACE: Final = 0x100
+NLM_F_EXCL: Final = 0x200
+NLM_F_CREATE: Final = 0x400
+_NLM_F_DUMP: Final = 0x300
+_NLM_F_DUMP_INTR: Final = 0x10
+
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_SOL_NETLINK: Final = 270
+_NETLINK_CAP_ACK: Final = 10
+_NETLINK_EXT_ACK: Final = 11
+_NETLINK_GET_STRICT_CHK: Final = 12
+_NLMSGERR_ATTR_MSG: Final = 1
+_NLM_F_CAPPED: Final = 0x100
+_NLM_F_ACK_TLVS: Final = 0x200
+
+_HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_ERROR: Final = struct.Struct("=i")
+_ATTRIBUTE: Final = struct.Struct("=HH")  # length, type
+_CHUNK: Final = 48 * 1024  # bytes in one send; 32 to 64 KiB measured alike
+_RECEIVE: Final = 256 * 1024  # bytes
+_TIMEOUT_S: Final = 10.0
+_DUMP_TRIES: Final = 5
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """Return one netlink attribute, padded to four bytes."""
+    length = 4 + len(payload)
+    return _ATTRIBUTE.pack(length, kind) + payload + b"\0" * (-length % 4)
+
+
+def attributes(data: bytes, start: int, end: int) -> dict[int, bytes]:
+    """Return the attributes between two offsets; the last one of a kind wins."""
+    found: dict[int, bytes] = {}
+    while start + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, start)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[start + 4 : start + length]  # less NLA_F_NESTED, _NET_BYTEORDER
+        start += length + (-length % 4)
+    return found
+
+
+class Request:
+    """One message to the kernel: its type, flags and body."""
+
+    __slots__ = ("body", "flags", "kind")
+
+    def __init__(self, kind: int, flags: int, body: bytes) -> None:
+        self.kind = kind
+        self.flags = flags
+        self.body = body
+
+
+class Refusal:
+    """The kernel's answer to a request that it did not carry out."""
+
+    __slots__ = ("errno", "index", "text")
+
+    def __init__(self, index: int, number: int, text: str) -> None:
+        self.index = index
+        self.errno = number
+        self.text = text or os.strerror(number)
+
+
+class RtnlSocket:
+    """A socket in the network namespace of the thread that made it; one thread uses it."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._sequence = 0
+        self._socket.bind((0, 0))
+        self._socket.settimeout(_TIMEOUT_S)
+        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        for option, size in ((33, 4 << 20), (32, 1 << 20)):  # SO_RCVBUFFORCE, SO_SNDBUFFORCE
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, option, size)
+            except PermissionError:  # without CAP_NET_ADMIN the default has to do
+                continue
+
+    @property
+    def port(self) -> int:
+        """Return the netlink port id: the kernel names it in notifications of our own changes."""
+        return int(self._socket.getsockname()[0])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def send(self, requests: Sequence[Request]) -> list[Refusal]:
+        """Carry out ``requests`` in order; return the refused ones, with their place in the list.
+
+        Only errors are answered, and one acknowledgement for each chunk, so a
+        thousand requests cost a few system calls.
+        """
+        refusals: list[Refusal] = []
+        chunk = bytearray()
+        first = 0
+        for index, request in enumerate(requests):
+            length = 16 + len(request.body)
+            last_in_chunk = len(chunk) + length >= _CHUNK or index == len(requests) - 1
+            flags = request.flags | NLM_F_REQUEST | (NLM_F_ACK if last_in_chunk else 0)
+            sequence = self._sequence + 1 + index - first
+            chunk += _HEADER.pack(length, request.kind, flags, sequence, 0)
+            chunk += request.body
+            if last_in_chunk:
+                refusals += self._exchange(bytes(chunk), first, index)
+                chunk.clear()
+                first = index + 1
+        return refusals
+
+    def _exchange(self, chunk: bytes, first: int, last: int) -> list[Refusal]:
+        base = self._sequence + 1
+        self._sequence += last - first + 1
+        refusals: list[Refusal] = []
+        try:
+            self._socket.send(chunk)
+            while True:
+                for kind, flags, sequence, data, start, end in self._receive():
+                    if kind != _NLMSG_ERROR or sequence < base:
+                        continue
+                    number = -_ERROR.unpack_from(data, start)[0]
+                    index = first + sequence - base
+                    if number:
+                        text = _extended_text(flags, data, start, end)
+                        refusals.append(Refusal(index, number, text))
+                    if index == last:
+                        return refusals
+        except OSError as exc:
+            msg = f"rtnetlink: {exc}"
+            raise KernelError(msg) from exc
+
+    def ask(self, kind: int, body: bytes) -> tuple[bytes, int, int] | None:
+        """Return the answer to one question as (buffer, start, end); None when it is refused."""
+        self._sequence += 1
+        wanted = self._sequence
+        try:
+            self._socket.send(_HEADER.pack(16 + len(body), kind, NLM_F_REQUEST, wanted, 0) + body)
+            while True:
+                for answer, _flags, sequence, data, start, end in self._receive():
+                    if sequence == wanted:
+                        return None if answer == _NLMSG_ERROR else (data, start, end)
+        except OSError as exc:
+            msg = f"rtnetlink: {exc}"
+            raise KernelError(msg) from exc
+
+    def dump(self, kind: int, body: bytes) -> list[tuple[bytes, int, int]]:
+        """Return every message of a dump as (buffer, start of its body, end).
+
+        A dump that the kernel marks as interrupted by a change is repeated.
+        Raises KernelError.
+        """
+        for _ in range(_DUMP_TRIES):
+            found, interrupted = self._dump(kind, body)
+            if not interrupted:
+                return found
+        return found
+
+    def _dump(self, kind: int, body: bytes) -> tuple[list[tuple[bytes, int, int]], bool]:
+        self._sequence += 1
+        wanted = self._sequence
+        header = _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | _NLM_F_DUMP, wanted, 0)
+        found: list[tuple[bytes, int, int]] = []
+        interrupted = False
+        try:
+            self._socket.send(header + body)
+            while True:
+                for answer, flags, sequence, data, start, end in self._receive():
+                    if sequence != wanted:
+                        continue
+                    interrupted |= bool(flags & _NLM_F_DUMP_INTR)
+                    if answer in {_NLMSG_DONE, _NLMSG_ERROR}:
+                        number = -_ERROR.unpack_from(data, start)[0] if end - start >= 4 else 0
+                        if number and number != errno.ENODEV:
+                            msg = f"rtnetlink dump {kind}: {os.strerror(number)}"
+                            raise KernelError(msg)
+                        return found, interrupted
+                    found.append((data, start, end))
+        except OSError as exc:
+            msg = f"rtnetlink dump {kind}: {exc}"
+            raise KernelError(msg) from exc
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes, int, int]]:
+        """Yield (type, flags, sequence, buffer, start, end) for the messages of one datagram."""
+        data = self._socket.recv(_RECEIVE)
+        offset = 0
+        while offset + 16 <= len(data):
+            length, kind, flags, sequence, _port = _HEADER.unpack_from(data, offset)
+            if length < 16:
+                return
+            yield kind, flags, sequence, data, offset + 16, offset + length
+            offset += length + (-length % 4)
+
+
+def _extended_text(flags: int, data: bytes, start: int, end: int) -> str:
+    """Return the kernel's own words for an error (NETLINK_EXT_ACK), or an empty text."""
+    if not flags & _NLM_F_ACK_TLVS:
+        return ""
+    offset = start + 4 + 16  # the error and the header of the request
+    if not flags & _NLM_F_CAPPED:
+        (length,) = struct.unpack_from("=I", data, start + 4)
+        offset = start + 4 + length + (-length % 4)
+    text = attributes(data, offset, end).get(_NLMSGERR_ATTR_MSG, b"")
+    return text.rstrip(b"\0").decode(errors="replace")

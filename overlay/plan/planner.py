@@ -1,0 +1,242 @@
+"""From leases to desired kernel objects, paying only for the leases that changed.
+
+``desired`` is the definition: what one node wants for one set of leases.
+``Planner`` holds the last answer and brings it up to date; for any history of
+leases it ends with exactly what ``desired`` says (a tested property).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from overlay.model.address import IPAddress, IPNetwork
+from overlay.model.kernel import KernelObject, Key
+from overlay.model.lease import Lease
+from overlay.model.network import NetworkConfig
+from overlay.model.node import Underlay
+from overlay.plan.backend import Backend, PeerError
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something about a lease that keeps it from being a peer."""
+
+    about: str  # the lease's key
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A lease that is a peer: what carries packets to it, and what it sends from."""
+
+    lease: Lease
+    objects: tuple[KernelObject, ...]
+    addresses: tuple[IPAddress, ...]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What one node wants. ``peers`` and ``problems`` are keyed by lease key."""
+
+    objects: dict[Key, KernelObject] = field(default_factory=dict)
+    peers: dict[str, Peer] = field(default_factory=dict)
+    problems: dict[str, Problem] = field(default_factory=dict)
+
+    def addresses(self) -> frozenset[IPAddress]:
+        """Return the underlay addresses that peers send from."""
+        return frozenset(a for peer in self.peers.values() for a in peer.addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The node that a plan is for."""
+
+    config: NetworkConfig
+    backend: Backend
+    own: Lease
+    underlay: Underlay
+
+
+def desired(site: Site, leases: Mapping[str, Lease]) -> Plan:
+    """Return what the node at ``site`` wants while ``leases`` are all there is.
+
+    A lease that cannot be a peer becomes a problem and changes nothing else.
+    Of leases that exclude one another the oldest claim wins.
+    """
+    planner = Planner(site)
+    planner.update(leases)
+    return planner.plan
+
+
+class Planner:
+    """Keeps one node's plan in step with the leases."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.plan = Plan()
+        self._leases: dict[str, Lease] = {}
+        self._networks = _Networks()
+        self._conflicts: set[str] = set()  # keys of leases that lost against an older one
+        for item in site.backend.local(site.own, site.underlay):
+            self.plan.objects[item.key] = item
+        self._fresh = set(self.plan.objects)
+
+    def update(self, leases: Mapping[str, Lease]) -> set[Key]:
+        """Bring ``plan`` in step with ``leases``; return the kernel keys that may differ now.
+
+        One changed lease costs its own objects and one pass of comparisons
+        by identity over the others.
+        """
+        touched, self._fresh = self._fresh, set()
+        gone = [key for key in self._leases if key not in leases]
+        changed = [key for key, lease in leases.items() if self._leases.get(key) is not lease]
+        for key in (*gone, *changed):
+            touched |= self._drop(key)
+        # What was freed may be what an excluded lease was waiting for.
+        waiting = self._conflicts - set(changed) - set(gone) if gone or changed else set()
+        for key in waiting:
+            self.plan.problems.pop(key, None)
+        self._conflicts -= waiting
+        self._leases = dict(leases)
+        candidates = sorted({*changed, *waiting}, key=lambda key: _age(leases[key]))
+        for key in candidates:
+            touched |= self._add(leases[key])
+        return touched
+
+    def _drop(self, key: str) -> set[Key]:
+        self.plan.problems.pop(key, None)
+        self._conflicts.discard(key)
+        peer = self.plan.peers.pop(key, None)
+        if peer is None:
+            return set()
+        self._networks.remove(peer.lease)
+        keys = {item.key for item in peer.objects}
+        for item_key in keys:
+            del self.plan.objects[item_key]
+        return keys
+
+    def _add(self, lease: Lease) -> set[Key]:
+        try:
+            peer = self._peer(lease)
+        except PeerError as exc:
+            self._refuse(lease, str(exc))
+            return set()
+        if peer is None:
+            return set()
+        touched: set[Key] = set()
+        for rival in self._rivals(peer):
+            older = self.plan.peers.get(rival)
+            if older is None or _age(older.lease) < _age(lease):
+                holder = f"lease {rival}" if older is not None else "this node"
+                self._refuse(lease, f"shares addresses with {holder}, which was there first")
+                self._conflicts.add(lease.subnet.key)
+                return touched
+        for rival in set(self._rivals(peer)):  # all younger than this one: they give way
+            loser = self.plan.peers[rival].lease
+            touched |= self._drop(rival)
+            self._refuse(loser, f"shares addresses with lease {lease.subnet.key}, which is older")
+            self._conflicts.add(rival)
+        self.plan.peers[lease.subnet.key] = peer
+        self._networks.add(lease)
+        for item in peer.objects:
+            self.plan.objects[item.key] = item
+            touched.add(item.key)
+        return touched
+
+    def _peer(self, lease: Lease) -> Peer | None:
+        """Return the lease as a peer; None where it is none by its nature. Raises PeerError."""
+        site = self.site
+        if lease.subnet.key == site.own.subnet.key or lease.is_vacant:
+            return None
+        kind = lease.attributes.backend_type
+        if kind != site.config.backend.type:
+            msg = f"speaks {kind}, the network {site.config.backend.type}"
+            raise PeerError(msg)
+        if not site.config.covers(lease.subnet):
+            msg = "lies outside the pod network"
+            raise PeerError(msg)
+        if lease.subnet.overlaps(site.own.subnet):
+            msg = f"overlaps this node's subnet {site.own.subnet}"
+            raise PeerError(msg)
+        for address in lease.attributes.public.values():
+            self._check_public(address)
+        backend = site.backend
+        objects = tuple(backend.peer(site.own, lease, site.underlay))
+        return Peer(lease, objects, tuple(backend.node_addresses(lease)))
+
+    def _check_public(self, address: IPAddress) -> None:
+        site = self.site
+        if address in site.underlay.public.values():
+            msg = f"claims this node's own public address {address}"
+            raise PeerError(msg)
+        if any(
+            address.version == span.network.version and address in span.network
+            for span in site.config.ranges.values()
+        ):
+            msg = f"public address {address} lies inside the pod network"
+            raise PeerError(msg)
+
+    def _rivals(self, peer: Peer) -> Iterator[str]:
+        """Yield lease keys (or "" for this node) that cannot be peers beside ``peer``."""
+        yield from self._networks.overlapping(peer.lease)
+        for item in peer.objects:
+            if item.key in self.plan.objects:
+                yield self._holder(item.key)
+
+    def _holder(self, key: Key) -> str:
+        # Only reached in a conflict, so a scan is cheap enough.
+        for name, peer in self.plan.peers.items():
+            if any(item.key == key for item in peer.objects):
+                return name
+        return ""
+
+    def _refuse(self, lease: Lease, text: str) -> None:
+        key = lease.subnet.key
+        self.plan.problems[key] = Problem(key, f"lease {key} of node {lease.node} {text}")
+
+
+class _Networks:
+    """The peers' subnets, asked for overlaps; one prefix length, the usual case, costs O(1)."""
+
+    def __init__(self) -> None:
+        self._holders: dict[IPNetwork, str] = {}
+        self._lengths: Counter[tuple[int, int]] = Counter()
+
+    def add(self, lease: Lease) -> None:
+        for network in lease.subnet.networks():
+            self._holders[network] = lease.subnet.key
+            self._lengths[network.version, network.prefixlen] += 1
+
+    def remove(self, lease: Lease) -> None:
+        for network in lease.subnet.networks():
+            del self._holders[network]
+            self._lengths[network.version, network.prefixlen] -= 1
+
+    def overlapping(self, lease: Lease) -> Iterator[str]:
+        for network in lease.subnet.networks():
+            yield from self._overlapping(network)
+
+    def _overlapping(self, network: IPNetwork) -> Iterable[str]:
+        lengths = [
+            length
+            for (version, length), count in self._lengths.items()
+            if count and version == network.version
+        ]
+        for length in lengths:
+            if length <= network.prefixlen:
+                holder = self._holders.get(network.supernet(new_prefix=length))
+                if holder is not None:
+                    yield holder
+        if any(length > network.prefixlen for length in lengths):
+            for other, holder in self._holders.items():
+                if (
+                    other.version == network.version
+                    and other.prefixlen > network.prefixlen
+                    and other.overlaps(network)
+                ):
+                    yield holder
+
+
+def _age(lease: Lease) -> tuple[int, str]:
+    """Return what orders claims: the store's revision, then the key."""
+    return (lease.create_revision, lease.subnet.key)
