@@ -1,0 +1,242 @@
+"""Our nftables table in the kernel: replaced whole, changed by elements, checked for drift.
+
+All runs in the network namespace of the calling thread. Nothing outside of
+``table inet overlay`` is ever changed. One ``nft -f -`` is one transaction:
+a ruleset that nft or the kernel refuses leaves what was there.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import struct
+import subprocess
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Final
+
+from overlay.model.errors import OverlayError
+from overlay.policy.ruleset import TABLE, Elements, Ruleset
+
+# linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
+_NETLINK_NETFILTER: Final = 12
+_NFT_MSG_NEWGEN: Final = (10 << 8) | 15
+_NFT_MSG_GETGEN: Final = (10 << 8) | 16
+_NFTA_GEN_ID: Final = 1
+_NLM_F_REQUEST: Final = 1
+_NLMSG_ERROR: Final = 2
+_HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
+_FAMILY: Final = struct.Struct("=BBH")  # struct nfgenmsg
+_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr
+
+_APPLY_ATTEMPTS: Final = 3
+_AT_LINE: Final = re.compile(r"^[^:\n]*:(\d+):\d+(?:-\d+)?: (.*)")
+_SET: Final = re.compile(r"\tset (?P<name>\S+) \{\n.*?\n\t\}\n", re.DOTALL)
+_ELEMENTS: Final = re.compile(r"\t\telements = \{(?P<elements>[^}]*)\}\n")
+
+
+class NftError(OverlayError):
+    """nft or the kernel refused; what was in the kernel before is there still.
+
+    ``problem`` is the first line that nft wrote, ``line`` the number of the
+    ruleset's line at fault and ``source`` its text, where nft names one.
+    """
+
+    def __init__(self, problem: str, line: int | None = None, source: str = "") -> None:
+        self.problem = problem
+        self.line = line
+        self.source = source
+        where = f" (line {line}: {_shortened(source)})" if line is not None else ""
+        super().__init__(f"nftables: {problem}{where}")
+
+
+@dataclass(slots=True)
+class NftTable:
+    """The table ``inet overlay``, and what we know of it since we last wrote it.
+
+    Not for several threads at once.
+    """
+
+    timeout_s: float = 30.0
+    _applied: Ruleset | None = field(default=None, init=False)
+    _listing: str = field(default="", init=False)  # as nft lists ``_applied``, elements left out
+    _generation: int | None = field(default=None, init=False)
+
+    def apply(self, ruleset: Ruleset) -> None:
+        """Replace the whole table; counters begin anew. Repeating it is safe.
+
+        When somebody else writes at the same moment it is done again, a few
+        times, so that what is remembered is surely ours. Raises NftError.
+        """
+        for _ in range(_APPLY_ATTEMPTS):
+            before = generation()
+            self._nft("-f", "-", text=ruleset.transaction)
+            listing = self._list()
+            after = generation()
+            self._forget()
+            if listing is not None:
+                self._applied, self._listing = ruleset, _parse_listing(listing)[0]
+            if after == _next(before):
+                self._generation = after
+                return
+
+    def apply_delta(self, old: Ruleset, new: Ruleset) -> None:
+        """Turn ``old``, which the kernel must hold, into ``new``.
+
+        By elements alone where that is possible, so that counters go on, else
+        by ``apply``. Nothing is done when both are equal. Raises NftError,
+        also when the table is no longer ``old``: call ``apply`` then.
+        """
+        text = new.delta(old)
+        if text is None:
+            self.apply(new)
+            return
+        if not text:
+            return
+        before = generation()
+        self._nft("-f", "-", text=text)
+        after = generation()
+        undisturbed = before == self._generation and after == _next(before)
+        self._generation = after if undisturbed else None
+        if self._applied is not None:
+            self._applied = new if self._applied.shape == new.shape else None
+
+    def is_ours(self, ruleset: Ruleset) -> bool:
+        """Return whether the kernel holds ``ruleset`` as we wrote it.
+
+        12 microseconds while nobody changed any ruleset since; after that the
+        table is listed and compared (without counters, elements in any order)
+        and the new generation is remembered. False too when this object never
+        applied such a ruleset: apply it. Raises NftError.
+        """
+        if self._applied is None or self._applied != ruleset:
+            return False
+        now = generation()
+        if now == self._generation:
+            return True
+        listing = self._list()
+        if listing is None:
+            return False
+        static, elements = _parse_listing(listing)
+        wanted = {each.name: each.elements for each in ruleset.sets}
+        if static != self._listing or elements != wanted:
+            return False
+        self._generation = now
+        return True
+
+    def delete(self) -> None:
+        """Remove the table and all in it; nothing is done where there is none. Raises NftError."""
+        self._forget()
+        self._nft("-f", "-", text=f"table {TABLE} {{}}\ndelete table {TABLE}\n")
+
+    def _forget(self) -> None:
+        self._applied, self._listing, self._generation = None, "", None
+
+    def _list(self) -> str | None:
+        """Return ``nft --stateless list table inet overlay``, or None where there is none."""
+        try:
+            return self._nft("--stateless", "list", "table", *TABLE.split())
+        except NftError as exc:
+            if "No such file or directory" in exc.problem:
+                return None
+            raise
+
+    def _nft(self, *arguments: str, text: str = "") -> str:
+        try:
+            done = subprocess.run(
+                ["nft", *arguments],
+                input=text,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=self.timeout_s,
+                check=False,
+            )
+        except FileNotFoundError as exc:
+            msg = "no `nft` on the PATH; install the Debian package nftables"
+            raise NftError(msg) from exc
+        except subprocess.TimeoutExpired as exc:
+            msg = f"nft did not end within {self.timeout_s:g} s"
+            raise NftError(msg) from exc
+        except OSError as exc:
+            msg = f"nft cannot be run: {exc}"
+            raise NftError(msg) from exc
+        if done.returncode != 0:
+            raise _refusal(done.stderr, done.returncode, text)
+        return done.stdout
+
+
+def generation() -> int:
+    """Return the generation of the ruleset: every transaction, whoever's, makes it another.
+
+    ``NFT_MSG_GETGEN``, for all tables of the calling thread's network
+    namespace together. Raises NftError.
+    """
+    request = _HEADER.pack(
+        _HEADER.size + _FAMILY.size, _NFT_MSG_GETGEN, _NLM_F_REQUEST, 1, 0
+    ) + _FAMILY.pack(socket.AF_UNSPEC, 0, 0)
+    try:
+        with contextlib.closing(
+            socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+            )
+        ) as channel:
+            channel.settimeout(5.0)
+            channel.sendto(request, (0, 0))
+            answer = channel.recv(8192)
+    except OSError as exc:
+        msg = f"the ruleset's generation cannot be read: {exc}"
+        raise NftError(msg) from exc
+    return _parse_generation(answer)
+
+
+def _parse_generation(answer: bytes) -> int:
+    _, kind, *_ = _HEADER.unpack_from(answer)
+    if kind == _NLMSG_ERROR:
+        (code,) = struct.unpack_from("=i", answer, _HEADER.size)
+        msg = f"the ruleset's generation cannot be read: {os.strerror(-code)}"
+        raise NftError(msg)
+    offset = _HEADER.size + _FAMILY.size
+    while kind == _NFT_MSG_NEWGEN and offset + _ATTRIBUTE.size <= len(answer):
+        length, name = _ATTRIBUTE.unpack_from(answer, offset)
+        if name == _NFTA_GEN_ID:
+            return int.from_bytes(answer[offset + 4 : offset + 8], "big")
+        offset += max(_ATTRIBUTE.size, (length + 3) & ~3)
+    msg = "the kernel's answer holds no generation"
+    raise NftError(msg)
+
+
+def _next(number: int) -> int:
+    """Return the generation after ``number``; the kernel leaves out 0 when it wraps."""
+    return (number + 1) & 0xFFFFFFFF or 1
+
+
+def _parse_listing(listing: str) -> tuple[str, dict[str, Elements]]:
+    """Return a table's listing without elements, and the elements of each set.
+
+    What is no address (somebody else put it there) makes the listing differ.
+    """
+    sets: dict[str, Elements] = {}
+    static = listing
+    for match in _SET.finditer(listing):
+        block = match.group()
+        found = _ELEMENTS.search(block)
+        words = found["elements"].split(",") if found else []
+        with contextlib.suppress(ValueError):
+            sets[match["name"]] = frozenset(ip_network(word.strip()) for word in words)
+            static = static.replace(block, _ELEMENTS.sub("", block))
+    return static, sets
+
+
+def _refusal(stderr: str, status: int, text: str) -> NftError:
+    first = next((line for line in stderr.splitlines() if line.strip()), "")
+    if match := _AT_LINE.match(first):
+        number = int(match[1])
+        lines = text.splitlines()
+        source = lines[number - 1].strip() if 0 < number <= len(lines) else ""
+        return NftError(match[2], number, source)
+    return NftError(first or f"nft ended with status {status}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else text[:97] + "..."
