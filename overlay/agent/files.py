@@ -1,0 +1,65 @@
+"""Files that others read: replaced whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+from ipaddress import ip_interface
+from pathlib import Path
+
+from overlay.model.address import FAMILIES, Family, IPNetwork
+from overlay.model.network import NetworkConfig
+from overlay.model.subnet import Subnet, subnet_of
+
+_NAMES = {
+    Family.IPV4: ("FLANNEL_NETWORK", "FLANNEL_SUBNET"),
+    Family.IPV6: ("FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET"),
+}
+
+
+def format_subnet_file(config: NetworkConfig, subnet: Subnet, mtu: int) -> str:
+    """Return ``subnet.env`` in flannel's form: the first address of the subnet is the gateway's.
+
+    FLANNEL_IPMASQ is always true: it tells flannel's CNI plugin that the agent
+    sees to masquerading in whichever mode, so its delegate must not.
+    """
+    lines: list[str] = []
+    for family in FAMILIES:
+        whole, own = config.network(family), subnet.network(family)
+        if whole is not None and own is not None:
+            network, mine = _NAMES[family]
+            lines += [f"{network}={whole}", f"{mine}={own[1]}/{own.prefixlen}"]
+    lines += [f"FLANNEL_MTU={mtu}", "FLANNEL_IPMASQ=true"]
+    return "\n".join(lines) + "\n"
+
+
+def read_subnet_file(path: Path) -> Subnet | None:
+    """Return the subnet that a ``subnet.env`` names; None where there is none to be read."""
+    try:
+        text = path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    networks: list[IPNetwork] = []
+    for _network, mine in _NAMES.values():
+        if mine in values:
+            try:
+                networks.append(ip_interface(values[mine].strip()).network)
+            except ValueError:
+                return None
+    return subnet_of(*networks) if networks else None
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``, readable by root alone. Raises OSError; the old file stays."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise

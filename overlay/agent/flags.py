@@ -1,0 +1,262 @@
+"""The flags of ``overlayd``: flannel's names where flannel has the flag.
+
+Each flag can also be set as ``OVERLAYD_FLAG_NAME``; the command line wins.
+Flannel's single-dash spelling is taken too.
+"""
+
+import argparse
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from overlay import __version__
+from overlay.kernel.underlay import UnderlayFlags
+from overlay.model.address import Family, IPAddress, parse_node_address
+from overlay.model.errors import UsageError
+from overlay.model.node import NodeIdentity
+
+_MACHINE_ID: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_NODE_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdFlags:
+    """How to reach etcd; the password is in no representation of it."""
+
+    endpoints: tuple[str, ...]
+    prefix: str
+    cafile: str
+    certfile: str
+    keyfile: str
+    username: str
+    password: str
+
+    def __repr__(self) -> str:
+        return f"EtcdFlags({','.join(self.endpoints)}, {self.prefix})"
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What ``overlayd`` was told."""
+
+    etcd: EtcdFlags
+    underlay: UnderlayFlags
+    node: NodeIdentity
+    subnet_file: Path
+    state_dir: Path
+    cni_socket: Path
+    healthz_ip: IPAddress
+    healthz_port: int
+    lease_ttl_s: int
+    renew_margin_s: int
+    audit_interval_s: float
+    log_format: str
+    log_level: str
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `overlayd --help` lists the flags")
+
+
+def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Flags:
+    """Return the flags in ``argv`` and ``environment``. Raises UsageError in one line."""
+    parser = _parser(environment)
+    args = parser.parse_args([_double_dash(a) for a in argv])
+    if args.kube_subnet_mgr:
+        raise UsageError(
+            "--kube-subnet-mgr: leases from the Kubernetes API are not in this version; "
+            "leave the flag out and name an etcd with --etcd-endpoints"
+        )
+    if args.subnet_lease_renew_margin >= args.subnet_lease_ttl:
+        raise UsageError(
+            f"--subnet-lease-renew-margin {args.subnet_lease_renew_margin:g} s is not less than "
+            f"--subnet-lease-ttl {args.subnet_lease_ttl:g} s; the lease would never be renewed"
+        )
+    return Flags(
+        etcd=EtcdFlags(
+            endpoints=tuple(e.strip() for e in args.etcd_endpoints.split(",") if e.strip()),
+            prefix=args.etcd_prefix,
+            cafile=args.etcd_cafile,
+            certfile=args.etcd_certfile,
+            keyfile=args.etcd_keyfile,
+            username=args.etcd_username,
+            password=args.etcd_password,
+        ),
+        underlay=UnderlayFlags(
+            iface=tuple(args.iface),
+            iface_regex=tuple(args.iface_regex),
+            iface_can_reach=args.iface_can_reach,
+            public_ip=args.public_ip,
+            public_ipv6=args.public_ipv6,
+        ),
+        node=_identity(args.node_name),
+        subnet_file=args.subnet_file,
+        state_dir=args.state_dir,
+        cni_socket=args.cni_socket or args.state_dir / "cni.sock",
+        healthz_ip=args.healthz_ip,
+        healthz_port=args.healthz_port,
+        lease_ttl_s=int(args.subnet_lease_ttl),
+        renew_margin_s=int(args.subnet_lease_renew_margin),
+        audit_interval_s=args.audit_interval,
+        log_format=args.log_format,
+        log_level=args.log_level,
+    )
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds in a duration such as ``90s``, ``1h30m`` or ``24h``.
+
+    >>> parse_duration("1h30m")
+    5400.0
+    """
+    parts = _DURATION.findall(text)
+    if not parts or "".join(n + u for n, u in parts) != text:
+        msg = f"{text!r} is not a duration such as 90s, 60m or 24h"
+        raise argparse.ArgumentTypeError(msg)
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if seconds <= 0:
+        msg = f"{text!r} is no time at all"
+        raise argparse.ArgumentTypeError(msg)
+    return float(seconds)
+
+
+def _parse_margin(text: str) -> float:
+    """Return seconds; a bare number counts minutes, as in flannel."""
+    return parse_duration(f"{text}m" if text.isdigit() else text)
+
+
+def _double_dash(argument: str) -> str:
+    """Return flannel's ``-etcd-endpoints`` as ``--etcd-endpoints``; ``-h`` stays."""
+    if re.match(r"-[a-z][a-z0-9-]+(=|\Z)", argument):
+        return f"-{argument}"
+    return argument
+
+
+def _address(family: Family | None) -> Callable[[str], IPAddress]:
+    def parse(text: str) -> IPAddress:
+        try:
+            return parse_node_address(text, family)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
+
+    return parse
+
+
+def _any_address(text: str) -> IPAddress:
+    try:
+        return ip_address(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) <= 65535:
+        msg = f"{text!r} is not a port; use 1 to 65535, or 0 for none"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in {"true", "false", "1", "0"}:
+        msg = f"{text!r}: write true or false"
+        raise argparse.ArgumentTypeError(msg)
+    return text.lower() in {"true", "1"}
+
+
+def _path(text: str) -> Path:
+    if not text.startswith("/"):
+        msg = f"{text!r} is not an absolute path"
+        raise argparse.ArgumentTypeError(msg)
+    return Path(text)
+
+
+def _parser(environment: Mapping[str, str]) -> _Parser:  # one flag after the other
+    parser = _Parser(
+        prog="overlayd",
+        description="Leases a pod subnet and keeps this node's part of the fabric.",
+        epilog="Each flag can be set as OVERLAYD_FLAG_NAME; the command line wins.",
+        allow_abbrev=False,
+    )
+
+    def flag(name: str, default: Any, text: str, **options: Any) -> None:
+        """Add a flag whose default the environment can set; the same parser reads both."""
+        value = environment.get("OVERLAYD_" + name.replace("-", "_").upper())
+        if options.get("action") == "append":
+            default = [] if value is None else [v for v in value.split(",") if v]
+        elif value is not None:
+            default = value
+        parser.add_argument(f"--{name}", default=default, help=text, **options)
+
+    parser.add_argument("--version", action="version", version=f"overlayd {__version__}")
+    flag("etcd-endpoints", "http://127.0.0.1:2379", "etcd's URLs, separated by commas")
+    flag("etcd-prefix", "/coreos.com/network", "where the network lies in etcd")
+    flag("etcd-cafile", "", "certificate authority of etcd")
+    flag("etcd-certfile", "", "client certificate")
+    flag("etcd-keyfile", "", "the client certificate's key")
+    flag("etcd-username", "", "user, where etcd asks for one")
+    flag("etcd-password", "", "password; better as OVERLAYD_ETCD_PASSWORD, which `ps` hides")
+    flag(
+        "iface", None, "underlay by name or address; repeated: the first there is", action="append"
+    )
+    flag("iface-regex", None, "underlay by expression on name or address", action="append")
+    flag("iface-can-reach", "", "underlay by the route to this address")
+    flag(
+        "public-ip", None, "IPv4 address that peers reach this node at", type=_address(Family.IPV4)
+    )
+    flag("public-ipv6", None, "the same for IPv6", type=_address(Family.IPV6))
+    flag("subnet-file", Path("/run/overlay/subnet.env"), "flannel's subnet.env", type=_path)
+    flag("subnet-lease-ttl", 86400.0, "how long a lease lasts (24h)", type=parse_duration)
+    flag(
+        "subnet-lease-renew-margin",
+        3600.0,
+        "renew this long before the end (60m; a bare number counts minutes)",
+        type=_parse_margin,
+    )
+    flag("node-name", "", "this node's name and identity (default: hostname and machine id)")
+    flag("state-dir", Path("/run/overlay"), "directory for state, root's alone", type=_path)
+    flag("cni-socket", None, "socket for plugin and overlayctl (STATE_DIR/cni.sock)", type=_path)
+    flag("healthz-ip", ip_address("127.0.0.1"), "address of the HTTP server", type=_any_address)
+    flag("healthz-port", 9470, "its port; 0 for no server", type=_port)
+    flag("audit-interval", 60.0, "look at the whole kernel this often (60s)", type=parse_duration)
+    flag("log-format", "text", "text or json", choices=("text", "json"))
+    flag("log-level", "info", "debug, info or warning", choices=("debug", "info", "warning"))
+    flag(
+        "kube-subnet-mgr",
+        False,  # noqa: FBT003
+        "leases from the Kubernetes API (not in this version)",
+        type=_boolean,
+        nargs="?",
+        const=True,
+    )
+    flag("kubeconfig-file", "", "for --kube-subnet-mgr")
+    flag("net-config-path", "", "for --kube-subnet-mgr")
+    return parser
+
+
+def _identity(node_name: str) -> NodeIdentity:
+    if node_name:
+        if not _NODE_NAME.match(node_name):
+            raise UsageError(
+                f"--node-name {node_name[:80]!r}: use letters, digits, dots and dashes only"
+            )
+        return NodeIdentity(node_name, node_name)
+    name = socket.gethostname()
+    for path in _MACHINE_ID:
+        try:
+            machine_id = path.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if re.fullmatch(r"[0-9a-f]{32}", machine_id):
+            return NodeIdentity(machine_id, name)
+    raise UsageError(
+        "this host has no machine id (/etc/machine-id): make one with "
+        "`systemd-machine-id-setup`, or name the node with --node-name"
+    )
