@@ -1,0 +1,145 @@
+"""The sysctls that forwarding between pods needs, set where they differ.
+
+Names have slashes (``net/ipv6/conf/eth0.100/accept_ra``), as ``sysctl`` takes
+them too, because a device's name may hold dots. Values are those of the
+calling thread's network namespace.
+
+Nothing is set back when the agent goes: others may have come to need
+forwarding, and nobody can tell. Left alone on purpose:
+
+- ``rp_filter``: every packet from a tunnel has its route back through the same
+  device, in table ``NODE_TABLE`` for what comes from nodes, so the strict
+  check passes on ``all`` as well as on a device.
+- ``net/bridge/bridge-nf-call-*``: whoever needs it loads br_netfilter.
+"""
+
+import errno
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from overlay.model.address import Family
+from overlay.model.network import NetworkConfig
+from overlay.model.node import Underlay
+
+_ROOT: Final = Path("/proc/sys")
+_LOG: Final = logging.getLogger(__name__)
+
+_FORWARD_V4: Final = "net/ipv4/ip_forward"
+_FORWARD_V6: Final = "net/ipv6/conf/all/forwarding"
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A value wanted; only while each of ``when`` (name and value) holds, if there are any."""
+
+    name: str
+    value: str
+    when: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A value that was written."""
+
+    name: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"sysctl {self.name}: {self.old} -> {self.new}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was changed, and what could not be, each a sentence for people."""
+
+    changes: tuple[Change, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def wanted(
+    config: NetworkConfig,
+    underlay: Underlay,
+    devices: Iterable[str],
+    links: Iterable[str] = (),
+) -> tuple[Sysctl, ...]:
+    """Return what must be set, in this order.
+
+    ``devices`` are the tunnel's, ``links`` further links of the host
+    (``ipv6_links``) that may have their default route from a router's
+    advertisement. To switch IPv6 forwarding on makes the kernel drop such
+    routes and hear no further advertisement, unless the link's ``accept_ra``
+    is 2 by then (``addrconf_fixup_forwarding`` in net/ipv6/addrconf.c). Where
+    forwarding is on already, nothing changes for the host and its
+    ``accept_ra`` is left alone.
+    """
+    values: list[Sysctl] = []
+    tunnels = tuple(devices)
+    if Family.IPV4 in config.ranges:
+        values.append(Sysctl(_FORWARD_V4, "1"))
+    if Family.IPV6 in config.ranges:
+        for link in dict.fromkeys((underlay.device, *links)):
+            if link in tunnels:
+                continue
+            name = f"net/ipv6/conf/{link}/accept_ra"
+            before = ((name, "1"), (f"net/ipv6/conf/{link}/forwarding", "0"))
+            values.append(Sysctl(name, "2", before))
+        values.append(Sysctl(_FORWARD_V6, "1"))
+        for device in tunnels:
+            values.append(Sysctl(f"net/ipv6/conf/{device}/disable_ipv6", "0"))
+            values.append(Sysctl(f"net/ipv6/conf/{device}/accept_ra", "0"))
+    return tuple(values)
+
+
+def ensure(settings: Iterable[Sysctl]) -> Outcome:
+    """Write what differs, in order, and return what was written and what could not be.
+
+    Each change is logged. Repeating it is safe; a second time changes nothing.
+    """
+    changes: list[Change] = []
+    problems: list[str] = []
+    for setting in settings:
+        try:
+            if not all(_read(name) == value for name, value in setting.when):
+                continue
+            old = _read(setting.name)
+            if old == setting.value:
+                continue
+            (_ROOT / setting.name).write_text(f"{setting.value}\n")
+        except OSError as exc:
+            problems.append(_problem(setting, exc))
+            continue
+        change = Change(setting.name, old, setting.value)
+        _LOG.info("%s", change)
+        changes.append(change)
+    return Outcome(tuple(changes), tuple(problems))
+
+
+def ipv6_links() -> tuple[str, ...]:
+    """Return the links that have IPv6 settings, by name; none where the kernel has no IPv6."""
+    try:
+        names = sorted(path.name for path in (_ROOT / "net/ipv6/conf").iterdir())
+    except OSError:
+        return ()
+    return tuple(name for name in names if name not in {"all", "default", "lo"})
+
+
+def _read(name: str) -> str:
+    return (_ROOT / name).read_text().strip()
+
+
+def _problem(setting: Sysctl, exc: OSError) -> str:
+    if exc.errno == errno.ENOENT:
+        reason = "is not there: the device is gone, or the kernel runs without IPv6"
+    elif exc.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
+        reason = f"is not ours to write ({exc.strerror}); run `sysctl -w {setting.name}="
+        reason += f"{setting.value}` on the host"
+    else:
+        reason = f"failed: {exc.strerror or exc}"
+    return f"sysctl {setting}: {reason}"

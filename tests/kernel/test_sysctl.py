@@ -1,0 +1,117 @@
+"""What forwarding needs, in a namespace of its own."""
+
+import json
+import logging
+import os
+from ipaddress import ip_interface
+from pathlib import Path
+
+import pytest
+
+from overlay.kernel import sysctl
+from overlay.kernel.sysctl import Change, Sysctl, ensure, ipv6_links, wanted
+from overlay.model.address import Family
+from overlay.model.network import NetworkConfig, parse_network_config
+from overlay.model.node import Underlay
+from tests.kernel.netns import MakeNetns, Netns, veth
+
+pytestmark = pytest.mark.kernel
+
+UNDERLAY = Underlay("up.100", 1500, {Family.IPV4: ip_interface("192.0.2.1/24")})
+
+
+def config(*, v6: bool) -> NetworkConfig:
+    document = {"Network": "10.244.0.0/16", "EnableIPv6": v6, "IPv6Network": "fd00:1::/56"}
+    return parse_network_config(json.dumps(document))
+
+
+@pytest.fixture
+def node(make_netns: MakeNetns) -> Netns:
+    """Return a namespace with an underlay whose name has a dot, another link, and a tunnel."""
+    node, other = make_netns(), make_netns()
+    veth(node, "up.100", other, "x0")
+    veth(node, "second", other, "x1")
+    veth(node, "overlay.1", other, "x2")
+    return node
+
+
+def test_wanted_reads_like_sysctl() -> None:
+    assert [str(s) for s in wanted(config(v6=False), UNDERLAY, ["overlay.1"])] == [
+        "net/ipv4/ip_forward = 1"
+    ]
+    assert [
+        str(s) for s in wanted(config(v6=True), UNDERLAY, ["overlay.1"], ["eth1", "up.100"])
+    ] == [
+        "net/ipv4/ip_forward = 1",
+        "net/ipv6/conf/up.100/accept_ra = 2",
+        "net/ipv6/conf/eth1/accept_ra = 2",
+        "net/ipv6/conf/all/forwarding = 1",
+        "net/ipv6/conf/overlay.1/disable_ipv6 = 0",
+        "net/ipv6/conf/overlay.1/accept_ra = 0",
+    ]
+
+
+def test_advertised_default_route_survives_forwarding(
+    node: Netns, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for device in ("up.100", "second"):
+        node.sysctl(f"net/ipv6/conf/{device}/accept_ra", 1)
+    node.sysctl("net/ipv6/conf/overlay.1/disable_ipv6", 1)
+    links = node.call(ipv6_links)
+    assert links == ("overlay.1", "second", "up.100")
+    settings = wanted(config(v6=True), UNDERLAY, ["overlay.1"], links)
+    outcome = node.call(lambda: ensure(settings))
+    assert [str(c) for c in outcome.changes] == [
+        "sysctl net/ipv4/ip_forward: 0 -> 1",
+        "sysctl net/ipv6/conf/up.100/accept_ra: 1 -> 2",
+        "sysctl net/ipv6/conf/second/accept_ra: 1 -> 2",
+        "sysctl net/ipv6/conf/all/forwarding: 0 -> 1",
+        "sysctl net/ipv6/conf/overlay.1/disable_ipv6: 1 -> 0",
+        "sysctl net/ipv6/conf/overlay.1/accept_ra: 1 -> 0",
+    ]
+    assert outcome.problems == ()
+    assert [record.message for record in caplog.records] == [str(c) for c in outcome.changes]
+    again = node.call(lambda: ensure(settings))
+    assert (again.changes, again.problems) == ((), ())
+
+
+def test_host_that_forwarded_before_keeps_its_accept_ra(node: Netns) -> None:
+    node.sysctl("net/ipv6/conf/all/forwarding", 1)
+    settings = wanted(config(v6=True), UNDERLAY, [])
+    outcome = node.call(lambda: ensure(settings))
+    assert outcome.changes == (Change("net/ipv4/ip_forward", "0", "1"),)
+    assert node.sysctl("net/ipv6/conf/up.100/accept_ra") == "1"
+
+
+def test_device_that_is_gone_is_a_problem_and_the_rest_is_set(netns: Netns) -> None:
+    outcome = netns.call(lambda: ensure(wanted(config(v6=True), UNDERLAY, ["overlay.1"])))
+    assert netns.sysctl("net/ipv6/conf/all/forwarding") == "1"
+    assert [str(c.name) for c in outcome.changes] == [
+        "net/ipv4/ip_forward",
+        "net/ipv6/conf/all/forwarding",
+    ]
+    assert [p.split(":")[0] for p in outcome.problems] == [
+        "sysctl net/ipv6/conf/up.100/accept_ra = 2",
+        "sysctl net/ipv6/conf/overlay.1/disable_ipv6 = 0",
+        "sysctl net/ipv6/conf/overlay.1/accept_ra = 0",
+    ]
+
+
+def test_value_that_cannot_be_written_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = tmp_path / "net/ipv4/ip_forward"
+    name.parent.mkdir(parents=True)
+    name.write_text("0\n")
+    monkeypatch.setattr(sysctl, "_ROOT", tmp_path)
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(30, os.strerror(30))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    (problem,) = ensure([Sysctl("net/ipv4/ip_forward", "1")]).problems
+    assert problem == (
+        "sysctl net/ipv4/ip_forward = 1: is not ours to write (Read-only file system); "
+        "run `sysctl -w net/ipv4/ip_forward=1` on the host"
+    )
