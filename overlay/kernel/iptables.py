@@ -1,0 +1,249 @@
+"""A way through an iptables FORWARD chain that drops, as Docker sets one.
+
+An ``accept`` in our own nftables table does not keep a packet from a later
+chain of the same hook, so pods need an accept there too: a chain of our own,
+``OVERLAY-FORWARD``, jumped to from FORWARD before anything drops. What our
+table rejected, as in isolated mode, is gone before it comes so far.
+
+Both of iptables' faces are served, and only where somebody uses them: merely
+to list a legacy table makes it, so the kernel is asked first. All runs in the
+network namespace of the calling thread.
+"""
+
+import json
+import logging
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from overlay.model.address import FAMILIES, Family, IPNetwork, family_of
+
+CHAIN: Final = "OVERLAY-FORWARD"
+COMMENT: Final = "overlay-fabric"
+
+_TIMEOUT_S: Final = 15.0
+_LOCK_WAIT_S: Final = 5  # for the lock that all legacy iptables processes share
+_LOG: Final = logging.getLogger(__name__)
+_MARK: Final = f"-m comment --comment {COMMENT}"
+_JUMP: Final = f"-A FORWARD {_MARK} -j {CHAIN}"
+_COMMAND: Final = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+_NFT_FAMILY: Final = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+# thread-self, not self: a thread may be in another network namespace than its process.
+_LEGACY_TABLES: Final = {
+    Family.IPV4: Path("/proc/thread-self/net/ip_tables_names"),
+    Family.IPV6: Path("/proc/thread-self/net/ip6_tables_names"),
+}
+
+
+class _ToolError(Exception):
+    """A program failed; the text is its first line."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A ``filter`` table that is there: its family, and the program that speaks for it."""
+
+    family: Family
+    variant: str  # nft | legacy
+    command: str | None  # None where no such program is installed
+
+
+def ensure(networks: Iterable[IPNetwork]) -> tuple[str, ...]:
+    """Let pods of ``networks`` through wherever a FORWARD chain drops or rejects.
+
+    Where none does any more, our chain is removed. Repeating it is safe and
+    changes nothing. Returns what is in the way still, each a sentence for
+    people.
+    """
+    pods = sorted(networks, key=str)
+    problems: list[str] = []
+    for table in _tables():
+        wanted = [n for n in pods if family_of(n) is table.family]
+        try:
+            problems += _ensure_in(table, wanted)
+        except _ToolError as exc:
+            problems.append(f"{_COMMAND[table.family]} ({table.variant}): {exc}")
+    return (*problems, *_other_dropping_chains())
+
+
+def remove() -> tuple[str, ...]:
+    """Remove our chain and the jumps to it, and return what could not be done."""
+    problems: list[str] = []
+    for table in _tables():
+        if table.command is None:
+            continue
+        try:
+            _remove_from(table.command, _listed(table.command, "FORWARD"))
+        except _ToolError as exc:
+            problems.append(f"{_COMMAND[table.family]} ({table.variant}): {exc}")
+    return tuple(problems)
+
+
+def _ensure_in(table: _Table, networks: list[IPNetwork]) -> Iterator[str]:
+    if table.command is None:
+        if table.variant == "legacy" or _policy_drops(table):
+            yield (
+                f"{_COMMAND[table.family]} ({table.variant}): a FORWARD chain may drop what pods "
+                "send, and no program is installed to look or to let them through; install the "
+                "Debian package iptables"
+            )
+        return
+    forward = _listed(table.command, "FORWARD")
+    if not networks or not any(_drops(line) for line in forward):
+        _remove_from(table.command, forward)
+        return
+    rules = [
+        f"-A {CHAIN} {direction} {network} {_MARK} -j ACCEPT"
+        for network in networks
+        for direction in ("-s", "-d")
+    ]
+    if _leads_to_us(forward) and _listed(table.command, CHAIN) == [f"-N {CHAIN}", *rules]:
+        return
+    _restore(
+        table.command,
+        [
+            f":{CHAIN} - [0:0]",  # makes the chain, or empties it
+            *rules,
+            *(line.replace("-A", "-D", 1) for line in forward if line == _JUMP),
+            _JUMP.replace("-A FORWARD", "-I FORWARD 1", 1),
+        ],
+    )
+    _LOG.info("%s: pods may pass FORWARD, which drops", table.command)
+
+
+def _remove_from(command: str, forward: list[str]) -> None:
+    if not _listed(command, CHAIN):
+        return
+    jumps = [line.replace("-A", "-D", 1) for line in forward if line == _JUMP]
+    _restore(command, [*jumps, f"-F {CHAIN}", f"-X {CHAIN}"])
+    _LOG.info("%s: chain %s removed", command, CHAIN)
+
+
+def _drops(line: str) -> bool:
+    words = line.split()
+    if words[:1] == ["-P"]:
+        return words[-1] == "DROP"
+    return "-j" in words and words[words.index("-j") + 1] in {"DROP", "REJECT"}
+
+
+def _leads_to_us(forward: list[str]) -> bool:
+    """Return whether there is one jump to our chain and no rule before it drops.
+
+    It need not be the first: others insist on that too, and would be answered for ever.
+    """
+    if forward.count(_JUMP) != 1:
+        return False
+    rules = [line for line in forward if line.startswith("-A")]
+    return not any(_drops(line) for line in rules[: rules.index(_JUMP)])
+
+
+def _tables() -> Iterator[_Table]:
+    chains = _nft_chains()
+    for family in FAMILIES:
+        if any(_is_iptables_forward(chain, family) for chain in chains):
+            yield _Table(family, "nft", _program(family, "nft"))
+        try:
+            names = _LEGACY_TABLES[family].read_text().split()
+        except OSError:
+            names = []
+        if "filter" in names:
+            yield _Table(family, "legacy", _program(family, "legacy"))
+
+
+def _program(family: Family, variant: str) -> str | None:
+    plain = _COMMAND[family]
+    if shutil.which(f"{plain}-{variant}"):
+        return f"{plain}-{variant}"
+    if shutil.which(plain) is None:
+        return None
+    try:
+        version = _run([plain, "-V"])
+    except _ToolError:
+        return None
+    # Before 1.8 there was only what is now called legacy, and it did not say so.
+    return plain if ("nf_tables" in version) is (variant == "nft") else None
+
+
+def _nft_chains() -> list[dict[str, Any]]:
+    try:
+        document = json.loads(_run(["nft", "-j", "list", "chains"]))
+    except (_ToolError, ValueError):
+        return []  # no nft, no nftables: whoever applies our own table says so
+    return [item["chain"] for item in document["nftables"] if "chain" in item]
+
+
+def _is_iptables_forward(chain: dict[str, Any], family: Family) -> bool:
+    return (chain["family"], chain["table"], chain["name"]) == (
+        _NFT_FAMILY[family],
+        "filter",
+        "FORWARD",
+    )
+
+
+def _policy_drops(table: _Table) -> bool:
+    return any(
+        chain.get("policy") == "drop"
+        for chain in _nft_chains()
+        if _is_iptables_forward(chain, table.family)
+    )
+
+
+def _other_dropping_chains() -> Iterator[str]:
+    for chain in _nft_chains():
+        if chain.get("hook") != "forward" or chain.get("policy") != "drop":
+            continue
+        if chain["family"] == "bridge" or any(_is_iptables_forward(chain, f) for f in FAMILIES):
+            continue
+        name = f"{chain['family']} {chain['table']} {chain['name']}"
+        yield f"nftables: chain {name} drops by policy; accept the pod networks in it"
+
+
+def _listed(command: str, chain: str) -> list[str]:
+    """Return a chain as ``iptables -S CHAIN`` prints it, or nothing where there is none."""
+    try:
+        text = _run([command, "-w", str(_LOCK_WAIT_S), "-S", chain])
+    except _ToolError as exc:
+        if "No chain" in str(exc):
+            return []
+        raise
+    return [shlex.join(_words(line)) for line in text.splitlines()]
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return line.split()
+
+
+def _restore(command: str, lines: list[str]) -> None:
+    """Apply lines of ``iptables-save``'s form in one transaction, leaving all else alone."""
+    text = "\n".join(["*filter", *lines, "COMMIT", ""])
+    _run([f"{command}-restore", "--noflush", "-w", str(_LOCK_WAIT_S)], text)
+
+
+def _run(argv: list[str], text: str = "") -> str:
+    try:
+        done = subprocess.run(
+            argv,
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as exc:
+        msg = f"{argv[0]} did not end within {_TIMEOUT_S:g} s"
+        raise _ToolError(msg) from exc
+    except OSError as exc:
+        msg = f"{argv[0]} cannot be run: {exc.strerror or exc}"
+        raise _ToolError(msg) from exc
+    if done.returncode != 0:
+        first = next((line for line in done.stderr.splitlines() if line.strip()), "")
+        raise _ToolError(first or f"{argv[0]} ended with status {done.returncode}")
+    return done.stdout
