@@ -19,6 +19,7 @@ from overlay.kernel.underlay import UnderlayFlags
 from overlay.model.address import Family, IPAddress, parse_node_address
 from overlay.model.errors import UsageError
 from overlay.model.node import NodeIdentity
+from overlay.store.etcd_config import EtcdConfig
 
 _MACHINE_ID: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -27,26 +28,10 @@ _NODE_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])
 
 
 @dataclass(frozen=True, slots=True)
-class EtcdFlags:
-    """How to reach etcd; the password is in no representation of it."""
-
-    endpoints: tuple[str, ...]
-    prefix: str
-    cafile: str
-    certfile: str
-    keyfile: str
-    username: str
-    password: str
-
-    def __repr__(self) -> str:
-        return f"EtcdFlags({','.join(self.endpoints)}, {self.prefix})"
-
-
-@dataclass(frozen=True, slots=True)
 class Flags:
     """What ``overlayd`` was told."""
 
-    etcd: EtcdFlags
+    etcd: EtcdConfig
     underlay: UnderlayFlags
     node: NodeIdentity
     subnet_file: Path
@@ -81,14 +66,14 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
             f"--subnet-lease-ttl {args.subnet_lease_ttl:g} s; the lease would never be renewed"
         )
     return Flags(
-        etcd=EtcdFlags(
+        etcd=EtcdConfig(
             endpoints=tuple(e.strip() for e in args.etcd_endpoints.split(",") if e.strip()),
             prefix=args.etcd_prefix,
-            cafile=args.etcd_cafile,
-            certfile=args.etcd_certfile,
-            keyfile=args.etcd_keyfile,
-            username=args.etcd_username,
-            password=args.etcd_password,
+            cafile=args.etcd_cafile or None,
+            certfile=args.etcd_certfile or None,
+            keyfile=args.etcd_keyfile or None,
+            username=args.etcd_username or None,
+            password=args.etcd_password or None,
         ),
         underlay=UnderlayFlags(
             iface=tuple(args.iface),

@@ -154,9 +154,10 @@ class LinkWriter:
         underlay = links.get(link.underlay)
         if underlay is None:
             raise OSError(errno.ENODEV, f"underlay interface {link.underlay} does not exist")
+        conflict = find_conflict(link, links)
+        if conflict is not None:
+            raise LinkConflictError(conflict)
         found = links.get(link.name)
-        if found is not None and not found.could_be(link):
-            raise LinkConflictError(_conflict(link, found))
         twin = found or next(
             (o for o in links.values() if o.is_ours() and o.could_be(link) and _same_port(o, link)),
             None,
@@ -165,7 +166,7 @@ class LinkWriter:
             self._link("del", index=twin.index)
             twin = None
         if twin is None:
-            self._make(link, underlay.index, links)
+            self._make(link, underlay.index)
         else:
             self._change(link, underlay.index, twin)
 
@@ -175,27 +176,21 @@ class LinkWriter:
         if found is not None and found.is_ours():
             self._link("del", index=found.index)
 
-    def _make(self, link: VxlanLink, underlay: int, links: Mapping[str, LinkInfo]) -> None:
+    def _make(self, link: VxlanLink, underlay: int) -> None:
         options: dict[str, Any] = {"vxlan_gbp": True} if link.gbp else {}
         options["vxlan_local" if link.local.version == 4 else "vxlan_local6"] = str(link.local)
-        try:
-            self._link(
-                "add",
-                ifname=link.name,
-                kind="vxlan",
-                vxlan_id=link.vni,
-                vxlan_link=underlay,
-                vxlan_port=link.port,
-                vxlan_learning=0,
-                address=link.mac,
-                mtu=link.mtu,
-                **options,
-            )
-        except OSError as exc:
-            rival = next((o for o in links.values() if _takes_vni(o, link)), None)
-            if exc.errno == errno.EEXIST and rival is not None:
-                raise LinkConflictError(_conflict(link, rival)) from exc
-            raise
+        self._link(
+            "add",
+            ifname=link.name,
+            kind="vxlan",
+            vxlan_id=link.vni,
+            vxlan_link=underlay,
+            vxlan_port=link.port,
+            vxlan_learning=0,
+            address=link.mac,
+            mtu=link.mtu,
+            **options,
+        )
         index = self._index(link.name)
         self._mark(index)
         self._link("set", index=index, state="up")
@@ -260,6 +255,21 @@ class LinkWriter:
         return self._ipr
 
 
+def find_conflict(link: VxlanLink, links: Mapping[str, LinkInfo]) -> str | None:
+    """Return what stands in the way of ``link`` and how to clear it, None when nothing does.
+
+    Something else of its name; or another VXLAN device with its VNI, port and
+    family, of which the kernel takes only one.
+    """
+    found = links.get(link.name)
+    if found is not None and not found.could_be(link):
+        return _conflict(link, found)
+    rival = next((o for o in links.values() if not o.is_ours() and _takes_vni(o, link)), None)
+    if rival is not None and rival is not found:
+        return _conflict(link, rival)
+    return None
+
+
 def _conflict(link: VxlanLink, found: LinkInfo) -> str:
     vxlan = found.vxlan
     what = "is not a VXLAN device"
@@ -275,7 +285,11 @@ def _conflict(link: VxlanLink, found: LinkInfo) -> str:
 
 def _takes_vni(other: LinkInfo, link: VxlanLink) -> bool:
     vxlan = other.vxlan
-    return vxlan is not None and vxlan.vni == link.vni and vxlan.port == link.port
+    return (
+        vxlan is not None
+        and (vxlan.vni, vxlan.port) == (link.vni, link.port)
+        and _same_family(vxlan, link)
+    )
 
 
 def _same_port(other: LinkInfo, link: VxlanLink) -> bool:

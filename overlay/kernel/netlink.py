@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from overlay.kernel import messages
-from overlay.kernel.base import OpFailure
+from overlay.kernel.base import DeviceConflictError, OpFailure
 from overlay.kernel.links import (
     LinkConflictError,
     LinkInfo,
     LinkWriter,
+    find_conflict,
     list_links,
     names_by_index,
     ours,
@@ -18,6 +19,8 @@ from overlay.kernel.links import (
 from overlay.kernel.rtnl import Refusal, Request, RtnlSocket
 from overlay.model.address import FAMILIES
 from overlay.model.kernel import ROUTE_PROTOCOL, KernelObject, Op, Route, Rule, VxlanLink
+from overlay.model.node import NodeIdentity, Underlay, vtep_mac
+from overlay.plan.backend import Tunnel
 
 log = logging.getLogger(__name__)
 
@@ -166,3 +169,19 @@ def _is_done_already(op: Op, refusal: Refusal) -> bool:
     if op.verb == "del":
         return refusal.errno in _GONE
     return isinstance(op.target, Rule) and refusal.errno == errno.EEXIST
+
+
+def check_devices(tunnel: Tunnel, node: NodeIdentity, underlay: Underlay) -> None:
+    """Look whether a backend's devices can be made, before anything else is done.
+
+    Raises DeviceConflictError when a device that is not ours stands in the way.
+    """
+    with RtnlSocket() as rtnl:
+        links = list_links(rtnl)
+    for family, name in tunnel.devices.items():
+        local = underlay.local[family].ip
+        mac = vtep_mac(node.id, tunnel.vni, family)
+        wanted = VxlanLink(name, tunnel.vni, tunnel.port, mac, 0, local, underlay.device)
+        text = find_conflict(wanted, links)
+        if text is not None:
+            raise DeviceConflictError(text)

@@ -1,0 +1,200 @@
+"""The node's socket: one line of JSON in, one out; root alone may ask.
+
+``{"overlay": 1, "call": "status"}`` is answered by
+``{"overlay": 1, "ok": true, "result": {...}}`` or
+``{"overlay": 1, "ok": false, "error": {"code": ..., "message": ...}}``.
+The CNI plugin speaks the same protocol. docs/cli.md has the results.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from overlay import __version__
+from overlay.agent.reconciler import Reconciler
+from overlay.agent.status import Snapshot, Status
+from overlay.kernel.netlink import NetlinkKernel
+from overlay.model.errors import OverlayError
+from overlay.model.lease import Lease
+from overlay.model.node import NodeIdentity
+from overlay.plan.diff import diff
+
+log = logging.getLogger(__name__)
+
+PROTOCOL: Final = 1
+_LONGEST: Final = 1 << 20  # bytes of one request
+_TIMEOUT_S: Final = 10.0
+_UCRED: Final = struct.Struct("=iII")
+
+Call = Callable[[], Any]
+
+
+class ControlServer:
+    """Answers on the socket in a thread a client. Raises OSError when it cannot listen."""
+
+    def __init__(self, path: Path, calls: Mapping[str, Call]) -> None:
+        self._path = path
+        self._calls = calls
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._refuse_second(path)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        mask = os.umask(0o177)
+        try:
+            self._socket.bind(str(path))
+        finally:
+            os.umask(mask)
+        self._inode = path.stat().st_ino
+        self._socket.listen(64)
+        threading.Thread(target=self._accept, name="control", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening and remove the socket, if it is still ours."""
+        self._socket.close()
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+
+    @staticmethod
+    def _refuse_second(path: Path) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(str(path))
+            except OSError:
+                return
+        msg = f"another overlayd of this node answers on {path}; stop it first"
+        raise FileExistsError(0, msg)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            client.settimeout(_TIMEOUT_S)
+            credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            _pid, uid, _gid = _UCRED.unpack(credentials)
+            answer = self._answer(client) if uid == 0 else _error("forbidden", "root only")
+            client.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _answer(self, client: socket.socket) -> dict[str, Any]:
+        try:
+            request = json.loads(_read_line(client))
+            version, name = request["overlay"], request["call"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return _error("bad-request", 'write one line like {"overlay": 1, "call": "status"}')
+        if version != PROTOCOL:
+            return _error("bad-version", f"this agent speaks version {PROTOCOL}")
+        call = self._calls.get(name) if isinstance(name, str) else None
+        if call is None:
+            return _error("bad-call", f"there are {', '.join(sorted(self._calls))}")
+        try:
+            return {"overlay": PROTOCOL, "ok": True, "result": call()}
+        except OverlayError as exc:
+            return _error("failed", str(exc))
+
+
+def calls(
+    node: NodeIdentity, status: Status, reconciler: Reconciler, started_at: float
+) -> dict[str, Call]:
+    """Return what the agent answers, by name. ``started_at`` is of the monotonic clock."""
+
+    def show_status() -> dict[str, Any]:
+        uptime_s = round(time.monotonic() - started_at, 3)
+        return {**_status(status.get()), "node": {"id": node.id, "name": node.name},
+                "version": __version__, "uptime_s": uptime_s}  # fmt: skip
+
+    def show_peers() -> dict[str, Any]:
+        snapshot = status.get()
+        refused = {problem.about for problem in snapshot.problems}
+        own = snapshot.site.own.subnet.key if snapshot.site else ""
+        leases = snapshot.view.leases if snapshot.view else {}
+        return {
+            "peers": [
+                _peer(lease)
+                for key, lease in sorted(leases.items())
+                if key not in refused and key != own and not lease.is_vacant
+            ]
+        }
+
+    def show_diff() -> dict[str, Any]:
+        with contextlib.closing(NetlinkKernel()) as kernel:
+            return {"ops": [str(op) for op in diff(reconciler.desired(), kernel.dump())]}
+
+    return {"status": show_status, "peers": show_peers, "diff": show_diff}
+
+
+def _status(snapshot: Snapshot) -> dict[str, Any]:
+    site, view = snapshot.site, snapshot.view
+    underlay = site.underlay if site else None
+    skipped = view.skipped if view else ()
+    problems = [{"about": p.about, "text": p.text} for p in snapshot.problems]
+    problems += [{"about": s.key, "text": s.reason} for s in skipped]
+    extra = (snapshot.config_error, snapshot.lessee_error)
+    problems += [{"about": "this node", "text": text} for text in extra if text]
+    return {
+        "phase": snapshot.phase,
+        "ready": snapshot.is_ready,
+        "reasons": list(snapshot.reasons),
+        "subnet": str(site.own.subnet) if site else None,
+        "mtu": snapshot.mtu or None,
+        "backend": site.config.backend.type if site else None,
+        "egress": site.config.egress.mode.value if site else None,
+        "underlay": {
+            "device": underlay.device,
+            "mtu": underlay.mtu,
+            "addresses": [str(ip) for ip in underlay.public.values()],
+        }
+        if underlay
+        else None,
+        "store": {
+            "connected": snapshot.is_store_connected,
+            "error": snapshot.store_error,
+            "revision": view.revision if view else 0,
+        },
+        "peers": snapshot.peers,
+        "problems": problems,
+    }
+
+
+def _peer(lease: Lease) -> dict[str, Any]:
+    attributes, owner = lease.attributes, lease.attributes.owner
+    macs = (data.get("VtepMAC") for data in attributes.backend_data.values())
+    return {
+        "subnet": str(lease.subnet),
+        "node": lease.node,
+        "public": [str(ip) for ip in attributes.public.values()],
+        "backend": attributes.backend_type,
+        "mac": next((mac for mac in macs if isinstance(mac, str)), None),
+        "flannel": owner is None,
+        "since": owner.claimed_at if owner else None,
+    }
+
+
+def _read_line(client: socket.socket) -> bytes:
+    data = b""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while b"\n" not in data:
+        part = client.recv(65536)
+        data += part
+        if not part or len(data) > _LONGEST or time.monotonic() > deadline:
+            break
+    return data[:_LONGEST]
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"overlay": PROTOCOL, "ok": False, "error": {"code": code, "message": message}}

@@ -1,0 +1,83 @@
+"""What keeps the node's packet filter and its sysctls in step with the plan."""
+
+import logging
+from dataclasses import dataclass
+
+from overlay.kernel import iptables, sysctl
+from overlay.kernel.nft import NftTable
+from overlay.model.address import IPAddress, IPNetwork
+from overlay.model.errors import OverlayError
+from overlay.plan.planner import Site
+from overlay.policy.egress import FirewallPlan, compile_ruleset
+from overlay.policy.ruleset import Ruleset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a pass over the packet filter did: ``errors`` keep the node from being ready."""
+
+    errors: tuple[str, ...] = ()
+    applied: int = 0
+
+
+class Firewall:
+    """The table ``inet overlay``, accept rules for iptables, and the sysctls of forwarding."""
+
+    def __init__(self) -> None:
+        self._table = NftTable()
+        self._applied: Ruleset | None = None
+
+    def filter(
+        self, site: Site, nodes: frozenset[IPAddress], *, direct: bool, audit: bool
+    ) -> Outcome:
+        """Bring the filter in step; with ``audit`` look whether somebody else changed it.
+
+        One changed peer costs one changed set element. Repeating it is safe.
+        """
+        errors: list[str] = []
+        applied = 0
+        try:
+            ruleset = compile_ruleset(
+                FirewallPlan(
+                    own=site.own.subnet,
+                    config=site.config,
+                    tunnel=site.backend.tunnel,
+                    nodes=nodes,
+                    direct=direct,
+                )
+            )
+            applied = self._write(ruleset, audit=audit)
+        except OverlayError as exc:
+            self._applied = None
+            errors.append(str(exc))
+        return Outcome(tuple(errors), applied)
+
+    def _write(self, ruleset: Ruleset, *, audit: bool) -> int:
+        if self._applied is None:
+            self._table.apply(ruleset)
+        elif audit and not self._table.is_ours(self._applied):
+            log.warning("the table inet overlay was changed by somebody else; written anew")
+            self._table.apply(ruleset)
+        elif ruleset == self._applied:
+            return 0
+        else:
+            try:
+                self._table.apply_delta(self._applied, ruleset)
+            except OverlayError as exc:
+                log.warning("%s; the table is written whole", exc)
+                self._table.apply(ruleset)
+        self._applied = ruleset
+        return 1
+
+    def surroundings(self, site: Site) -> tuple[str, ...]:
+        """Set what forwarding needs beside the table; return what could not be set.
+
+        Its devices must be there. Repeating it is safe; a second time changes nothing.
+        """
+        tunnel = site.backend.tunnel
+        devices = tuple(tunnel.devices.values()) if tunnel is not None else ()
+        wanted = sysctl.wanted(site.config, site.underlay, devices, sysctl.ipv6_links())
+        networks: list[IPNetwork] = [span.network for span in site.config.ranges.values()]
+        return (*sysctl.ensure(wanted).problems, *iptables.ensure(networks))

@@ -1,0 +1,87 @@
+"""``/healthz``, ``/readyz`` and ``/metrics`` over HTTP, on loopback unless told otherwise."""
+
+import http.server
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from overlay.agent.metrics import render_metrics
+from overlay.agent.status import Status
+from overlay.model.address import IPAddress
+
+log = logging.getLogger(__name__)
+
+IsAlive = Callable[[], bool]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    status: ClassVar[Status]
+    is_alive: ClassVar[IsAlive]
+    server_version = "overlayd"
+    sys_version = ""
+    timeout = 10  # seconds for one client
+
+    def do_GET(self) -> None:
+        """Answer one of the three pages."""
+        path = self.path.partition("?")[0]
+        if path == "/healthz":
+            alive = type(self).is_alive()
+            self._answer(200 if alive else 503, "text/plain", "ok\n" if alive else "stuck\n")
+        elif path == "/readyz":
+            self._answer_ready()
+        elif path == "/metrics":
+            kind, text = render_metrics(self.status.get())
+            self._answer(200, kind, text)
+        else:
+            self._answer(404, "text/plain", "there are /healthz, /readyz and /metrics\n")
+
+    def _answer_ready(self) -> None:
+        snapshot = self.status.get()
+        document: dict[str, Any] = {
+            "ready": snapshot.is_ready,
+            "phase": snapshot.phase,
+            "reasons": list(snapshot.reasons),
+            "store_connected": snapshot.is_store_connected,
+        }
+        text = json.dumps(document, indent=2) + "\n"
+        self._answer(200 if snapshot.is_ready else 503, "application/json", text)
+
+    def _answer(self, code: int, kind: str, text: str) -> None:
+        body = text.encode()
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Keep probes out of the log."""
+        log.debug("http: " + format, *args)  # noqa: G003
+
+
+class HttpServer:
+    """Serves in a thread of its own until ``close``. Raises OSError when the port is taken."""
+
+    def __init__(self, address: IPAddress, port: int, status: Status, is_alive: IsAlive) -> None:
+        handler = type(
+            "_BoundHandler", (_Handler,), {"status": status, "is_alive": staticmethod(is_alive)}
+        )
+        server = type(
+            "_Server",
+            (http.server.ThreadingHTTPServer,),
+            {
+                "address_family": socket.AF_INET if address.version == 4 else socket.AF_INET6,
+                "daemon_threads": True,
+            },
+        )
+        self._server = server((str(address), port), handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()

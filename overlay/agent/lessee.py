@@ -1,0 +1,310 @@
+"""The node's own lease: claimed, kept, renewed, and claimed again when it is lost.
+
+The only thread that writes to the store. It hands the reconciler a ``Site``
+whenever config, underlay or own lease make a new one, and never takes a site
+away: with the store down, forwarding goes on with the last one.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from overlay import __version__
+from overlay.agent.files import read_subnet_file
+from overlay.agent.flags import Flags
+from overlay.agent.status import (
+    CLAIMING,
+    CONFIG_INVALID,
+    PROGRAMMING,
+    RUNNING,
+    WAITING_CONFIG,
+    Mailbox,
+    Status,
+)
+from overlay.kernel.base import DeviceConflictError
+from overlay.kernel.underlay import find_underlay
+from overlay.model.address import family_of
+from overlay.model.errors import ConfigError, OverlayError
+from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner
+from overlay.model.network import NetworkConfig
+from overlay.model.node import Underlay
+from overlay.plan.backend import Backend, UnderlayError
+from overlay.plan.planner import Site
+from overlay.plan.registry import load_backend
+from overlay.store.base import (
+    Claim,
+    DuplicateNodeError,
+    LeaseLostError,
+    LeaseStore,
+)
+
+log = logging.getLogger(__name__)
+
+_RETRY_FIRST_S: Final = 0.5
+_RETRY_MOST_S: Final = 30.0
+
+Check = Callable[[Backend, Underlay], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the node's lease should say, and who says so."""
+
+    config: NetworkConfig
+    backend: Backend
+    underlay: Underlay
+    attributes: LeaseAttributes
+
+
+class Lessee:
+    """Runs in a thread of its own; ``views`` wakes it, ``sites`` is what it hands over.
+
+    ``check`` is asked before the first claim whether the kernel has room for
+    the backend's devices; it raises DeviceConflictError.
+    """
+
+    def __init__(
+        self,
+        flags: Flags,
+        store: LeaseStore,
+        status: Status,
+        sites: Mailbox[Site],
+        check: Check,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._flags = flags
+        self._store = store
+        self._status = status
+        self._sites = sites
+        self._check = check
+        self._clock = clock
+        self._bell = threading.Event()
+        self.views: Mailbox[LeaseView] = Mailbox(self._bell)
+        self.fatal: OverlayError | None = None
+        self._site: Site | None = None
+        self._wanted: _Wanted | None = None
+        self._seen_config: NetworkConfig | None = None
+        self._renew_at = float("inf")
+        self._look_at = 0.0
+        self._retry_s = 0.0
+        self._retry_at = 0.0
+        self._claimed_at = ""
+
+    def wake(self) -> None:
+        """Make the thread look again now, to notice that it should stop."""
+        self._bell.set()
+
+    def run(self, stop: threading.Event, failed: Callable[[], None]) -> None:
+        """Work until ``stop`` is set.
+
+        What only an operator can mend before the first site exists (no
+        underlay, a foreign device, another node with our identity) is left
+        in ``fatal``, and ``failed`` is called.
+        """
+        while not stop.is_set():
+            self._bell.clear()
+            try:
+                self._step()
+                self._retry_s = 0.0
+                self._retry_at = float("inf")
+            except (UnderlayError, DeviceConflictError, DuplicateNodeError) as exc:
+                if self._site is None:
+                    self.fatal = exc
+                    failed()
+                    return
+                self._trouble(exc)
+            except OverlayError as exc:
+                self._trouble(exc)
+            wake_at = min(self._renew_at, self._retry_at, self._look_at)
+            self._bell.wait(max(0.0, min(wake_at - self._clock(), 3600.0)))
+
+    def _trouble(self, exc: OverlayError) -> None:
+        text = str(exc)
+        if self._status.get().lessee_error != text:
+            log.warning("%s", text)
+        self._status.update(lessee_error=text)
+        self._retry_s = min(max(self._retry_s * 2, _RETRY_FIRST_S), _RETRY_MOST_S)
+        self._retry_at = self._clock() + self._retry_s
+
+    def _step(self) -> None:
+        view = self.views.get()
+        if view is None:
+            return
+        if view.config is None and self._site is None:
+            self._wait_for_config(view)
+            return
+        if view.config_error is not None:
+            self._report_config(view.config_error)
+        self._look(view.config)
+        wanted = self._wanted
+        if wanted is None:
+            return
+        if self._site is None:
+            self._claim(wanted)
+        else:
+            self._keep(self._site, wanted, view)
+        if self._status.get().lessee_error is not None:
+            log.info("own lease is in order again")
+            self._status.update(lessee_error=None)
+
+    def _wait_for_config(self, view: LeaseView) -> None:
+        phase = WAITING_CONFIG if view.config_error is None else CONFIG_INVALID
+        text = view.config_error or (
+            f"{self._flags.etcd.prefix}/config does not exist; write it with "
+            "`overlayctl network init FILE`"
+        )
+        if self._status.get().config_error != text:
+            log.warning("%s: %s", phase, text)
+        self._status.update(phase=phase, config_error=text)
+
+    def _report_config(self, text: str) -> None:
+        if self._status.get().config_error != text:
+            log.error("%s; the last good config stays in force", text)
+        self._status.update(config_error=text)
+
+    def _look(self, config: NetworkConfig | None) -> None:
+        """Bring ``_wanted`` in step with the config and, now and then, with the underlay."""
+        now = self._clock()
+        is_new = config is not None and config != self._seen_config
+        if not is_new and (self._wanted is None or now < self._look_at):
+            return
+        chosen = config if config is not None else self._seen_config
+        if chosen is None:
+            return
+        try:
+            backend = load_backend(chosen, self._flags.node)
+            underlay = find_underlay(self._flags.underlay, chosen.families)
+            _refuse_pod_addresses(chosen, underlay)
+            attributes = self._attributes(chosen, backend, underlay)
+        except ConfigError as exc:
+            self._seen_config = chosen
+            self._wanted_is_bad(exc)
+            return
+        if is_new:
+            self._check(backend, underlay)
+            self._status.update(config_error=None)
+        self._seen_config = chosen
+        self._look_at = now + self._flags.audit_interval_s
+        self._wanted = _Wanted(chosen, backend, underlay, attributes)
+
+    def _wanted_is_bad(self, exc: ConfigError) -> None:
+        if self._site is None:
+            log.error("%s", exc)
+            self._status.update(phase=CONFIG_INVALID, config_error=str(exc))
+        else:
+            self._report_config(str(exc))
+
+    def _attributes(
+        self, config: NetworkConfig, backend: Backend, underlay: Underlay
+    ) -> LeaseAttributes:
+        node = self._flags.node
+        if not self._claimed_at:
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            self._claimed_at = self._claimed_before() or now
+        backend.mtu(underlay)  # raises where the underlay has no room
+        return LeaseAttributes(
+            backend_type=config.backend.type,
+            public=dict(underlay.public),
+            backend_data=dict(backend.lease_data(underlay)),
+            owner=Owner(node.id, node.name, __version__, self._claimed_at),
+        )
+
+    def _claimed_before(self) -> str:
+        """Return when this node first claimed the lease that it is about to take up again."""
+        view = self.views.get()
+        owners = (lease.attributes.owner for lease in view.leases.values()) if view else ()
+        mine = (o for o in owners if o is not None and o.node_id == self._flags.node.id)
+        return next((owner.claimed_at for owner in mine if owner.claimed_at), "")
+
+    def _claim(self, wanted: _Wanted) -> None:
+        if self._site is None:
+            self._status.update(phase=CLAIMING)
+        previous = self._site.own.subnet if self._site is not None else None
+        claim = Claim(
+            node=self._flags.node,
+            config=wanted.config,
+            attributes=wanted.attributes,
+            ttl_s=self._flags.lease_ttl_s,
+            preferred=previous or read_subnet_file(self._flags.subnet_file),
+        )
+        own = self._store.acquire(claim)
+        if previous is None:
+            log.info("leased %s", own.subnet)
+        elif previous == own.subnet:
+            log.warning("own lease %s was gone; claimed again", own.subnet)
+        else:
+            log.error(
+                "subnet %s is lost to another node; this node now leases %s, and pods with "
+                "addresses of the old subnet are cut off: recreate them",
+                previous,
+                own.subnet,
+            )
+        self._hand_over(wanted, own)
+        self._schedule(own)
+
+    def _keep(self, site: Site, wanted: _Wanted, view: LeaseView) -> None:
+        own = site.own
+        if not wanted.config.offers(own.subnet) and not own.is_permanent:
+            log.warning("the network config no longer offers %s", own.subnet)
+            self._claim(wanted)
+            return
+        if view.revision > own.mod_revision:
+            stored = view.leases.get(own.subnet.key)
+            if stored is None or not _is_same_claim(stored, own):
+                self._claim(wanted)
+                return
+            own = replace(stored, attributes=own.attributes)
+        if wanted.attributes != own.attributes or self._clock() >= self._renew_at:
+            try:
+                own = self._store.renew(own, wanted.attributes, self._flags.lease_ttl_s)
+            except LeaseLostError as exc:
+                log.warning("%s", exc)
+                self._claim(wanted)
+                return
+            log.info("renewed the lease of %s", own.subnet)
+            self._schedule(own)
+        self._hand_over(wanted, own)
+
+    def _schedule(self, own: Lease) -> None:
+        due_s = self._flags.lease_ttl_s - self._flags.renew_margin_s
+        self._renew_at = float("inf") if own.is_permanent else self._clock() + due_s
+
+    def _hand_over(self, wanted: _Wanted, own: Lease) -> None:
+        site = Site(wanted.config, wanted.backend, own, wanted.underlay)
+        known = self._site
+        if known is not None and known.own.subnet == own.subnet and _is_same_site(known, site):
+            self._site = replace(known, own=own)
+            return
+        self._site = site
+        if self._status.get().phase != RUNNING:
+            self._status.update(phase=PROGRAMMING, lessee_error=None)
+        self._sites.put(site)
+
+
+def _is_same_claim(stored: Lease, own: Lease) -> bool:
+    """Return whether the store's lease is still this node's, whoever touched it since."""
+    mine, theirs = own.attributes.owner, stored.attributes.owner
+    return mine is not None and theirs is not None and mine.node_id == theirs.node_id
+
+
+def _is_same_site(known: Site, site: Site) -> bool:
+    return (
+        known.config == site.config
+        and known.underlay == site.underlay
+        and known.own.attributes == site.own.attributes
+    )
+
+
+def _refuse_pod_addresses(config: NetworkConfig, underlay: Underlay) -> None:
+    for address in (*underlay.public.values(), *(i.ip for i in underlay.local.values())):
+        whole = config.network(family_of(address))
+        if whole is not None and address in whole:
+            msg = (
+                f"underlay {underlay.device}: address {address} lies inside the pod network "
+                f"{whole}; choose another interface with --iface, or another network"
+            )
+            raise UnderlayError(msg)

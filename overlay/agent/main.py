@@ -1,0 +1,174 @@
+"""``overlayd``: flags in, threads up, and an orderly end that leaves traffic flowing."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from types import FrameType
+from typing import Final, NoReturn
+
+from overlay import __version__
+from overlay.agent.control import ControlServer, calls
+from overlay.agent.flags import Flags, parse_flags
+from overlay.agent.http import HttpServer
+from overlay.agent.lessee import Lessee
+from overlay.agent.logs import set_up_logs
+from overlay.agent.notify import notify
+from overlay.agent.reconciler import Reconciler
+from overlay.agent.status import WAITING_STORE, Status
+from overlay.kernel.netlink import check_devices
+from overlay.kernel.underlay import find_underlay
+from overlay.model.errors import OverlayError, UsageError
+from overlay.model.lease import LeaseView
+from overlay.model.node import Underlay
+from overlay.plan.backend import Backend
+from overlay.store.base import LeaseStore, StoreError
+
+log = logging.getLogger(__name__)
+
+_STUCK_S: Final = 60.0  # beyond the audit interval, before /healthz says so
+
+
+class Agent:
+    """All of ``overlayd`` but its flags: runs until ``stop`` is set or nothing can go on."""
+
+    def __init__(self, flags: Flags, store: LeaseStore) -> None:
+        self._flags = flags
+        self._store = store
+        self._started_at = time.monotonic()
+        self.stop = threading.Event()
+        self.status = Status()
+        self.reconciler = Reconciler(flags, self.status)
+        self.lessee = Lessee(flags, store, self.status, self.reconciler.sites, self._check)
+
+    def run(self) -> None:
+        """Work until stopped. Raises OverlayError for what only an operator can mend."""
+        with contextlib.ExitStack() as stack:
+            self._listen(stack)
+            for name, target in (("watch", self._watch), ("lessee", self._lease)):
+                threading.Thread(target=target, name=name, daemon=True).start()
+            self.reconciler.run(self.stop)
+            notify("STOPPING=1")
+        if self.lessee.fatal is not None:
+            raise self.lessee.fatal
+
+    def end(self) -> None:
+        """Make ``run`` return; forwarding stays as it is."""
+        self.stop.set()
+        self.reconciler.bell.set()
+        self.lessee.wake()
+
+    def _listen(self, stack: contextlib.ExitStack) -> None:
+        flags = self._flags
+        answers = calls(flags.node, self.status, self.reconciler, self._started_at)
+        try:
+            control = ControlServer(flags.cni_socket, answers)
+        except OSError as exc:
+            msg = f"--cni-socket {flags.cni_socket}: {exc.strerror or exc}"
+            raise UsageError(msg) from exc
+        stack.callback(control.close)
+        if flags.healthz_port:
+            try:
+                http = HttpServer(flags.healthz_ip, flags.healthz_port, self.status, self._is_alive)
+            except OSError as exc:
+                msg = (
+                    f"--healthz-ip {flags.healthz_ip} --healthz-port {flags.healthz_port}: "
+                    f"{exc.strerror}; choose another port"
+                )
+                raise UsageError(msg) from exc
+            stack.callback(http.close)
+
+    def _watch(self) -> None:
+        self._store.watch(self._deliver, self._trouble, self.stop)
+
+    def _deliver(self, view: LeaseView) -> None:
+        if not self.status.get().is_store_connected:
+            self.status.update(is_store_connected=True, store_error=None)
+        self.lessee.views.put(view)
+        self.reconciler.views.put(view)
+
+    def _trouble(self, error: StoreError | None) -> None:
+        before = self.status.get()
+        text = None if error is None else str(error)
+        if text is not None and text != before.store_error:
+            log.warning("%s; forwarding goes on with the last view", text)
+        if text is None and before.store_error is not None:
+            log.info("the store answers again")
+        troubles = before.counters.store_troubles + (text is not None)
+        self.status.update(
+            store_error=text,
+            is_store_connected=text is None,
+            counters=replace(self.status.get().counters, store_troubles=troubles),
+        )
+        if text is not None and before.view is None:
+            notify(f"STATUS={WAITING_STORE}: {text}")
+
+    def _lease(self) -> None:
+        self.lessee.run(self.stop, self.end)
+
+    def _is_alive(self) -> bool:
+        quiet_s = time.monotonic() - self.reconciler.heartbeat
+        return quiet_s < self._flags.audit_interval_s + _STUCK_S
+
+    def _check(self, backend: Backend, underlay: Underlay) -> None:
+        if backend.tunnel is not None:
+            check_devices(backend.tunnel, self._flags.node, underlay)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``overlayd``; return its exit status (docs/exit-codes.md)."""
+    try:
+        flags = parse_flags(sys.argv[1:] if argv is None else argv)
+        set_up_logs(flags.log_format, flags.log_level)
+        _require_root()
+        find_underlay(flags.underlay, ())  # a wrong --iface shows at once, whatever the store does
+        store = _open_store(flags)
+        log.info("overlayd %s on node %s", __version__, flags.node.name)
+        agent = Agent(flags, store)
+
+        def end(number: int, _frame: FrameType | None) -> None:
+            log.info("%s: ending; forwarding stays as it is", signal.Signals(number).name)
+            agent.end()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end)
+        agent.run()
+    except OverlayError as exc:
+        sys.stderr.write(f"overlayd: {exc}\n")
+        return exc.exit_code
+    except Exception:
+        log.exception("overlayd ends by a fault of its own; forwarding stays as it is")
+        return 70  # EX_SOFTWARE, sysexits.h
+    return 0
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        msg = "overlayd sets routes and devices: run it as root"
+        raise UsageError(msg)
+
+
+def _open_store(flags: Flags) -> LeaseStore:
+    from overlay.store.etcd import EtcdLeaseStore  # gRPC: 0.2 s, not for --help
+
+    return EtcdLeaseStore(flags.etcd)
+
+
+def run() -> NoReturn:
+    """Run ``overlayd`` as a program, and end it at once.
+
+    Threads that wait for the store hold nothing that must be put away first.
+    """
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    run()

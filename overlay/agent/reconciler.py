@@ -1,0 +1,238 @@
+"""One pass after another from (site, view) to the kernel; the only writer to it.
+
+Events only wake it. A pass looks at what may differ: after one changed lease
+at that lease's objects, after anything else at a whole dump.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from overlay.agent.files import format_subnet_file, write_file
+from overlay.agent.firewall import Firewall
+from overlay.agent.flags import Flags
+from overlay.agent.notify import notify
+from overlay.agent.status import RUNNING, Counters, Mailbox, Status
+from overlay.kernel.base import Kernel, KernelError, OpFailure
+from overlay.kernel.netlink import NetlinkKernel
+from overlay.model.kernel import KernelObject, Key, Op, Route, VxlanLink
+from overlay.model.lease import LeaseView
+from overlay.plan.diff import diff
+from overlay.plan.planner import Planner, Site
+
+log = logging.getLogger(__name__)
+
+_RETRY_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_SHOWN: Final = 5  # failures and problems named one by one in the log
+_SETTLE_PASSES: Final = 3  # dumps after a device was made anew
+
+
+class Reconciler:
+    """Keeps one node's kernel in step. ``run`` belongs to one thread."""
+
+    def __init__(
+        self,
+        flags: Flags,
+        status: Status,
+        kernel: Callable[[], Kernel] = NetlinkKernel,
+        firewall: Firewall | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._flags = flags
+        self._status = status
+        self._make_kernel = kernel
+        self._firewall = firewall if firewall is not None else Firewall()
+        self._clock = clock
+        self.bell = threading.Event()
+        self.sites: Mailbox[Site] = Mailbox(self.bell)
+        self.views: Mailbox[LeaseView] = Mailbox(self.bell)
+        self.plan_lock = threading.Lock()
+        self.heartbeat = clock()
+        self._planner: Planner | None = None
+        self._view: LeaseView | None = None
+        self._mirror: dict[Key, KernelObject] | None = None  # as of the last dump, with what we did
+        self._audit_at = 0.0
+        self._failed_passes = 0
+        self._named: set[str] = set()
+        self._file = ""
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until ``stop`` is set."""
+        kernel = self._make_kernel()
+        while not stop.is_set():
+            self.bell.clear()
+            self.heartbeat = self._clock()
+            try:
+                self.reconcile(kernel)
+            except KernelError as exc:
+                self._mirror = None
+                self._report((str(exc),))
+            self.bell.wait(max(0.0, self._audit_at - self._clock()))
+
+    def desired(self) -> Sequence[KernelObject]:
+        """Return what the agent wants in the kernel now; any thread may ask."""
+        with self.plan_lock:
+            return () if self._planner is None else list(self._planner.plan.objects.values())
+
+    def reconcile(self, kernel: Kernel) -> None:
+        """Make one pass. Raises KernelError when the kernel cannot be read or written at all."""
+        site, view = self.sites.get(), self.views.get()
+        now = self._clock()
+        if site is None or view is None:
+            self._audit_at = now + self._flags.audit_interval_s
+            return
+        is_audit = now >= self._audit_at or self._mirror is None
+        if not is_audit and self._is_current(site, view):
+            return
+        touched = self._plan(site, view)
+        if touched is None:
+            is_audit = True
+        errors: list[str] = []
+        if touched is None:  # a new site: the filter stands before the first packet can pass
+            errors += self._filter(site, audit=True)
+        failures = self._touch(kernel, touched) if not is_audit and touched else ()
+        if is_audit:
+            failures = self._settle(kernel)
+            errors += self._firewall.surroundings(site)
+        if touched is not None:
+            errors += self._filter(site, audit=is_audit)
+        errors += self._write_subnet_file(site)
+        self._finish(failures, errors, self._clock() - now)
+
+    def _is_current(self, site: Site, view: LeaseView) -> bool:
+        return self._planner is not None and self._planner.site is site and self._view is view
+
+    def _plan(self, site: Site, view: LeaseView) -> set[Key] | None:
+        """Bring the plan in step; return the keys touched, None where all may be."""
+        with self.plan_lock:
+            is_new = self._planner is None or self._planner.site is not site
+            if is_new or self._planner is None:
+                self._planner = Planner(site)
+            touched = self._planner.update(view.leases)
+        self._view = view
+        return None if is_new else touched
+
+    def _settle(self, kernel: Kernel) -> tuple[OpFailure, ...]:
+        """Compare with a whole dump, and again while devices are made anew."""
+        failures: tuple[OpFailure, ...] = ()
+        for _ in range(_SETTLE_PASSES):
+            observed = kernel.dump()
+            self._mirror = {item.key: item for item in observed}
+            ops = diff(self.desired(), observed)
+            failures = self._carry_out(kernel, ops)
+            if not any(isinstance(op.target, VxlanLink) for op in ops):
+                break
+        self._audit_at = self._clock() + self._flags.audit_interval_s
+        return failures
+
+    def _touch(self, kernel: Kernel, touched: set[Key]) -> tuple[OpFailure, ...]:
+        """Compare the touched objects alone with what the last dump and our own writes say."""
+        assert self._planner is not None  # noqa: S101 - by _plan
+        assert self._mirror is not None  # noqa: S101 - by reconcile
+        objects, mirror = self._planner.plan.objects, self._mirror
+        ops = diff(
+            [objects[key] for key in touched if key in objects],
+            [mirror[key] for key in touched if key in mirror],
+        )
+        return self._carry_out(kernel, ops)
+
+    def _carry_out(self, kernel: Kernel, ops: Sequence[Op]) -> tuple[OpFailure, ...]:
+        if not ops:
+            return ()
+        failures = kernel.apply(ops)
+        failed = {failure.op for failure in failures}
+        mirror = self._mirror if self._mirror is not None else {}
+        for op in ops:
+            if op in failed:
+                continue
+            if op.verb == "set":
+                mirror[op.target.key] = op.target
+            else:
+                mirror.pop(op.target.key, None)
+        counters = self._status.get().counters
+        self._count(ops=counters.ops + len(ops), op_failures=counters.op_failures + len(failures))
+        if len(ops) <= _SHOWN:
+            for op in ops:
+                log.info("%s", op)
+        else:
+            sets = sum(op.verb == "set" for op in ops)
+            log.info("set %d and deleted %d kernel objects", sets, len(ops) - sets)
+        return failures
+
+    def _filter(self, site: Site, *, audit: bool) -> tuple[str, ...]:
+        assert self._planner is not None  # noqa: S101 - by _plan
+        plan = self._planner.plan
+        is_direct = site.backend.tunnel is None or any(
+            isinstance(item, Route) and item.device == site.underlay.device
+            for item in plan.objects.values()
+        )
+        outcome = self._firewall.filter(site, plan.addresses(), direct=is_direct, audit=audit)
+        if outcome.applied:
+            self._count(ruleset_applies=self._status.get().counters.ruleset_applies + 1)
+        return outcome.errors
+
+    def _finish(
+        self, failures: Sequence[OpFailure], errors: Sequence[str], elapsed_s: float
+    ) -> None:
+        assert self._planner is not None  # noqa: S101 - by _plan
+        plan = self._planner.plan
+        problems = tuple(plan.problems.values())
+        for problem in problems[: _SHOWN * 4]:
+            if problem.text not in self._named:
+                log.warning("%s; it is left out, the other peers are not touched", problem.text)
+        self._named = {problem.text for problem in problems}
+        counters = self._status.get().counters
+        self._count(passes=counters.passes + 1, last_pass_s=elapsed_s)
+        site = self._planner.site
+        self._status.update(
+            site=site,
+            view=self._view,
+            problems=problems,
+            peers=len(plan.peers),
+            mtu=site.backend.mtu(site.underlay),
+        )
+        texts = [str(failure) for failure in failures]
+        self._report((*shortened(texts), *errors))
+
+    def _report(self, errors: tuple[str, ...]) -> None:
+        before = self._status.get()
+        for text in errors:
+            if text not in before.kernel_errors:
+                log.error("%s", text)
+        if errors:
+            delay = _RETRY_S[min(self._failed_passes, len(_RETRY_S) - 1)]
+            self._failed_passes += 1
+            self._mirror = None
+            self._audit_at = min(self._audit_at, self._clock() + delay)
+        else:
+            self._failed_passes = 0
+        after = self._status.update(kernel_errors=errors, phase=RUNNING)
+        if after.is_ready and not before.is_ready:
+            subnet = after.site.own.subnet if after.site is not None else "?"
+            log.info("ready: %d peers, subnet %s", after.peers, subnet)
+            notify("READY=1", f"STATUS=subnet {subnet}")
+
+    def _count(self, **changes: float) -> None:
+        counters: Counters = replace(self._status.get().counters, **changes)  # type: ignore[arg-type]
+        self._status.update(counters=counters)
+
+    def _write_subnet_file(self, site: Site) -> list[str]:
+        mtu = site.backend.mtu(site.underlay)
+        text = format_subnet_file(site.config, site.own.subnet, mtu)
+        if text == self._file:
+            return []
+        try:
+            write_file(self._flags.subnet_file, text)
+        except OSError as exc:
+            return [f"--subnet-file {self._flags.subnet_file}: {exc.strerror}"]
+        self._file = text
+        return []
+
+
+def shortened(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the first few texts, and how many there are more."""
+    more = len(texts) - _SHOWN
+    return (*texts[:_SHOWN], *([f"and {more} more"] if more > 0 else []))

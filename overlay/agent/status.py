@@ -1,0 +1,105 @@
+"""What the agent's threads tell one another and the outside: a snapshot, and a mailbox."""
+
+import threading
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+from overlay.model.lease import LeaseView
+from overlay.plan.planner import Problem, Site
+
+T = TypeVar("T")
+
+WAITING_STORE = "waiting for the store"
+WAITING_CONFIG = "waiting for a network config"
+CONFIG_INVALID = "network config invalid"
+CLAIMING = "claiming a subnet"
+PROGRAMMING = "programming the kernel"
+RUNNING = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What has happened since the start; for metrics."""
+
+    passes: int = 0
+    ops: int = 0
+    op_failures: int = 0
+    ruleset_applies: int = 0
+    store_troubles: int = 0
+    last_pass_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where the agent stands. Never changed: every change makes a new one.
+
+    ``reasons`` says in words why the agent is not ready; ``warnings`` what an
+    operator should look at although traffic flows.
+    """
+
+    phase: str = WAITING_STORE
+    store_error: str | None = None
+    is_store_connected: bool = False
+    lessee_error: str | None = None
+    config_error: str | None = None
+    kernel_errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    site: Site | None = None
+    view: LeaseView | None = None
+    problems: tuple[Problem, ...] = ()
+    peers: int = 0
+    mtu: int = 0  # bytes
+    counters: Counters = field(default_factory=Counters)
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether a lease is held and the kernel is in step.
+
+        A store that is away is no reason: forwarding goes on without it.
+        """
+        return self.phase == RUNNING and not self.kernel_errors
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Return why the agent is not ready, or empty."""
+        if self.is_ready:
+            return ()
+        if self.phase == RUNNING:
+            return self.kernel_errors
+        known = (self.config_error, self.lessee_error, self.store_error)
+        return (self.phase, *(text for text in known if text), *self.kernel_errors)
+
+
+class Status:
+    """The latest snapshot; any thread reads it, each writes its own fields."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._snapshot = Snapshot()
+
+    def get(self) -> Snapshot:
+        """Return the latest snapshot."""
+        return self._snapshot
+
+    def update(self, **changes: Any) -> Snapshot:
+        """Replace fields of the snapshot; return the new one."""
+        with self._lock:
+            self._snapshot = replace(self._snapshot, **changes)
+            return self._snapshot
+
+
+class Mailbox(Generic[T]):
+    """Holds the latest value that one thread leaves for another, and rings a shared bell."""
+
+    def __init__(self, bell: threading.Event) -> None:
+        self._bell = bell
+        self._value: T | None = None
+
+    def put(self, value: T) -> None:
+        """Leave ``value``; an older one that nobody took is dropped."""
+        self._value = value
+        self._bell.set()
+
+    def get(self) -> T | None:
+        """Return the latest value, None before the first."""
+        return self._value
