@@ -16,8 +16,8 @@ DEFAULT_ENDPOINT: Final = "http://127.0.0.1:2379"
 class EtcdConfig:
     """How to reach one fabric in etcd.
 
-    ``endpoints`` are URLs, all http or all https; ``timeout_s`` is the time
-    that one call may take over all of them. Raises UsageError naming the flag
+    ``endpoints`` are URLs; ``timeout_s`` is the time that one call may take
+    over all of them. Raises UsageError naming the flag
     for what cannot be used.
     """
 

@@ -1,0 +1,224 @@
+"""Leases in etcd v3, in flannel's format: see docs/architecture.md, "Wire formats"."""
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final
+
+from overlay.ipam.claim import Adopt, Create, decide, gives_way
+from overlay.ipam.subnets import Choose
+from overlay.model.errors import LeaseFormatError
+from overlay.model.lease import Lease, LeaseAttributes, LeaseView, parse_attributes
+from overlay.model.network import NetworkConfig
+from overlay.model.subnet import Subnet, parse_subnet_key
+from overlay.store.base import (
+    Claim,
+    ConfigConflictError,
+    StopSignal,
+    StoreError,
+    StoreUnavailableError,
+)
+from overlay.store.etcd_config import EtcdConfig
+from overlay.store.etcd_connection import EtcdConnection
+from overlay.store.etcd_errors import GoneError, OutcomeUnknownError
+from overlay.store.etcd_keys import changed_since, list_all, read_key
+from overlay.store.etcd_table import CONFIG, LeaseReader, LeaseTable
+from overlay.store.etcd_watch import EtcdWatch
+from overlay.store.etcd_write import EtcdWriter
+from overlay.store.refusals import checked_config, claimant_of, lost, refusal, reservation_of
+
+log = logging.getLogger(__name__)
+
+_ACQUIRE_S: Final = 10.0  # how long races for a subnet may be lost before giving up
+_RACE_PAUSE_S: Final = 0.02  # at most, at random, after a race was lost
+
+
+class EtcdLeaseStore:
+    """A ``LeaseStore`` kept in etcd.
+
+    Connections are made when first used, so the constructor does not fail for
+    an etcd that is away; it raises UsageError for what cannot be used at all.
+    """
+
+    def __init__(
+        self,
+        config: EtcdConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        choose: Choose = secrets.randbelow,
+    ) -> None:
+        self._clock = clock
+        self._choose = choose
+        self._root = config.root
+        self._connection = EtcdConnection(config)
+        self._reader = LeaseReader(config.root)
+        self._writer = EtcdWriter(self._connection, config.root)
+
+    def view(self) -> LeaseView:
+        """Return everything the store holds, at one revision. See ``LeaseStore``."""
+        return self._table().view()
+
+    def acquire(self, claim: Claim) -> Lease:
+        """Return the node's lease. See ``LeaseStore``.
+
+        A race that is lost is run again with what is then free; so is a
+        transaction whose answer was lost, for the next listing shows whether
+        it was done. StoreUnavailableError after 10 s of that.
+        """
+        deadline = self._clock() + _ACQUIRE_S
+        while True:
+            problem = "lost every race for a subnet"
+            try:
+                lease = self._acquire_once(claim)
+                if lease is not None:
+                    return lease
+            except (GoneError, OutcomeUnknownError) as exc:
+                problem = str(exc)
+            if self._clock() > deadline:
+                msg = f"no lease after {_ACQUIRE_S:.0f} s: {problem}; try again"
+                raise StoreUnavailableError(msg)
+            time.sleep(random.uniform(0, _RACE_PAUSE_S))  # noqa: S311 - no secret
+
+    def renew(self, lease: Lease, attributes: LeaseAttributes, ttl_s: int) -> Lease:
+        """Start the lease's time anew. See ``LeaseStore``.
+
+        A value of ours that somebody made unreadable is written over: the key
+        is the one that was claimed for as long as it is not created anew.
+        """
+        seen = lease.mod_revision
+        renewed = self._rewrite(lease, attributes, ttl_s, seen)
+        if renewed is None:
+            now = read_key(self._connection, self._writer.subnet_key(lease.subnet))
+            if (
+                now is not None
+                and now.create_revision == lease.create_revision
+                and not _is_readable(lease.subnet.key, now.value or b"")
+            ):
+                renewed = self._rewrite(lease, attributes, ttl_s, now.mod_revision)
+        if renewed is None:
+            raise lost(lease)
+        return renewed
+
+    def release(self, lease: Lease) -> None:
+        """Delete the lease as it was seen. See ``LeaseStore``."""
+        if not self._writer.delete(lease):
+            raise lost(lease)
+
+    def reserve(self, subnet: Subnet, node: str) -> Lease:
+        """Keep a subnet for a node, for ever. See ``LeaseStore``."""
+        deadline = self._clock() + _ACQUIRE_S
+        while True:
+            view = self.view()
+            found = reservation_of(subnet, node, view)
+            if not isinstance(found, Lease):
+                made = self._writer.create(subnet, found, 0)
+                if made is not None and not self._is_overlapped(made, view.revision):
+                    return made
+                if made is not None:
+                    self._writer.delete(made)
+            elif found.is_permanent:
+                return found
+            else:
+                made = self._writer.put(subnet, found.attributes, 0, found.mod_revision)
+                if made is not None:
+                    self._writer.revoke_unused(found.lease_id)
+                    return made
+            if self._clock() > deadline:
+                msg = f"{subnet} changes too fast to be reserved; try again"
+                raise StoreUnavailableError(msg)
+
+    def time_to_live(self, lease: Lease) -> int | None:
+        """Return the seconds that the lease has left. See ``LeaseStore``."""
+        if lease.is_permanent:
+            return None
+        answer = self._connection.read(lambda client: client.get_lease_info(lease.lease_id))
+        return max(0, int(answer.TTL))  # 0 or -1 when it is over
+
+    def write_config(self, text: str, *, force: bool = False) -> NetworkConfig:
+        """Write the network config. See ``LeaseStore``."""
+        table = self._table()
+        config = checked_config(text, table.view(), force=force)
+        if not self._writer.put_text(CONFIG, text, table.config_revision):
+            msg = "the network config changed while it was written; look at it and try again"
+            raise ConfigConflictError(msg)
+        return config
+
+    def watch(
+        self,
+        deliver: Callable[[LeaseView], None],
+        trouble: Callable[[StoreError | None], None],
+        stop: StopSignal,
+    ) -> None:
+        """Deliver views until ``stop`` is set. See ``LeaseStore``."""
+        EtcdWatch(self._connection, self._reader, self._root).run(deliver, trouble, stop)
+
+    def close(self) -> None:
+        """Close the connections. See ``LeaseStore``."""
+        self._connection.close()
+
+    def _table(self) -> LeaseTable:
+        table = LeaseTable(self._reader)
+        table.replace(list_all(self._connection, self._root))
+        return table
+
+    def _acquire_once(self, claim: Claim) -> Lease | None:
+        """Return a lease, or None when somebody else was faster."""
+        view = self.view()
+        decision = decide(view, claimant_of(claim), claim.config, self._choose)
+        if isinstance(decision, Adopt):
+            old = decision.lease
+            lease = self._rewrite(old, claim.attributes, claim.ttl_s, old.mod_revision)
+        elif isinstance(decision, Create):
+            lease = self._claim(decision.subnet, claim, view.revision)
+        else:
+            raise refusal(decision, claim.node)
+        if lease is not None:
+            for old in decision.release:
+                self._writer.delete(old)
+        return lease
+
+    def _claim(self, subnet: Subnet, claim: Claim, revision: int) -> Lease | None:
+        lease_id = self._writer.grant(claim.ttl_s)
+        lease = self._writer.create(subnet, claim.attributes, lease_id)
+        if lease is None:
+            self._writer.revoke(lease_id)
+        elif self._is_overlapped(lease, revision):
+            log.info("%s overlaps an older lease; another one is claimed", subnet)
+            self._writer.delete(lease)
+            return None
+        return lease
+
+    def _is_overlapped(self, lease: Lease, revision: int) -> bool:
+        """Return whether an older lease overlaps ``lease`` that was not there at ``revision``.
+
+        Of two keys that overlap but differ, both can be created.
+        """
+        others = []
+        for found in changed_since(self._connection, self._root, revision):
+            try:
+                subnet = parse_subnet_key(self._reader.name(found.key))
+            except LeaseFormatError:
+                continue
+            others.append(Lease(subnet, lease.attributes, found.create_revision))
+        return gives_way(lease, others)
+
+    def _rewrite(
+        self, lease: Lease, attributes: LeaseAttributes, ttl_s: int, seen: int
+    ) -> Lease | None:
+        """Write over a lease with a new time to live; None if it is not at revision ``seen``."""
+        lease_id = 0 if lease.is_permanent else self._writer.grant(ttl_s)
+        written = self._writer.put(lease.subnet, attributes, lease_id, seen)
+        unused = lease.lease_id if written is not None else lease_id
+        if unused:
+            self._writer.revoke_unused(unused)
+        return written
+
+
+def _is_readable(key: str, value: bytes) -> bool:
+    try:
+        parse_attributes(key, value)
+    except LeaseFormatError:
+        return False
+    return True

@@ -1,0 +1,241 @@
+"""Connections to etcd's members: deadlines, failover, and the login.
+
+One etcd3 client for each endpoint gives channels, TLS, reads, transactions
+and leases; its watcher and its own login are not used, because neither
+survives a restart of etcd or an expired token.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar
+
+import etcd3
+import etcd3.etcdrpc as rpc
+import grpc
+import tenacity
+
+from overlay.model.errors import UsageError
+from overlay.store.base import StoreError, StoreUnavailableError
+from overlay.store.etcd_config import EtcdConfig, parse_endpoint, read_certificates
+from overlay.store.etcd_errors import (
+    CALL_ERRORS,
+    CertificateError,
+    CompactedError,
+    GoneError,
+    OutcomeUnknownError,
+    StaleConnectionError,
+    TokenError,
+    status_of,
+    translate,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Client: TypeAlias = Any  # etcd3.MultiEndpointEtcd3Client, which has no types
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+
+_MIN_ATTEMPT_S: Final = 1.0
+_CHANNEL_OPTIONS: Final = (
+    # etcd answers pings that come more often than every 5 s (its
+    # --grpc-keepalive-min-time) with GOAWAY too_many_pings; with 3 s it did
+    # so after 9 s of an idle watch (etcd 3.5.1, November 2026).
+    ("grpc.keepalive_time_ms", 6000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also how long a connection may take to be made.
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(slots=True)
+class Member:
+    """One endpoint and the client that now talks to it."""
+
+    url: str
+    client: Client
+
+
+class EtcdConnection:
+    """Calls to whichever endpoint answers. May be used from any thread.
+
+    Raises UsageError for certificate files that cannot be used.
+    """
+
+    def __init__(self, config: EtcdConfig) -> None:
+        self._config = config
+        self._attempt_s = max(config.timeout_s / len(config.endpoints), _MIN_ATTEMPT_S)
+        self._lock = threading.Lock()  # the login, the members' clients, which member is next
+        self._metadata: Metadata | None = None  # empty where etcd asks for no login
+        self._credentials = _credentials(config)
+        self._members = [Member(url, self._client(url)) for url in config.endpoints]
+        self._current = 0
+        self._is_closed = False
+
+    @property
+    def attempt_s(self) -> float:
+        """Return how long one call to one endpoint may take, in seconds."""
+        return self._attempt_s
+
+    def close(self) -> None:
+        """Close every channel; calls under way fail."""
+        with self._lock:
+            self._is_closed = True
+            for member in self._members:
+                member.client.close()
+
+    def read(self, action: Callable[[Client], T], *, rounds: int = 2) -> T:
+        """Return what ``action`` returns; it may be done more than once.
+
+        The endpoints are tried in turn, ``rounds`` times, starting with the
+        one that answered last. Raises StoreUnavailableError or
+        StoreAccessError.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_worth_another_try),
+            stop=tenacity.stop_after_attempt(rounds * len(self._members))
+            | tenacity.stop_after_delay(self._config.timeout_s),
+            wait=tenacity.wait_random(0, 0.05),
+            reraise=True,
+        )
+        try:
+            result: T = retrying(self._attempt, action)
+        except (CompactedError, GoneError):
+            raise
+        except StoreUnavailableError as exc:
+            if len(self._members) == 1:
+                raise
+            msg = f"no etcd of {self._config.shown} can be used; the last one: {exc}"
+            raise StoreUnavailableError(msg) from exc
+        return result
+
+    def write(self, action: Callable[[Client], T]) -> T:
+        """Return what ``action`` returns; it is done at most once.
+
+        Raises OutcomeUnknownError when it may have been done and the answer
+        is lost.
+        """
+        try:
+            return self._attempt(action)
+        except (CompactedError, GoneError, OutcomeUnknownError):
+            raise
+        except StoreUnavailableError as exc:
+            raise OutcomeUnknownError(str(exc)) from exc
+
+    def member(self) -> Member:
+        """Return the endpoint that answered last, for a stream of one's own."""
+        with self._lock:
+            return self._members[self._current]
+
+    def on_member(self, member: Member, action: Callable[[Client], T]) -> T:
+        """Return what ``action`` returns on that very endpoint.
+
+        Authenticates and, when the token has run out, does so again once.
+        """
+        metadata = self._login(member)
+        try:
+            return self._call(member, action)
+        except TokenError:
+            if self._config.username is None:
+                raise
+            self._login(member, stale=metadata)
+            return self._call(member, action)
+
+    def failed(self, member: Member, error: StoreError) -> None:
+        """Turn to the next endpoint; a connection that went silent is made anew."""
+        with self._lock:
+            if self._is_closed:
+                return
+            if isinstance(error, StaleConnectionError):
+                stale, member.client = member.client, self._client(member.url)
+                stale.close()
+            if self._members[self._current] is member:
+                self._current = (self._current + 1) % len(self._members)
+
+    def _attempt(self, action: Callable[[Client], T]) -> T:
+        member = self.member()
+        try:
+            return self.on_member(member, action)
+        except StoreError as exc:
+            if _is_worth_another_try(exc):
+                self.failed(member, exc)
+            raise
+
+    def _call(self, member: Member, action: Callable[[Client], T]) -> T:
+        try:
+            return action(member.client)
+        except CALL_ERRORS as exc:
+            raise translate(exc, member.url) from exc
+        except ValueError as exc:  # gRPC's word for a channel that was closed
+            msg = f"etcd at {member.url}: {exc}"
+            raise StoreUnavailableError(msg) from exc
+
+    def _login(self, member: Member, stale: Metadata | None = None) -> Metadata:
+        """Return the token to send; a new one when there is none or only ``stale``."""
+        if self._config.username is None:
+            return ()
+        with self._lock:
+            if self._metadata is not None and self._metadata != stale:
+                member.client.metadata = self._metadata
+                return self._metadata
+            client = member.client
+        request = rpc.AuthenticateRequest(
+            name=self._config.username, password=self._config.password or ""
+        )
+        try:
+            answer = client.authstub.Authenticate(request, self._attempt_s)
+            # A token goes along as metadata: over plaintext gRPC refuses call credentials.
+            metadata: Metadata = (("token", str(answer.token)),)
+        except CALL_ERRORS as exc:
+            if "authentication is not enabled" not in status_of(exc)[1]:
+                raise translate(exc, member.url) from exc
+            metadata = ()
+        with self._lock:
+            self._metadata = metadata
+            for each in self._members:
+                each.client.metadata = metadata
+        return metadata
+
+    def _client(self, url: str) -> Client:
+        address = parse_endpoint(url)
+        endpoint = etcd3.Endpoint(
+            address.host,
+            address.port,
+            secure=address.is_secure,
+            creds=self._credentials,
+            # Never refuse an endpoint because it failed before: etcd3 would do so
+            # for 300 s, and with 0 still while the wall clock is behind.
+            time_retry=float("-inf"),
+            opts=_CHANNEL_OPTIONS,
+        )
+        client = etcd3.MultiEndpointEtcd3Client([endpoint], timeout=self._attempt_s)
+        client.metadata = self._metadata or None
+        return client
+
+
+def _is_worth_another_try(error: BaseException) -> bool:
+    """Return whether another endpoint, or the same one a moment later, may do better.
+
+    A certificate may be wrong for one member only; a refused user is refused
+    by all.
+    """
+    if isinstance(error, CompactedError | GoneError):
+        return False
+    return isinstance(error, StoreUnavailableError | CertificateError)
+
+
+def _credentials(config: EtcdConfig) -> Any:
+    files = read_certificates(config)
+    try:
+        return grpc.ssl_channel_credentials(files.authority, files.key, files.certificate)
+    except (ValueError, TypeError) as exc:
+        msg = f"--etcd-cafile, --etcd-certfile, --etcd-keyfile: {exc}"
+        raise UsageError(msg) from exc

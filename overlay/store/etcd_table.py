@@ -1,0 +1,180 @@
+"""What etcd holds under one prefix: parsed once, kept up to date by events.
+
+A key or value that cannot be read is skipped and changes nothing else. Where
+the same key held a readable lease before, that lease stays until the key is
+deleted or readable again: a malformed value never removes a working peer.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from overlay.model.errors import ConfigError, LeaseFormatError
+from overlay.model.lease import Lease, LeaseView, SkippedKey, parse_lease
+from overlay.model.network import NetworkConfig, parse_network_config
+
+log = logging.getLogger(__name__)
+
+CONFIG: Final = "config"  # below the prefix
+SUBNETS: Final = "subnets/"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """One key as etcd holds it; ``value`` is None where the key was deleted."""
+
+    key: bytes
+    value: bytes | None
+    create_revision: int
+    mod_revision: int
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Everything under the prefix at one revision of one cluster."""
+
+    revision: int
+    cluster_id: int
+    keys: tuple[KeyValue, ...]
+
+
+class LeaseReader:
+    """Parses leases, each only once while it does not change; shared by all tables of a store.
+
+    What cannot be read is logged once for each key and revision.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root.encode()
+        self._known: dict[bytes, tuple[tuple[int, int, int, int], Lease | SkippedKey]] = {}
+
+    def read(self, found: KeyValue) -> Lease | SkippedKey:
+        """Return the lease of one key below ``subnets/``, or why there is none."""
+        value = found.value or b""
+        # The value is part of it: an etcd put back from a backup counts its revisions again.
+        state = (found.create_revision, found.mod_revision, found.lease_id, hash(value))
+        known = self._known.get(found.key)
+        if known is not None and known[0] == state:
+            return known[1]
+        result = self._parse(found, value)
+        self._known[found.key] = (state, result)
+        return result
+
+    def forget(self, key: bytes) -> None:
+        """Drop what is known of a key that is gone."""
+        self._known.pop(key, None)
+
+    def retain(self, keys: Iterable[bytes]) -> None:
+        """Drop what is known of all keys but ``keys``."""
+        for key in self._known.keys() - set(keys):
+            self.forget(key)
+
+    def name(self, key: bytes) -> str:
+        """Return the part of a key that names the lease."""
+        return key[len(self.root) + len(SUBNETS) :].decode(errors="backslashreplace")
+
+    def _parse(self, found: KeyValue, value: bytes) -> Lease | SkippedKey:
+        name = self.name(found.key)
+        try:
+            lease = parse_lease(
+                name,
+                value,
+                create_revision=found.create_revision,
+                mod_revision=found.mod_revision,
+                lease_id=found.lease_id,
+            )
+            if lease.subnet.key != name:
+                msg = f"lease key {name!r} is spelled {lease.subnet.key!r} by every agent"
+                raise LeaseFormatError(msg)  # noqa: TRY301 - skipped like any other bad key
+        except LeaseFormatError as exc:
+            log.warning(
+                "etcd key %r (revision %d) is skipped: %s",
+                found.key.decode(errors="backslashreplace"),
+                found.mod_revision,
+                exc,
+            )
+            return SkippedKey(name, str(exc))
+        else:
+            return lease
+
+
+class LeaseTable:
+    """The leases and the config as of ``revision``. Not for several threads at once."""
+
+    def __init__(self, reader: LeaseReader) -> None:
+        self._reader = reader
+        self._leases: dict[str, Lease] = {}
+        self._skipped: dict[str, SkippedKey] = {}
+        self._config: NetworkConfig | None = None
+        self._config_error: str | None = None
+        self.config_revision = 0  # 0 where there is no config
+        self.config_text: bytes | None = None
+        self.revision = 0
+        self.cluster_id = 0
+
+    def replace(self, listing: Listing) -> None:
+        """Take over a whole listing; what is not in it is gone."""
+        self._reader.retain(found.key for found in listing.keys)
+        before, self._leases, self._skipped = self._leases, {}, {}
+        self._set_config(None)
+        for found in listing.keys:
+            kept = before.get(self._reader.name(found.key)) if self._is_lease(found) else None
+            # Only while it is the same key: one that was deleted in between is another lease.
+            if kept is not None and kept.create_revision == found.create_revision:
+                self._leases[kept.subnet.key] = kept
+            self._take(found)
+        self.revision = listing.revision
+        self.cluster_id = listing.cluster_id
+
+    def apply(self, events: Iterable[KeyValue]) -> bool:
+        """Take over changes in order; return whether any of them is of this fabric."""
+        is_changed = False
+        for event in events:
+            is_changed = self._take(event) or is_changed
+            self.revision = max(self.revision, event.mod_revision)
+        return is_changed
+
+    def view(self) -> LeaseView:
+        """Return what the table now holds; the view does not change any more."""
+        return LeaseView(
+            revision=self.revision,
+            leases=dict(self._leases),
+            config=self._config,
+            config_error=self._config_error,
+            skipped=tuple(self._skipped.values()),
+        )
+
+    def _is_lease(self, found: KeyValue) -> bool:
+        return found.key.startswith(self._reader.root + SUBNETS.encode())
+
+    def _take(self, found: KeyValue) -> bool:
+        if found.key == self._reader.root + CONFIG.encode():
+            self._set_config(found if found.value is not None else None)
+            return True
+        if not self._is_lease(found):
+            return False
+        name = self._reader.name(found.key)
+        self._skipped.pop(name, None)
+        if found.value is None:
+            self._reader.forget(found.key)
+            self._leases.pop(name, None)
+            return True
+        result = self._reader.read(found)
+        if isinstance(result, Lease):
+            self._leases[name] = result
+        else:
+            self._skipped[name] = result
+        return True
+
+    def _set_config(self, found: KeyValue | None) -> None:
+        self.config_revision = found.mod_revision if found is not None else 0
+        self.config_text = found.value if found is not None else None
+        self._config, self._config_error = None, None
+        if self.config_text is None:
+            return
+        try:
+            self._config = parse_network_config(self.config_text)
+        except ConfigError as exc:
+            self._config_error = str(exc)

@@ -1,0 +1,236 @@
+"""The watch: list, then follow from that revision, and never believe a silence.
+
+A break is taken up at the last revision seen + 1. After a compaction, or when
+the store was put back to an older state, everything is listed again. A
+connection that leads nowhere is noticed by keepalive pings, a member that lost
+its leader by ``hasleader``, and either also by a read after some idle time.
+"""
+
+import logging
+import queue
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Self, TypeAlias
+
+import etcd3.etcdrpc as rpc
+
+from overlay.model.lease import LeaseView
+from overlay.store.base import StopSignal, StoreAccessError, StoreError, StoreUnavailableError
+from overlay.store.etcd_connection import EtcdConnection, Member
+from overlay.store.etcd_errors import (
+    CALL_ERRORS,
+    CertificateError,
+    CompactedError,
+    StaleConnectionError,
+    TokenError,
+    translate,
+)
+from overlay.store.etcd_keys import key_value, list_all, prefix_range
+from overlay.store.etcd_table import CONFIG, KeyValue, LeaseReader, LeaseTable
+
+log = logging.getLogger(__name__)
+
+Answer: TypeAlias = Any  # etcdrpc.WatchResponse, which has no types
+
+_IDLE_CHECK_S: Final = 15.0  # so many seconds of silence, then one linearizable read
+_STOP_POLL_S: Final = 0.2  # how late a stop may be noticed
+_BACKOFF_S: Final = (0.05, 0.8)  # first and longest pause after a failure
+_DELETE: Final = 1  # mvccpb.Event.EventType
+
+
+class ResyncError(StoreUnavailableError):
+    """The store is not the one that was seen last: list again."""
+
+
+class EtcdWatch:
+    """One watch of one fabric; see ``LeaseStore.watch`` for what it promises."""
+
+    def __init__(self, connection: EtcdConnection, reader: LeaseReader, root: str) -> None:
+        self._connection = connection
+        self._root = root
+        self._table = LeaseTable(reader)
+        self._must_list = True
+
+    def run(
+        self,
+        deliver: Callable[[LeaseView], None],
+        trouble: Callable[[StoreError | None], None],
+        stop: StopSignal,
+    ) -> None:
+        """Deliver views until ``stop`` is set."""
+        told: type[StoreError] | None = None
+        pause_s = _BACKOFF_S[0]
+        while not stop.is_set():
+            try:
+                is_resumed = not self._must_list
+                if self._must_list:
+                    self._table.replace(list_all(self._connection, self._root))
+                    self._must_list = False
+                    deliver(self._table.view())
+                for is_changed in self._follow(stop, is_resumed=is_resumed):
+                    if told is not None:
+                        told = None
+                        trouble(None)
+                    pause_s = _BACKOFF_S[0]
+                    if is_changed:
+                        deliver(self._table.view())
+            except (CompactedError, ResyncError) as exc:
+                log.info("listing again: %s", exc)
+                self._must_list = True
+            except StoreError as exc:
+                if told is not type(exc):
+                    told = type(exc)
+                    trouble(exc)
+                # At random, so that not all agents come back in the same moment.
+                stop.wait(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+                pause_s = min(pause_s * 2, _BACKOFF_S[1])
+
+    def _check(self, member: Member) -> None:
+        """Read through ``member``: is it there, in a quorum, with a login, and not put back?"""
+        answer = self._connection.on_member(
+            member, lambda client: client.get_response(self._root + CONFIG, keys_only=True)
+        )
+        self._compare(answer.header)
+
+    def _compare(self, header: Any) -> None:
+        if header.revision < self._table.revision:
+            msg = f"etcd was put back from revision {self._table.revision} to {header.revision}"
+            raise ResyncError(msg)
+        if header.cluster_id != self._table.cluster_id:
+            msg = "another etcd cluster answers"
+            raise ResyncError(msg)
+
+    def _follow(self, stop: StopSignal, *, is_resumed: bool) -> Iterator[bool]:
+        """Apply changes as they come; yield whether there were any, first False once it runs."""
+        member = self._connection.member()
+        try:
+            if is_resumed:
+                self._check(member)
+            with _Stream(member, self._root, self._table.revision + 1) as stream:
+                created = stream.next(self._connection.attempt_s, stop)
+                if stop.is_set():
+                    return
+                self._accept(created)
+                yield False
+                yield from self._changes(stream, member, stop)
+        except (StoreUnavailableError, CertificateError) as exc:
+            if not isinstance(exc, CompactedError | ResyncError):
+                self._connection.failed(member, exc)
+            raise
+
+    def _changes(self, stream: "_Stream", member: Member, stop: StopSignal) -> Iterator[bool]:
+        while not stop.is_set():
+            answer = stream.next(_IDLE_CHECK_S, stop)
+            if answer is None:
+                if not stop.is_set():
+                    self._check(member)
+                continue
+            events = list(_events(answer))
+            # What waits already belongs to the same view: one delivery for all.
+            while (waiting := stream.waiting()) is not None:
+                events += _events(waiting)
+            yield self._table.apply(events)
+
+    def _accept(self, answer: Answer | None) -> None:
+        if answer is None:
+            msg = "etcd does not answer a watch in time"
+            raise StaleConnectionError(msg)
+        if not answer.created:
+            msg = "etcd answered a watch with something else"
+            raise StoreUnavailableError(msg)
+        # A member that is behind waits for its future in silence.
+        self._compare(answer.header)
+
+
+class _Stream:
+    """One watch call: its answers, fetched by a thread that ends with the call."""
+
+    def __init__(self, member: Member, root: str, revision: int) -> None:
+        self._url = member.url
+        self._answers: queue.SimpleQueue[Answer | StoreError] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        start, end = prefix_range(root)
+        create = rpc.WatchCreateRequest(key=start, range_end=end, start_revision=revision)
+        self._requests.put(rpc.WatchRequest(create_request=create))
+        metadata = (*(member.client.metadata or ()), ("hasleader", "true"))
+        try:
+            stub = rpc.WatchStub(member.client.channel)
+            # The requests must not end: etcd takes their end for the end of the watch.
+            self._call = stub.Watch(iter(self._requests.get, None), metadata=metadata)
+        except ValueError as exc:  # the channel was closed
+            msg = f"etcd at {member.url}: {exc}"
+            raise StoreUnavailableError(msg) from exc
+        threading.Thread(target=self._fetch, name="etcd-watch", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._requests.put(None)
+        self._call.cancel()
+
+    def next(self, timeout_s: float, stop: StopSignal) -> Answer | None:
+        """Return the next answer; None after ``timeout_s`` or when ``stop`` is set.
+
+        Raises what ended the call.
+        """
+        while timeout_s > 0 and not stop.is_set():
+            wait_s = min(timeout_s, _STOP_POLL_S)
+            timeout_s -= wait_s
+            try:
+                return self._checked(self._answers.get(timeout=wait_s))
+            except queue.Empty:
+                continue
+        return None
+
+    def waiting(self) -> Answer | None:
+        """Return an answer that is there already, or None.
+
+        An error that waits stays for ``next``: what came before it counts first.
+        """
+        try:
+            answer = self._answers.get_nowait()
+        except queue.Empty:
+            return None
+        if isinstance(answer, StoreError) or answer.canceled:
+            self._answers.put(answer)
+            return None
+        return answer
+
+    def _fetch(self) -> None:
+        try:
+            for answer in self._call:
+                self._answers.put(answer)
+            self._answers.put(StoreUnavailableError(f"etcd at {self._url} ended the watch"))
+        except CALL_ERRORS as exc:
+            self._answers.put(translate(exc, self._url))
+
+    def _checked(self, answer: Answer | StoreError) -> Answer:
+        if isinstance(answer, StoreError):
+            raise answer
+        if answer.canceled:
+            raise self._canceled(answer)
+        return answer
+
+    def _canceled(self, answer: Answer) -> StoreError:
+        reason = answer.cancel_reason or "no reason given"
+        shown = f"etcd at {self._url} canceled the watch: {reason}"
+        if answer.compact_revision:
+            return CompactedError(shown)
+        if "ermission" in reason:
+            return StoreAccessError(
+                f"{shown}; give the role of --etcd-username read on --etcd-prefix"
+            )
+        if "auth" in reason:
+            return TokenError(shown)
+        return StoreUnavailableError(shown)
+
+
+def _events(answer: Answer) -> Iterator[KeyValue]:
+    for event in answer.events:
+        found = key_value(event.kv)
+        if event.type == _DELETE:
+            yield KeyValue(found.key, None, 0, found.mod_revision)
+        else:
+            yield found

@@ -1,0 +1,216 @@
+"""A lease store in memory, for one process: tests, simulations, a lab without etcd.
+
+It decides claims with the code that the etcd store uses and refuses what etcd
+would refuse. Time is the clock that is passed in.
+"""
+
+import dataclasses
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from overlay.ipam.claim import Adopt, Create, decide
+from overlay.ipam.subnets import Choose
+from overlay.model.errors import ConfigError
+from overlay.model.lease import Lease, LeaseAttributes, LeaseView
+from overlay.model.network import NetworkConfig, parse_network_config
+from overlay.model.subnet import Subnet
+from overlay.store.base import Claim, StopSignal, StoreError
+from overlay.store.refusals import checked_config, claimant_of, lost, refusal, reservation_of
+
+_POLL_S: Final = 0.05  # how late a watch notices a stop, and a lease that ran out
+
+
+class MemoryLeaseStore:
+    """Leases in a dictionary, shared by any number of threads.
+
+    ``clock`` returns monotonic seconds, ``choose`` a number below its
+    argument. While ``outage`` is set, every call raises it and watches report
+    it.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        choose: Choose = secrets.randbelow,
+    ) -> None:
+        self._clock = clock
+        self._choose = choose
+        self._condition = threading.Condition(threading.RLock())
+        self._leases: dict[str, Lease] = {}
+        self._ends_at: dict[int, float] = {}  # by lease_id
+        self._revision = 1
+        self._last_lease_id = 0
+        self._config_text: str | None = None
+        self._outage: StoreError | None = None
+
+    @property
+    def outage(self) -> StoreError | None:
+        """What every call raises now, or None."""
+        return self._outage
+
+    @outage.setter
+    def outage(self, error: StoreError | None) -> None:
+        with self._condition:
+            self._outage = error
+            self._condition.notify_all()
+
+    def view(self) -> LeaseView:
+        """Return everything the store holds. See ``LeaseStore``."""
+        with self._open():
+            config, config_error = None, None
+            if self._config_text is not None:
+                try:
+                    config = parse_network_config(self._config_text)
+                except ConfigError as exc:
+                    config_error = str(exc)
+            return LeaseView(self._revision, dict(self._leases), config, config_error)
+
+    def acquire(self, claim: Claim) -> Lease:
+        """Return the node's lease. See ``LeaseStore``."""
+        with self._open():
+            decision = decide(self.view(), claimant_of(claim), claim.config, self._choose)
+            if isinstance(decision, Adopt):
+                lease = self._rewrite(decision.lease, claim.attributes, claim.ttl_s)
+            elif isinstance(decision, Create):
+                lease = self._write(decision.subnet, claim.attributes, self._grant(claim.ttl_s))
+            else:
+                raise refusal(decision, claim.node)
+            for old in decision.release:
+                self._delete(old.subnet.key)
+            return lease
+
+    def renew(self, lease: Lease, attributes: LeaseAttributes, ttl_s: int) -> Lease:
+        """Start the lease's time anew. See ``LeaseStore``."""
+        with self._open():
+            return self._rewrite(self._seen(lease), attributes, ttl_s)
+
+    def release(self, lease: Lease) -> None:
+        """Delete the lease as it was seen. See ``LeaseStore``."""
+        with self._open():
+            self._delete(self._seen(lease).subnet.key)
+
+    def reserve(self, subnet: Subnet, node: str) -> Lease:
+        """Keep a subnet for a node, for ever. See ``LeaseStore``."""
+        with self._open():
+            found = reservation_of(subnet, node, self.view())
+            if not isinstance(found, Lease):
+                return self._write(subnet, found, 0)
+            if found.is_permanent:
+                return found
+            self._ends_at.pop(found.lease_id, None)
+            return self._write(subnet, found.attributes, 0)
+
+    def time_to_live(self, lease: Lease) -> int | None:
+        """Return the seconds that the lease has left. See ``LeaseStore``."""
+        with self._open():
+            if lease.is_permanent:
+                return None
+            return max(0, int(self._ends_at.get(lease.lease_id, 0) - self._clock()))
+
+    def write_config(self, text: str, *, force: bool = False) -> NetworkConfig:
+        """Write the network config. See ``LeaseStore``."""
+        with self._open():
+            config = checked_config(text, self.view(), force=force)
+            self.put_config(text)
+            return config
+
+    def watch(
+        self,
+        deliver: Callable[[LeaseView], None],
+        trouble: Callable[[StoreError | None], None],
+        stop: StopSignal,
+    ) -> None:
+        """Deliver views until ``stop`` is set. See ``LeaseStore``."""
+        revision, told = 0, False
+        while not stop.is_set():
+            view: LeaseView | None = None
+            error: StoreError | None = None
+            with self._condition:
+                try:
+                    view = self.view()
+                except StoreError as exc:
+                    error = exc
+                if (view is None and told) or (view is not None and view.revision == revision):
+                    self._condition.wait(_POLL_S)
+            # Outside the lock, so that a slow receiver holds up nobody.
+            if error is not None and not told:
+                told = True
+                trouble(error)
+            if view is not None and told:
+                told = False
+                trouble(None)
+            if view is not None and view.revision != revision:
+                revision = view.revision
+                deliver(view)
+
+    def close(self) -> None:
+        """Do nothing: there is no connection."""
+
+    def put_config(self, text: str | None) -> None:
+        """Write any config, as somebody without this program would; None deletes it."""
+        with self._condition:
+            self._config_text = text
+            self._advance()
+
+    def put_lease(
+        self, subnet: Subnet, attributes: LeaseAttributes, ttl_s: int | None = None
+    ) -> Lease:
+        """Write any lease, as flannel or an operator would; without ``ttl_s`` it never ends."""
+        with self._condition:
+            return self._write(subnet, attributes, 0 if ttl_s is None else self._grant(ttl_s))
+
+    def delete_lease(self, subnet: Subnet) -> None:
+        """Delete the lease of ``subnet`` if there is one, whatever it holds."""
+        with self._condition:
+            if subnet.key in self._leases:
+                self._delete(subnet.key)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        with self._condition:
+            if self._outage is not None:
+                raise self._outage
+            now = self._clock()
+            for key, lease in tuple(self._leases.items()):
+                if lease.lease_id and self._ends_at[lease.lease_id] <= now:
+                    self._delete(key)
+            yield
+
+    def _seen(self, lease: Lease) -> Lease:
+        found = self._leases.get(lease.subnet.key)
+        if found is None or found.mod_revision != lease.mod_revision:
+            raise lost(lease)
+        return found
+
+    def _rewrite(self, lease: Lease, attributes: LeaseAttributes, ttl_s: int) -> Lease:
+        self._ends_at.pop(lease.lease_id, None)
+        lease_id = 0 if lease.is_permanent else self._grant(ttl_s)
+        return self._write(lease.subnet, attributes, lease_id)
+
+    def _write(self, subnet: Subnet, attributes: LeaseAttributes, lease_id: int) -> Lease:
+        self._advance()
+        old = self._leases.get(subnet.key)
+        lease = Lease(subnet, attributes, self._revision, self._revision, lease_id)
+        if old is not None:
+            lease = dataclasses.replace(lease, create_revision=old.create_revision)
+        self._leases[subnet.key] = lease
+        return lease
+
+    def _delete(self, key: str) -> None:
+        lease = self._leases.pop(key)
+        self._ends_at.pop(lease.lease_id, None)
+        self._advance()
+
+    def _grant(self, ttl_s: int) -> int:
+        self._last_lease_id += 1
+        self._ends_at[self._last_lease_id] = self._clock() + ttl_s
+        return self._last_lease_id
+
+    def _advance(self) -> None:
+        self._revision += 1
+        self._condition.notify_all()
