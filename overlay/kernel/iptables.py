@@ -77,7 +77,7 @@ def remove() -> tuple[str, ...]:
         if table.command is None:
             continue
         try:
-            _remove_from(table.command, _listed(table.command, "FORWARD"))
+            _remove_from(table.command, _listed(table.command))
         except _ToolError as exc:
             problems.append(f"{_COMMAND[table.family]} ({table.variant}): {exc}")
     return tuple(problems)
@@ -92,16 +92,17 @@ def _ensure_in(table: _Table, networks: list[IPNetwork]) -> Iterator[str]:
                 "Debian package iptables"
             )
         return
-    forward = _listed(table.command, "FORWARD")
+    chains = _listed(table.command)
+    forward = chains.get("FORWARD", [])
     if not networks or not any(_drops(line) for line in forward):
-        _remove_from(table.command, forward)
+        _remove_from(table.command, chains)
         return
     rules = [
         f"-A {CHAIN} {direction} {network} {_MARK} -j ACCEPT"
         for network in networks
         for direction in ("-s", "-d")
     ]
-    if _leads_to_us(forward) and _listed(table.command, CHAIN) == [f"-N {CHAIN}", *rules]:
+    if _leads_to_us(forward) and chains.get(CHAIN) == [f"-N {CHAIN}", *rules]:
         return
     _restore(
         table.command,
@@ -115,9 +116,10 @@ def _ensure_in(table: _Table, networks: list[IPNetwork]) -> Iterator[str]:
     _LOG.info("%s: pods may pass FORWARD, which drops", table.command)
 
 
-def _remove_from(command: str, forward: list[str]) -> None:
-    if not _listed(command, CHAIN):
+def _remove_from(command: str, chains: dict[str, list[str]]) -> None:
+    if CHAIN not in chains:
         return
+    forward = chains.get("FORWARD", [])
     jumps = [line.replace("-A", "-D", 1) for line in forward if line == _JUMP]
     _restore(command, [*jumps, f"-F {CHAIN}", f"-X {CHAIN}"])
     _LOG.info("%s: chain %s removed", command, CHAIN)
@@ -202,15 +204,18 @@ def _other_dropping_chains() -> Iterator[str]:
         yield f"nftables: chain {name} drops by policy; accept the pod networks in it"
 
 
-def _listed(command: str, chain: str) -> list[str]:
-    """Return a chain as ``iptables -S CHAIN`` prints it, or nothing where there is none."""
-    try:
-        text = _run([command, "-w", str(_LOCK_WAIT_S), "-S", chain])
-    except _ToolError as exc:
-        if "No chain" in str(exc):
-            return []
-        raise
-    return [shlex.join(_words(line)) for line in text.splitlines()]
+def _listed(command: str) -> dict[str, list[str]]:
+    """Return the chains of the table, each as ``iptables -S CHAIN`` prints it.
+
+    All at once: of a chain that is missing alone, iptables-nft 1.8.9 says that
+    it is incompatible.
+    """
+    chains: dict[str, list[str]] = {}
+    for line in _run([command, "-w", str(_LOCK_WAIT_S), "-S"]).splitlines():
+        words = _words(line)
+        if len(words) > 1:
+            chains.setdefault(words[1], []).append(shlex.join(words))
+    return chains
 
 
 def _words(line: str) -> list[str]:

@@ -117,11 +117,12 @@ MakeNetns: TypeAlias = Callable[[], Netns]  # what the fixture make_netns gives
 def veth(a: Netns, name_a: str, b: Netns, name_b: str) -> None:
     """Wire two namespaces with a veth pair, both ends up; it never passes through the host's.
 
-    IPv6 addresses are to be added with ``nodad``, or they are tentative for a while.
+    The ends detect no duplicate IPv6 addresses: all are fit for use at once.
     """
     a.ip("link", "add", name_a, "type", "veth", "peer", "name", name_b, "netns", b.name)
-    a.ip("link", "set", name_a, "up")
-    b.ip("link", "set", name_b, "up")
+    for netns, name in ((a, name_a), (b, name_b)):
+        netns.sysctl(f"net/ipv6/conf/{name}/accept_dad", 0)
+        netns.ip("link", "set", name, "up")
 
 
 def eventually(
@@ -181,3 +182,56 @@ def _run(argv: list[str], *, stdin: str | None = None, check: bool = True) -> st
         msg = f"{' '.join(argv)}: status {done.returncode}: {done.stderr.strip()}"
         raise AssertionError(msg)
     return done.stdout
+
+
+class PodLine:
+    """A pod, its node and the outside in a row, IPv4 and IPv6, the node forwarding.
+
+    The outside also answers for a peer node (``.2``), for a network that is
+    routed to it (``KEEP``) and, behind the node's device ``overlay.1``, for a
+    pod of another node. It routes the pod's subnet to the node.
+    """
+
+    POD: Final = {4: "10.244.1.2", 6: "fd00:1:0:1::2"}
+    NODE: Final = {4: "192.0.2.1", 6: "2001:db8:0:2::1"}
+    PEER: Final = {4: "192.0.2.2", 6: "2001:db8:0:2::2"}
+    OUTSIDE: Final = {4: "192.0.2.9", 6: "2001:db8:0:2::9"}
+    KEEP: Final = {4: "198.51.100.9", 6: "2001:db8:9::9"}
+    REMOTE_POD: Final = {4: "10.244.2.2", 6: "fd00:1:0:2::2"}
+
+    def __init__(self, make: MakeNetns) -> None:
+        self.pod, self.node, self.outside = make(), make(), make()
+        veth(self.node, "opod1", self.pod, "eth0")
+        veth(self.node, "up0", self.outside, "eth0")
+        veth(self.node, "overlay.1", self.outside, "inner")
+        for name in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
+            self.node.sysctl(name, 1)
+        self._address(self.node, "opod1", "10.244.1.1/24", "fd00:1:0:1::1/64")
+        self._address(self.pod, "eth0", "10.244.1.2/24", "fd00:1:0:1::2/64")
+        self.pod.ip("route", "add", "default", "via", "10.244.1.1")
+        self.pod.ip("route", "add", "default", "via", "fd00:1:0:1::1")
+        self._address(self.node, "up0", "192.0.2.1/24", "2001:db8:0:2::1/64")
+        for host in ("9", "2"):
+            self._address(self.outside, "eth0", f"192.0.2.{host}/24", f"2001:db8:0:2::{host}/64")
+        self._address(self.outside, "lo", "198.51.100.9/32", "2001:db8:9::9/128")
+        self.node.ip("route", "add", "198.51.100.0/24", "via", "192.0.2.9")
+        self.node.ip("route", "add", "2001:db8:9::/64", "via", "2001:db8:0:2::9")
+        self.outside.ip("route", "add", "10.244.1.0/24", "via", "192.0.2.1")
+        self.outside.ip("route", "add", "fd00:1:0:1::/64", "via", "2001:db8:0:2::1")
+        self._address(self.node, "overlay.1", "10.244.2.1/24", "fd00:1:0:2::1/64")
+        self._address(self.outside, "inner", "10.244.2.2/24", "fd00:1:0:2::2/64")
+        self._answer_through_the_tunnel()
+
+    def _answer_through_the_tunnel(self) -> None:
+        """Let the remote pod's address leave by its own device, as on a node of its own."""
+        for version, source, gateway in (
+            ("-4", "10.244.2.2", "10.244.2.1"),
+            ("-6", "fd00:1:0:2::2", "fd00:1:0:2::1"),
+        ):
+            self.outside.ip(version, "rule", "add", "from", source, "lookup", "77")
+            self.outside.ip(version, "route", "add", "default", "via", gateway, "table", "77")
+
+    @staticmethod
+    def _address(netns: Netns, device: str, v4: str, v6: str) -> None:
+        netns.ip("addr", "add", v4, "dev", device)
+        netns.ip("addr", "add", v6, "dev", device)
