@@ -124,6 +124,10 @@ class NftTable:
         self._generation = now
         return True
 
+    def exists(self) -> bool:
+        """Return whether there is a table of our name. Raises NftError."""
+        return self._list() is not None
+
     def delete(self) -> None:
         """Remove the table and all in it; nothing is done where there is none. Raises NftError."""
         self._forget()

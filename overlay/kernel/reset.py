@@ -1,0 +1,93 @@
+"""Removing everything that the agent made on this node, and nothing else."""
+
+import contextlib
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from overlay.kernel import iptables
+from overlay.kernel.base import KernelError
+from overlay.kernel.netlink import NetlinkKernel
+from overlay.kernel.nft import NftTable
+from overlay.model.errors import OverlayError, UsageError
+from overlay.model.kernel import VxlanLink
+from overlay.plan.diff import diff
+from overlay.policy.ruleset import TABLE
+
+_STATE_DIR: Final = Path("/run/overlay")
+
+
+def reset_node(
+    state_dir: Path = _STATE_DIR,
+    subnet_file: Path | None = None,
+    cni_socket: Path | None = None,
+    told: Callable[[str], None] = lambda _line: None,
+) -> list[str]:
+    """Remove our devices, routes, rules, tables and files; return a line for each.
+
+    Sysctls stay as they are: others may have come to rely on forwarding. The
+    node's lease stays in the store until it ends or is released there. What
+    fails is told at the end, after everything else has been tried. Repeating
+    it is safe.
+
+    Raises UsageError while an agent is running, KernelError with what could
+    not be removed.
+    """
+    _refuse_running_agent(cni_socket or state_dir / "cni.sock")
+    removed: list[str] = []
+    failed: list[str] = []
+
+    def done(line: str) -> None:
+        removed.append(line)
+        told(line)
+
+    _reset_kernel(done, failed)
+    _reset_filter(done, failed)
+    for path in (subnet_file or state_dir / "subnet.env", cni_socket or state_dir / "cni.sock"):
+        try:
+            path.unlink()
+            done(f"file {path}")
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            failed.append(f"{path}: {exc.strerror}")
+    if failed:
+        msg = f"not removed: {'; '.join(failed)}"
+        raise KernelError(msg)
+    return removed
+
+
+def _reset_kernel(done: Callable[[str], None], failed: list[str]) -> None:
+    with contextlib.closing(NetlinkKernel()) as kernel:
+        observed = kernel.dump()
+        ops = diff((), observed)
+        failures = {failure.op: failure for failure in kernel.apply(ops)}
+    devices = {item.name for item in observed if isinstance(item, VxlanLink)}
+    for op in ops:
+        if op in failures:
+            failed.append(str(failures[op]))
+        elif isinstance(op.target, VxlanLink) or getattr(op.target, "device", "") not in devices:
+            done(str(op.target))  # what hung on a device need not be told with it
+
+
+def _reset_filter(done: Callable[[str], None], failed: list[str]) -> None:
+    try:
+        table = NftTable()
+        if table.exists():
+            table.delete()
+            done(f"table {TABLE}")
+    except OverlayError as exc:
+        failed.append(str(exc))
+    failed += iptables.remove()
+
+
+def _refuse_running_agent(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return
+    msg = f"overlayd answers on {path} and would make everything anew; stop it first"
+    raise UsageError(msg)
