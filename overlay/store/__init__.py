@@ -3,3 +3,9 @@
 Stores hand over whole views and change leases by compare-and-swap. They know
 nothing of kernels.
 """
+
+import os
+
+# gRPC reads this when it is first imported. It would write to stderr, past
+# every log format, what comes to us as an error anyway.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
