@@ -16,7 +16,7 @@ from ipaddress import ip_network
 from typing import Final
 
 from overlay.model.errors import OverlayError
-from overlay.policy.ruleset import TABLE, Elements, Ruleset
+from overlay.policy.ruleset import TABLE, Ruleset, spelled
 
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 _NETLINK_NETFILTER: Final = 12
@@ -118,7 +118,7 @@ class NftTable:
         if listing is None:
             return False
         static, elements = _parse_listing(listing)
-        wanted = {each.name: each.elements for each in ruleset.sets}
+        wanted = {each.name: frozenset(map(spelled, each.elements)) for each in ruleset.sets}
         if static != self._listing or elements != wanted:
             return False
         self._generation = now
@@ -215,19 +215,19 @@ def _next(number: int) -> int:
     return (number + 1) & 0xFFFFFFFF or 1
 
 
-def _parse_listing(listing: str) -> tuple[str, dict[str, Elements]]:
+def _parse_listing(listing: str) -> tuple[str, dict[str, frozenset[str]]]:
     """Return a table's listing without elements, and the elements of each set.
 
     What is no address (somebody else put it there) makes the listing differ.
     """
-    sets: dict[str, Elements] = {}
+    sets: dict[str, frozenset[str]] = {}
     static = listing
     for match in _SET.finditer(listing):
         block = match.group()
         found = _ELEMENTS.search(block)
         words = found["elements"].split(",") if found else []
         with contextlib.suppress(ValueError):
-            sets[match["name"]] = frozenset(ip_network(word.strip()) for word in words)
+            sets[match["name"]] = frozenset(spelled(ip_network(word.strip())) for word in words)
             static = static.replace(block, _ELEMENTS.sub("", block))
     return static, sets
 

@@ -7,7 +7,7 @@ and ``ipaddress`` values become elements: no text from elsewhere reaches nft.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, collapse_addresses
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 from typing import Final, TypeAlias
 
 from overlay.model.address import Family, IPAddress, IPNetwork
@@ -15,7 +15,7 @@ from overlay.model.address import Family, IPAddress, IPNetwork
 TABLE: Final = "inet overlay"
 
 _TYPE: Final = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
-Elements: TypeAlias = frozenset[IPNetwork]
+Elements: TypeAlias = frozenset[IPAddress] | frozenset[IPNetwork]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class NamedSet:
 
     name: str
     family: Family
-    elements: Elements = frozenset()
+    elements: Elements = frozenset[IPAddress]()
     interval: bool = False
 
     @property
@@ -37,7 +37,7 @@ class NamedSet:
         return f"\tset {self.name} {{\n\t\ttype {_TYPE[self.family]}{flags}"
 
     def __str__(self) -> str:
-        listed = f"\n\t\telements = {{ {_spelled(self.elements)} }}" if self.elements else ""
+        listed = f"\n\t\telements = {{ {_listed(self.elements)} }}" if self.elements else ""
         return f"{self.definition}{listed}\n\t}}\n"
 
 
@@ -88,47 +88,53 @@ class Ruleset:
         return "".join(added + deleted)
 
 
-def hosts(addresses: Iterable[IPAddress], family: Family) -> Elements:
+def hosts(addresses: Iterable[IPAddress], family: Family) -> frozenset[IPAddress]:
     """Return the elements for the addresses of ``family``.
 
     A scoped address (``fe80::1%eth0``) is left out: a set of addresses cannot
     say the interface.
     """
-    return frozenset(
-        _network(int(address), family.bits, family)
-        for address in addresses
-        if address.version == family.value
-        and not (isinstance(address, IPv6Address) and address.scope_id)
-    )
+    if family is Family.IPV4:
+        return frozenset(a for a in addresses if isinstance(a, IPv4Address))
+    return frozenset(a for a in addresses if isinstance(a, IPv6Address) and not a.scope_id)
 
 
-def intervals(networks: Iterable[IPNetwork | None], family: Family) -> Elements:
+def intervals(networks: Iterable[IPNetwork | None], family: Family) -> frozenset[IPNetwork]:
     """Return the elements for the networks of ``family``, none inside another.
 
     An interval set refuses elements that overlap.
     """
+    kind = IPv4Network if family is Family.IPV4 else IPv6Network
     chosen = [
-        _network(int(network.network_address), network.prefixlen, family)
+        # From the number, so that a scope id, which may hold any text, is lost.
+        kind((int(network.network_address), network.prefixlen))
         for network in networks
         if network is not None and network.version == family.value
     ]
     return frozenset(collapse_addresses(chosen))  # type: ignore[type-var]  # one family by choice
 
 
-def _network(address: int, prefixlen: int, family: Family) -> IPNetwork:
-    # From the number, so that a scope id, which may hold any text, is lost.
-    kind = IPv4Network if family is Family.IPV4 else IPv6Network
-    return kind((address, prefixlen))
+def spelled(element: IPAddress | IPNetwork) -> str:
+    """Return an element as nft lists it: a network of one address without its length.
+
+    >>> spelled(IPv4Network("192.0.2.1/32"))
+    '192.0.2.1'
+    """
+    if isinstance(element, IPv4Network | IPv6Network) and element.num_addresses == 1:
+        return str(element.network_address)
+    return str(element)
 
 
-def _change(verb: str, name: str, elements: Elements) -> list[str]:
-    if not elements:
-        return []
-    return [f"{verb} element {TABLE} {name} {{ {_spelled(elements)} }}\n"]
+def _change(verb: str, name: str, elements: Iterable[IPAddress | IPNetwork]) -> list[str]:
+    listed = _listed(elements)
+    return [f"{verb} element {TABLE} {name} {{ {listed} }}\n"] if listed else []
 
 
-def _spelled(elements: Elements) -> str:
-    ordered = sorted(elements, key=lambda n: (int(n.network_address), n.prefixlen))
-    return ", ".join(
-        str(n.network_address if n.prefixlen == n.max_prefixlen else n) for n in ordered
-    )
+def _listed(elements: Iterable[IPAddress | IPNetwork]) -> str:
+    return ", ".join(spelled(element) for element in sorted(elements, key=_number))
+
+
+def _number(element: IPAddress | IPNetwork) -> int:
+    if isinstance(element, IPv4Network | IPv6Network):
+        return int(element.network_address)
+    return int(element)

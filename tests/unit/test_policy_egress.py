@@ -63,8 +63,8 @@ def test_sets_hold_peers_networks_and_exceptions() -> None:
         nodes=frozenset({ip_address("192.0.2.9"), ip_address("2001:db8::9")}),
     )
     assert sets(compile_ruleset(both)) == {
-        "ov_nodes4": "192.0.2.9/32",
-        "ov_nodes6": "2001:db8::9/128",
+        "ov_nodes4": "192.0.2.9",
+        "ov_nodes6": "2001:db8::9",
         "ov_pods4": "10.244.0.0/16",
         "ov_own4": "10.244.1.0/24",
         "ov_keep4": "198.51.100.0/24",
