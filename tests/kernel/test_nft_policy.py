@@ -5,7 +5,8 @@ import errno
 import json
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from ipaddress import ip_address
 
 import pytest
@@ -17,7 +18,7 @@ from overlay.model.subnet import parse_subnet
 from overlay.plan.backend import Tunnel
 from overlay.policy.egress import FirewallPlan, compile_ruleset
 from overlay.policy.ruleset import Ruleset
-from tests.kernel.netns import MakeNetns, Netns, PodLine
+from tests.kernel.netns import MakeNetns, Netns, PodLine, eventually, veth
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
 
@@ -39,7 +40,9 @@ def line(make_module_netns: MakeNetns) -> PodLine:
     return line
 
 
-def compiled(mode: str, *, direct: bool = False) -> Ruleset:
+def compiled(
+    mode: str, *, direct: bool = False, nodes: Collection[str] = tuple(PodLine.PEER.values())
+) -> Ruleset:
     document = {
         "Network": "10.244.0.0/16",
         "EnableIPv6": True,
@@ -51,7 +54,7 @@ def compiled(mode: str, *, direct: bool = False) -> Ruleset:
             own=parse_subnet("10.244.1.0/24,fd00:1:0:1::/64"),
             config=parse_network_config(json.dumps(document)),
             tunnel=Tunnel(PORT, VNI, {Family.IPV4: "overlay.1"}),
-            nodes=frozenset(ip_address(a) for a in PodLine.PEER.values()),
+            nodes=frozenset(map(ip_address, nodes)),
             direct=direct,
         )
     )
@@ -236,6 +239,37 @@ def test_isolated_pod_speaks_with_nodes_and_pods(
 
 
 @both_families
+@both_kinds
+def test_isolated_pods_of_one_node_speak_through_whatever_device(
+    make_netns: MakeNetns, version: int, kind: int
+) -> None:
+    """The second pod sits behind a device that is not named like ours."""
+    line, second = PodLine(make_netns), make_netns()
+    veth(line.node, "bridge0", second, "eth0")
+    for mine, pod, prefix, gateway, net in (
+        ("10.244.1.129/25", "10.244.1.130/25", "10.244.1.128/25", "10.244.1.1", "10.244.1.129"),
+        (
+            "fd00:1:0:1:8000::1/65",
+            "fd00:1:0:1:8000::2/65",
+            "fd00:1:0:1:8000::/65",
+            "fd00:1:0:1::1",
+            "fd00:1:0:1:8000::1",
+        ),
+    ):
+        line.node.ip("addr", "add", mine, "dev", "bridge0")
+        second.ip("addr", "add", pod, "dev", "eth0")
+        second.ip("route", "add", "default", "via", net)
+        line.pod.ip("route", "add", prefix, "via", gateway)
+    enforce(line, "isolated")
+    other = {4: "10.244.1.130", 6: "fd00:1:0:1:8000::2"}[version]
+    with serving(second, other, kind) as server:
+        assert seen_from(line.pod, server, kind)[0] == PodLine.POD[version]
+    with serving(line.pod, PodLine.POD[version], kind) as server:
+        assert seen_from(second, server, kind)[0] == other
+    assert refusal(second, PodLine.OUTSIDE[version], kind) == PROHIBITED[version]
+
+
+@both_families
 @pytest.mark.parametrize("forged", ["remote pod", "own subnet"])
 def test_isolated_pod_takes_no_forged_pod_address_from_the_underlay(
     line: PodLine, version: int, forged: str
@@ -308,3 +342,39 @@ def test_pod_cannot_speak_to_a_tunnel(
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.recvfrom(100)
+
+
+def test_real_vxlan_devices_are_told_apart_by_vni(make_netns: MakeNetns) -> None:
+    """One is ours, one somebody else's, both on one port; only ours asks who is a peer."""
+    node, peer = make_netns(), make_netns()
+    veth(node, "up0", peer, "up0")
+    for netns, own, other in ((node, "1", "2"), (peer, "2", "1")):
+        netns.ip("addr", "add", f"192.0.2.{own}/24", "dev", "up0")
+        for vni in (VNI, VNI + 1):
+            device, prefix = f"vx.{vni}", f"10.0.{vni}"
+            netns.ip(
+                "link", "add", device, "type", "vxlan", "id", str(vni), "dstport", str(PORT),
+                "local", f"192.0.2.{own}", "remote", f"192.0.2.{other}", "dev", "up0",
+            )  # fmt: skip
+            netns.ip("addr", "add", f"{prefix}.{own}/24", "dev", device)
+            netns.ip("link", "set", device, "up")
+
+    def arrives(vni: int) -> bool:
+        with (
+            serving(node, f"10.0.{vni}.1", socket.SOCK_DGRAM) as server,
+            peer.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
+            server.settimeout(0.2)
+            sender.sendto(b"x", (f"10.0.{vni}.1", SERVICE))
+            with contextlib.suppress(TimeoutError):
+                return server.recv(10) == b"x"
+        return False
+
+    for nodes, ours in (({"192.0.2.2"}, True), (set[str](), False), ({"192.0.2.2"}, True)):
+        ruleset = compiled("island", nodes=nodes)
+        node.call(partial(NftTable().apply, ruleset))
+        eventually(lambda: arrives(VNI + 1), what="the other fabric's datagram")
+        if ours:
+            eventually(lambda: arrives(VNI), what="a peer's datagram")
+        else:
+            assert not arrives(VNI)

@@ -3,6 +3,9 @@
 import json
 import logging
 import os
+import socket
+import struct
+from functools import partial
 from ipaddress import ip_interface
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from overlay.kernel.sysctl import Change, Sysctl, ensure, ipv6_links, wanted
 from overlay.model.address import Family
 from overlay.model.network import NetworkConfig, parse_network_config
 from overlay.model.node import Underlay
-from tests.kernel.netns import MakeNetns, Netns, veth
+from tests.kernel.netns import MakeNetns, Netns, eventually, veth
 
 pytestmark = pytest.mark.kernel
 
@@ -26,12 +29,17 @@ def config(*, v6: bool) -> NetworkConfig:
 
 
 @pytest.fixture
-def node(make_netns: MakeNetns) -> Netns:
+def router(make_netns: MakeNetns) -> Netns:
+    return make_netns()
+
+
+@pytest.fixture
+def node(make_netns: MakeNetns, router: Netns) -> Netns:
     """Return a namespace with an underlay whose name has a dot, another link, and a tunnel."""
-    node, other = make_netns(), make_netns()
-    veth(node, "up.100", other, "x0")
-    veth(node, "second", other, "x1")
-    veth(node, "overlay.1", other, "x2")
+    node = make_netns()
+    veth(node, "up.100", router, "x0")
+    veth(node, "second", router, "x1")
+    veth(node, "overlay.1", router, "x2")
     return node
 
 
@@ -51,13 +59,29 @@ def test_wanted_reads_like_sysctl() -> None:
     ]
 
 
+def advertise(router: Netns, device: str) -> None:
+    """Send a router advertisement with a lifetime of half an hour (RFC 4861, section 4.2)."""
+    with router.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender:
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        index = router.ip_json("link", "show", device)[0]["ifindex"]
+        message = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+        sender.sendto(message, ("ff02::1", 0, 0, index))
+
+
+def learnt(node: Netns, device: str) -> bool:
+    return "default" in node.ip("-6", "route", "show", "dev", device, "proto", "ra")
+
+
 def test_advertised_default_route_survives_forwarding(
-    node: Netns, caplog: pytest.LogCaptureFixture
+    node: Netns, router: Netns, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     for device in ("up.100", "second"):
         node.sysctl(f"net/ipv6/conf/{device}/accept_ra", 1)
     node.sysctl("net/ipv6/conf/overlay.1/disable_ipv6", 1)
+    for device, far in (("up.100", "x0"), ("second", "x1")):
+        advertise(router, far)
+        eventually(partial(learnt, node, device), what=f"a route by {device}")
     links = node.call(ipv6_links)
     assert links == ("overlay.1", "second", "up.100")
     settings = wanted(config(v6=True), UNDERLAY, ["overlay.1"], links)
@@ -72,6 +96,8 @@ def test_advertised_default_route_survives_forwarding(
     ]
     assert outcome.problems == ()
     assert [record.message for record in caplog.records] == [str(c) for c in outcome.changes]
+    assert learnt(node, "up.100")
+    assert learnt(node, "second")
     again = node.call(lambda: ensure(settings))
     assert (again.changes, again.problems) == ((), ())
 
@@ -115,3 +141,11 @@ def test_value_that_cannot_be_written_is_a_problem(
         "sysctl net/ipv4/ip_forward = 1: is not ours to write (Read-only file system); "
         "run `sysctl -w net/ipv4/ip_forward=1` on the host"
     )
+
+
+def test_forwarding_alone_would_lose_the_advertised_route(node: Netns, router: Netns) -> None:
+    """What the order of ``wanted`` is for."""
+    advertise(router, "x0")
+    eventually(partial(learnt, node, "up.100"), what="a route by up.100")
+    node.call(lambda: ensure([Sysctl("net/ipv6/conf/all/forwarding", "1")]))
+    assert not learnt(node, "up.100")
