@@ -44,7 +44,8 @@ _IFADDRMSG: Final = struct.Struct("=BBBBI")
 _RULE: Final = struct.Struct("=BBBBBBBBI")
 _U32: Final = struct.Struct("=I")
 
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
+_IP6_RT_PRIO_USER: Final = 1024  # net/ip6_route.h: the metric of a route that names none
 _RTN_UNICAST: Final = 1
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
 _RTNH_F_ONLINK: Final = 4
@@ -163,6 +164,19 @@ _ENCODERS: Final[dict[type, Callable[[Op, Mapping[str, int]], Request]]] = {
 def replacement(made: Request) -> Request:
     """Return the request that puts a route in place of what is there."""
     return Request(made.kind, _MAKE_OR_CHANGE, made.body)
+
+
+def removal(route: Route) -> Request:
+    """Return the request that deletes an IPv6 route at ``route``'s key, whoever made it.
+
+    ``ip -6 route del PREFIX metric 1024 table TABLE``; our own deletions name
+    our protocol and so never meet another's route.
+    """
+    body = _RTMSG.pack(AF[Family.IPV6], route.prefix.prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    body += attribute(_RTA_DST, route.prefix.network_address.packed)
+    body += attribute(_RTA_PRIORITY, _U32.pack(_IP6_RT_PRIO_USER))
+    body += attribute(_RTA_TABLE, _U32.pack(route.table))
+    return Request(RTM_DELROUTE, 0, body)
 
 
 def route_query(prefix: IPNetwork) -> bytes:

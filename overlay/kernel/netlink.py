@@ -24,6 +24,9 @@ from overlay.plan.backend import Tunnel
 
 log = logging.getLogger(__name__)
 
+# EINVAL: IPv6 refuses an onlink gateway that the very route to be replaced
+# would reach by another device; that one has to go first.
+_IN_THE_WAY: Final = frozenset({errno.EEXIST, errno.EINVAL})
 _GONE: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
 
 
@@ -119,7 +122,7 @@ class NetlinkKernel:
             op = ready[refusal.index]
             if _is_done_already(op, refusal):
                 continue
-            if op.verb == "set" and isinstance(op.target, Route) and refusal.errno == errno.EEXIST:
+            if op.verb == "set" and isinstance(op.target, Route) and refusal.errno in _IN_THE_WAY:
                 again.append(refusal.index)
                 continue
             failures.append(OpFailure(op, refusal.errno, refusal.text))
@@ -138,11 +141,10 @@ class NetlinkKernel:
         failures: list[OpFailure] = []
         for refusal in self._rtnl.send(requests):
             op, request = made[refusal.index]
-            # IPv6 refuses an onlink gateway that the very route to be replaced
-            # would reach by another device: here the old one has to go first.
-            if refusal.errno == errno.EINVAL:
-                remove = messages.request(Op("del", op.target), {})
-                if not self._rtnl.send([remove, request]):
+            route = op.target
+            if refusal.errno == errno.EINVAL and isinstance(route, Route):
+                self._rtnl.send([messages.removal(route)])
+                if not self._rtnl.send([request]):
                     continue
             failures.append(OpFailure(op, refusal.errno, refusal.text))
         return failures

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import DUAL, V4, V6, by_key, lease, site, subnet
 
 from overlay.kernel.fake import FakeKernel
 from overlay.model.address import FAMILIES, Family
@@ -13,6 +12,7 @@ from overlay.model.lease import Lease
 from overlay.model.network import NetworkConfig, parse_network_config
 from overlay.plan.diff import diff
 from overlay.plan.planner import Planner, Site, desired
+from tests.unit.worlds import DUAL, V4, V6, by_key, lease, site, subnet
 
 
 def ops(before: Site, old: dict[str, Lease], after: Site, new: dict[str, Lease]) -> str:
