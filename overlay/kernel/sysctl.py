@@ -22,7 +22,7 @@ from typing import Final
 
 from overlay.model.address import Family
 from overlay.model.network import NetworkConfig
-from overlay.model.node import Underlay
+from overlay.model.node import POD_LINK_PREFIX, Underlay
 
 _ROOT: Final = Path("/proc/sys")
 _LOG: Final = logging.getLogger(__name__)
@@ -122,12 +122,19 @@ def ensure(settings: Iterable[Sysctl]) -> Outcome:
 
 
 def ipv6_links() -> tuple[str, ...]:
-    """Return the links that have IPv6 settings, by name; none where the kernel has no IPv6."""
+    """Return the host's links that have IPv6 settings; none where the kernel has no IPv6.
+
+    Pods' links are left out: a pod has no business to advertise routes to its node.
+    """
     try:
         names = sorted(path.name for path in (_ROOT / "net/ipv6/conf").iterdir())
     except OSError:
         return ()
-    return tuple(name for name in names if name not in {"all", "default", "lo"})
+    return tuple(
+        name
+        for name in names
+        if name not in {"all", "default", "lo"} and not name.startswith(POD_LINK_PREFIX)
+    )
 
 
 def _read(name: str) -> str:

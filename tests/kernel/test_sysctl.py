@@ -40,6 +40,7 @@ def node(make_netns: MakeNetns, router: Netns) -> Netns:
     veth(node, "up.100", router, "x0")
     veth(node, "second", router, "x1")
     veth(node, "overlay.1", router, "x2")
+    veth(node, "opod1", router, "x3")
     return node
 
 
