@@ -1,11 +1,15 @@
 """One etcd for all tests that leave it as it is; each has a prefix of its own."""
 
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# `tests` is a namespace package; `python -m pytest` finds it, bare `pytest` only so.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from overlay.lab.etcd import EmbeddedEtcd
 from overlay.store.etcd import EtcdLeaseStore
