@@ -90,9 +90,12 @@ def parse_node_address(text: str, family: Family | None = None) -> IPAddress:
     """Return an address that a node can be reached at.
 
     Raises ValueError for text that is no address, for the other family, and
-    for loopback, multicast, broadcast and unspecified addresses.
+    for loopback, multicast, broadcast, scoped and unspecified addresses.
     """
     address = ip_address(text)
+    if "%" in text:
+        msg = f"{text} names an interface of one host; leave out what follows the %"
+        raise ValueError(msg)
     if family is not None and family_of(address) is not family:
         msg = f"{text} is not an {family} address"
         raise ValueError(msg)

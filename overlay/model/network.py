@@ -246,8 +246,8 @@ def _subnet_length(
 
 def _bound(key: str, value: Any, keys: _FamilyKeys, network: IPNetwork, step: int) -> int:
     try:
-        if not isinstance(value, str):
-            msg = "write an address in quotes"
+        if not isinstance(value, str) or "%" in value:
+            msg = "write an address in quotes, without an interface"
             raise ValueError(msg)  # noqa: TRY004, TRY301 - one message for both ways of being wrong
         address = keys.parse_address(value)
     except ValueError as exc:
@@ -265,6 +265,10 @@ def _parse_cidr(key: str, value: Any, family: Family | None) -> IPNetwork:
         raise ConfigError(key, value, f"missing; write {key} as a CIDR such as 10.244.0.0/16")
     if not isinstance(value, str):
         raise ConfigError(key, value, "write a CIDR in quotes")
+    if "%" in value:
+        raise ConfigError(
+            key, value, "names an interface of one host; leave out what follows the %"
+        )
     try:
         network = ip_network(value)
     except ValueError as exc:

@@ -110,6 +110,9 @@ def parse_subnet(text: str) -> Subnet:
     """
     if "-" in text:
         return parse_subnet_key(text)
+    if "%" in text:
+        msg = f"subnet {text!r} names an interface; leave out what follows the %"
+        raise LeaseFormatError(msg)
     networks: list[IPNetwork] = []
     for part in re.split(r"[,&\s]+", text.strip()):
         try:
