@@ -1,0 +1,86 @@
+"""``overlayctl``: from the command line to one command, and from errors to one line."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Final
+
+from overlay import __version__
+from overlay.cli import agent, leases, network, node
+from overlay.cli.flags import Parser, resolve
+from overlay.model.errors import OverlayError
+from overlay.store.base import LeaseStore
+from overlay.store.etcd_config import EtcdConfig
+
+_FAULT: Final = 70  # EX_SOFTWARE, sysexits.h
+_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+_EPILOG: Final = "Exit status: 0 fine, 1 a finding, 2 usage, 3 unreachable; docs/exit-codes.md."
+
+
+def open_etcd(config: EtcdConfig) -> LeaseStore:
+    """Return the store in etcd. Raises StoreError where it cannot be used."""
+    from overlay.store.etcd import EtcdLeaseStore  # gRPC: 0.2 s, not for --help
+
+    return EtcdLeaseStore(config)
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    open_store: Callable[[EtcdConfig], LeaseStore] = open_etcd,
+) -> int:
+    """Run ``overlayctl``; return its exit status (docs/exit-codes.md).
+
+    An error is one line on standard error. A traceback is a fault of ours.
+    """
+    try:
+        args = parser().parse_args(argv)
+        resolve(args, environment)
+        args.open_store = open_store
+        status = int(args.run(args))
+        sys.stdout.flush()
+    except SystemExit as exc:  # --help and --version
+        return int(exc.code or 0)
+    except OverlayError as exc:
+        sys.stderr.write(f"overlayctl: {' '.join(str(exc).split())}\n")
+        return exc.exit_code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`| head`). Python flushes again at its end and
+        # would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        logging.getLogger(__name__).exception("overlayctl ends by a fault of its own")
+        return _FAULT
+    return status
+
+
+def parser() -> Parser:
+    """Return the parser of all commands; each sets ``run``."""
+    top = Parser(prog="overlayctl", description="Asks and tells the fabric.", epilog=_EPILOG)
+    top.add_argument("--version", action="version", version=f"overlayctl {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    network.add_parser(commands)
+    leases.add_parser(commands)
+    agent.add_parsers(commands)
+    node.add_parser(commands)
+    _add_lab(commands)
+    return top
+
+
+def _add_lab(commands: "argparse._SubParsersAction[Parser]") -> None:
+    """Add ``lab`` where this installation has it."""
+    if find_spec("overlay.cli.lab") is None:
+        return
+    import_module("overlay.cli.lab").add_parser(commands)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
