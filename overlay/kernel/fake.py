@@ -13,6 +13,7 @@ from overlay.model.kernel import (
     Op,
     Route,
     Rule,
+    UnreachableRoute,
     VxlanLink,
 )
 
@@ -48,7 +49,7 @@ class FakeKernel:
         item = op.target
         if isinstance(item, VxlanLink):
             return self._set_link(op, item)
-        device = "" if isinstance(item, Rule) else item.device
+        device = "" if isinstance(item, Rule | UnreachableRoute) else item.device
         if device and device not in self._devices():
             return OpFailure(op, errno.ENODEV, f"device {device} does not exist")
         if isinstance(item, FdbEntry) and item.mac == "00:00:00:00:00:00":

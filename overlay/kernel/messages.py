@@ -20,13 +20,16 @@ from overlay.kernel.rtnl import (
 )
 from overlay.model.address import Family, IPAddress, IPNetwork, MacAddress, family_of
 from overlay.model.kernel import (
+    MAIN_TABLE,
     ROUTE_PROTOCOL,
+    UNREACHABLE_METRIC,
     FdbEntry,
     LinkAddress,
     Neighbor,
     Op,
     Route,
     Rule,
+    UnreachableRoute,
 )
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -46,7 +49,7 @@ _U32: Final = struct.Struct("=I")
 
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
 _IP6_RT_PRIO_USER: Final = 1024  # net/ip6_route.h: the metric of a route that names none
-_RTN_UNICAST: Final = 1
+_RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
 _RTNH_F_ONLINK: Final = 4
 _RTM_F_FIB_MATCH: Final = 0x2000
@@ -96,6 +99,28 @@ def _route(op: Op, index: Mapping[str, int]) -> Request:
         body += attribute(_RTA_GATEWAY, route.gateway.packed)
     # Made, not replaced: what stands there already is looked at first (netlink.py).
     return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def _unreachable(op: Op, index: Mapping[str, int]) -> Request:
+    del index
+    route = op.target
+    assert isinstance(route, UnreachableRoute)  # noqa: S101 - by _ENCODERS
+    body = _RTMSG.pack(
+        AF[family_of(route.prefix)],
+        route.prefix.prefixlen,
+        0,
+        0,
+        MAIN_TABLE,
+        ROUTE_PROTOCOL,
+        _RT_SCOPE_UNIVERSE,
+        _RTN_UNREACHABLE,
+        0,
+    )
+    body += attribute(_RTA_DST, route.prefix.network_address.packed)
+    body += attribute(_RTA_PRIORITY, _U32.pack(UNREACHABLE_METRIC))
+    if op.verb == "del":
+        return Request(RTM_DELROUTE, 0, body)
+    return Request(RTM_NEWROUTE, _MAKE_OR_CHANGE, body)
 
 
 def _neighbor(op: Op, index: Mapping[str, int]) -> Request:
@@ -154,6 +179,7 @@ def _rule(op: Op, index: Mapping[str, int]) -> Request:
 
 _ENCODERS: Final[dict[type, Callable[[Op, Mapping[str, int]], Request]]] = {
     Route: _route,
+    UnreachableRoute: _unreachable,
     Neighbor: _neighbor,
     FdbEntry: _fdb,
     LinkAddress: _address,
@@ -222,14 +248,17 @@ def rules_request(family: Family) -> bytes:
     return _RULE.pack(AF[family], 0, 0, 0, 0, 0, 0, 0, 0)
 
 
-def routes(messages: Messages, names: Mapping[int, str]) -> list[Route]:
+def routes(messages: Messages, names: Mapping[int, str]) -> list[Route | UnreachableRoute]:
     """Return our routes. One on a device that ``names`` lacks gets the device ``#INDEX``."""
-    found: list[Route] = []
+    found: list[Route | UnreachableRoute] = []
     for data, start, end in messages:
         family, length, _s, _t, table, protocol, _sc, kind, flags = _RTMSG.unpack_from(data, start)
         if protocol != ROUTE_PROTOCOL or family not in _FAMILY:
             continue
         parts = attributes(data, start + 12, end)
+        if kind == _RTN_UNREACHABLE and _u32(parts, _RTA_PRIORITY) == UNREACHABLE_METRIC:
+            found.append(UnreachableRoute(_network(family, parts.get(_RTA_DST), length)))
+            continue
         number = _u32(parts, _RTA_OIF)
         gateway = parts.get(_RTA_GATEWAY)
         found.append(

@@ -15,6 +15,7 @@ ROUTE_PROTOCOL: Final = 79
 MAIN_TABLE: Final = 254  # linux/rtnetlink.h
 # Table and rule priority for what pods send to nodes: see docs/decisions/0003.
 NODE_TABLE: Final = 20310
+UNREACHABLE_METRIC: Final = 20310  # behind any route for the same prefix that others made
 LINK_ALIAS: Final = "overlay-fabric"  # marks a device as ours, whatever its name
 
 Key: TypeAlias = tuple[object, ...]
@@ -113,14 +114,33 @@ class Route:
 
     @property
     def key(self) -> Key:
-        """Return the kernel's identity of a route: table and prefix (metric 0 throughout)."""
-        return ("route", self.table, self.prefix)
+        """Return the kernel's identity of a route: table, prefix and metric (0 here)."""
+        return ("route", self.table, self.prefix, 0)
 
     def __str__(self) -> str:
         via = f" via {self.gateway}" if self.gateway is not None else ""
         table = f" table {self.table}" if self.table != MAIN_TABLE else ""
         onlink = " onlink" if self.onlink else ""
         return f"route {self.prefix}{via} dev {self.device}{onlink}{table} proto {ROUTE_PROTOCOL}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnreachableRoute:
+    """Answers for what no lease covers: ``ip route add unreachable PREFIX metric 20310 proto 79``.
+
+    Without it a packet to a pod that no peer holds would leave by the default
+    route, unencapsulated (docs/decisions/0006).
+    """
+
+    prefix: IPNetwork
+
+    @property
+    def key(self) -> Key:
+        """Return the kernel's identity of a route: table, prefix and metric."""
+        return ("route", MAIN_TABLE, self.prefix, UNREACHABLE_METRIC)
+
+    def __str__(self) -> str:
+        return f"route unreachable {self.prefix} metric {UNREACHABLE_METRIC} proto {ROUTE_PROTOCOL}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +164,9 @@ class Rule:
         return f"rule from {self.source} lookup {self.table} priority {self.table}"
 
 
-KernelObject: TypeAlias = VxlanLink | LinkAddress | Neighbor | FdbEntry | Route | Rule
+KernelObject: TypeAlias = (
+    VxlanLink | LinkAddress | Neighbor | FdbEntry | Route | UnreachableRoute | Rule
+)
 Verb: TypeAlias = Literal["set", "del"]
 
 

@@ -248,7 +248,7 @@ def _bound(key: str, value: Any, keys: _FamilyKeys, network: IPNetwork, step: in
     try:
         if not isinstance(value, str) or "%" in value:
             msg = "write an address in quotes, without an interface"
-            raise ValueError(msg)  # noqa: TRY004, TRY301 - one message for both ways of being wrong
+            raise ValueError(msg)  # noqa: TRY301 - one message for both ways of being wrong
         address = keys.parse_address(value)
     except ValueError as exc:
         raise ConfigError(key, value, str(exc)) from exc

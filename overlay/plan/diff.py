@@ -18,6 +18,7 @@ from overlay.model.kernel import (
     Op,
     Route,
     Rule,
+    UnreachableRoute,
     VxlanLink,
 )
 
@@ -33,6 +34,7 @@ _RANK: Final[dict[type, int]] = {
     Neighbor: 3,
     Route: 4,
     Rule: 5,
+    UnreachableRoute: 6,
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from overlay.model.address import IPAddress, IPNetwork
-from overlay.model.kernel import KernelObject, Key
+from overlay.model.kernel import KernelObject, Key, UnreachableRoute
 from overlay.model.lease import Lease
 from overlay.model.network import NetworkConfig
 from overlay.model.node import Underlay
@@ -77,7 +77,9 @@ class Planner:
         self._leases: dict[str, Lease] = {}
         self._networks = _Networks()
         self._conflicts: set[str] = set()  # keys of leases that lost against an older one
-        for item in site.backend.local(site.own, site.underlay):
+        spans = site.config.ranges.values()
+        rest = [UnreachableRoute(span.network) for span in spans]
+        for item in (*site.backend.local(site.own, site.underlay), *rest):
             self.plan.objects[item.key] = item
         self._fresh = set(self.plan.objects)
 
