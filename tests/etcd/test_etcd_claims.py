@@ -18,14 +18,20 @@ pytestmark = pytest.mark.etcd
 FIFTH = parse_subnet("10.244.5.0/24")
 
 
-def leases_of(raw: Any) -> set[int]:
-    return {lease.ID for lease in raw.leasestub.LeaseLeases(_all_leases()).leases}
+class Granted:
+    """Remembers the etcd leases that a store was granted."""
 
+    def __init__(self, store: EtcdLeaseStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._grant = store._writer.grant
+        self._ids: list[int] = []
+        monkeypatch.setattr(store._writer, "grant", self)
 
-def _all_leases() -> Any:
-    import etcd3.etcdrpc.rpc_pb2 as messages
+    def __call__(self, ttl_s: int) -> int:
+        self._ids.append(self._grant(ttl_s))
+        return self._ids[-1]
 
-    return messages.LeaseLeasesRequest()
+    def alive(self, raw: Any) -> list[int]:
+        return [each for each in self._ids if raw.get_lease_info(each).TTL > 0]
 
 
 class Crossing:
@@ -109,13 +115,16 @@ def losing(
 
 
 def test_lost_answer_to_a_claim_leaves_one_lease(
-    etcd_store: EtcdLeaseStore, raw: Any, losing: Callable[[], None]
+    etcd_store: EtcdLeaseStore,
+    raw: Any,
+    losing: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = leases_of(raw)
+    granted = Granted(etcd_store, monkeypatch)
     losing()
     lease = etcd_store.acquire(claim(1))
     assert etcd_store.view().leases == {lease.subnet.key: lease}
-    assert leases_of(raw) - before == {lease.lease_id}
+    assert granted.alive(raw) == [lease.lease_id]
 
 
 def test_lost_answer_to_a_renewal_is_cleared_up(
@@ -154,13 +163,13 @@ def test_lost_answer_to_a_config_is_cleared_up(
 
 
 def test_no_etcd_lease_is_left_over(
-    etcd_store: EtcdLeaseStore, raw: Any, crossed: EtcdLeaseStore, crossing: Crossing
+    crossed: EtcdLeaseStore, crossing: Crossing, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = leases_of(raw)
+    granted = Granted(crossed, monkeypatch)
     crossing.choices = [4, 4, 5]
     crossing.before = [lambda: plant(crossed, FIFTH, 2)]
     lease = crossed.acquire(claim(1))
     lease = crossed.renew(lease, attributes(1), 60)
     crossed.release(lease)
     crossed.release(crossed.view().leases[FIFTH.key])
-    assert leases_of(raw) == before
+    assert not granted.alive(raw)
