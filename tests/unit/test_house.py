@@ -1,0 +1,111 @@
+"""The house: packaging, contracts and documents agree with the tree."""
+
+import configparser
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read_setup() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+SETUP = read_setup()
+SOURCES = {"overlay": "overlay", "backends/overlay_backends": "overlay_backends",
+           "cni/overlay_cni": "overlay_cni"}  # fmt: skip
+
+
+def words(section: str, key: str) -> list[str]:
+    lines = SETUP[section][key].splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def modules() -> list[str]:
+    found = []
+    for folder, package in SOURCES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found.append(".".join((package, *(p for p in parts if p != "__init__"))))
+    return found
+
+
+def requirements() -> list[str]:
+    extras = SETUP["options.extras_require"]
+    return [
+        *words("options", "install_requires"),
+        *(line for extra in extras for line in words("options.extras_require", extra)),
+    ]
+
+
+def test_packages_in_setup_are_those_in_the_tree() -> None:
+    in_tree = {
+        ".".join((package, *path.parent.relative_to(ROOT / folder).parts))
+        for folder, package in SOURCES.items()
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert sorted(words("options", "packages")) == sorted(in_tree)
+
+
+@pytest.mark.parametrize("requirement", requirements())
+def test_dependency_is_bounded_and_explained(requirement: str) -> None:
+    name = re.split(r"[ <>=!~]", requirement, maxsplit=1)[0]
+    assert "==" in requirement or (">=" in requirement and "<" in requirement.replace("<=", ""))
+    document = (ROOT / "docs" / "dependencies.md").read_text()
+    assert re.search(rf"^\| `{re.escape(name)}` ", document, re.MULTILINE), f"{name}: why?"
+
+
+@pytest.mark.parametrize("requirement", requirements())
+def test_dependency_is_locked_with_hashes(requirement: str) -> None:
+    name = re.split(r"[ <>=!~]", requirement, maxsplit=1)[0].lower()
+    lock = (ROOT / "requirements.lock").read_text()
+    assert re.search(rf"^{re.escape(name)}==\S+ \\\n +--hash=sha256:", lock, re.MULTILINE)
+
+
+def test_lock_names_no_index() -> None:
+    assert "://" not in (ROOT / "requirements.lock").read_text()
+
+
+@pytest.mark.parametrize("contract", ["layers", "pure", "etcd", "netlink", "cni"])
+def test_import_contract_is_there(contract: str) -> None:
+    assert SETUP[f"importlinter:contract:{contract}"]["name"]
+
+
+def test_every_package_is_in_the_layers() -> None:
+    layers = set(re.findall(r"[\w.]+", SETUP["importlinter:contract:layers"]["layers"]))
+    assert layers == {p for p in words("options", "packages") if p.startswith("overlay.")}
+
+
+def test_entry_points_lead_somewhere() -> None:
+    for group in SETUP["options.entry_points"]:
+        for line in words("options.entry_points", group):
+            module, _, name = line.partition("=")[2].strip().partition(":")
+            assert hasattr(importlib.import_module(module), name), line
+
+
+@pytest.mark.parametrize("target", ["setup", "demo", "test", "lint", "bench", "clean", "help"])
+def test_make_target_is_there(target: str) -> None:
+    assert re.search(rf"^{target}:.* ## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_module_says_what_it_is_and_its_examples_hold(module: str) -> None:
+    loaded = importlib.import_module(module)
+    assert loaded.__doc__
+    assert doctest.testmod(loaded).failed == 0
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
+             *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), target
