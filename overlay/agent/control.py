@@ -144,7 +144,7 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
     skipped = view.skipped if view else ()
     problems = [{"about": p.about, "text": p.text} for p in snapshot.problems]
     problems += [{"about": s.key, "text": s.reason} for s in skipped]
-    extra = (snapshot.config_error, snapshot.lessee_error)
+    extra = (snapshot.config_error, snapshot.lessee_error, *snapshot.warnings)
     problems += [{"about": "this node", "text": text} for text in extra if text]
     return {
         "phase": snapshot.phase,

@@ -19,6 +19,7 @@ class Outcome:
     """What a pass over the packet filter did: ``errors`` keep the node from being ready."""
 
     errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     applied: int = 0
 
 
@@ -52,7 +53,7 @@ class Firewall:
         except OverlayError as exc:
             self._applied = None
             errors.append(str(exc))
-        return Outcome(tuple(errors), applied)
+        return Outcome(tuple(errors), applied=applied)
 
     def _write(self, ruleset: Ruleset, *, audit: bool) -> int:
         if self._applied is None:
@@ -71,13 +72,15 @@ class Firewall:
         self._applied = ruleset
         return 1
 
-    def surroundings(self, site: Site) -> tuple[str, ...]:
-        """Set what forwarding needs beside the table; return what could not be set.
+    def surroundings(self, site: Site) -> Outcome:
+        """Set what forwarding needs beside the table.
 
-        Its devices must be there. Repeating it is safe; a second time changes nothing.
+        A sysctl that cannot be set is an error; a foreign chain that may drop
+        what pods send is a warning, for it may have rules that let them through.
+        The backend's devices must be there. Repeating it is safe.
         """
         tunnel = site.backend.tunnel
         devices = tuple(tunnel.devices.values()) if tunnel is not None else ()
         wanted = sysctl.wanted(site.config, site.underlay, devices, sysctl.ipv6_links())
         networks: list[IPNetwork] = [span.network for span in site.config.ranges.values()]
-        return (*sysctl.ensure(wanted).problems, *iptables.ensure(networks))
+        return Outcome(sysctl.ensure(wanted).problems, warnings=iptables.ensure(networks))

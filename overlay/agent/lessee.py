@@ -221,8 +221,7 @@ class Lessee:
         return next((owner.claimed_at for owner in mine if owner.claimed_at), "")
 
     def _claim(self, wanted: _Wanted) -> None:
-        if self._site is None:
-            self._status.update(phase=CLAIMING)
+        self._status.update(phase=CLAIMING)
         previous = self._site.own.subnet if self._site is not None else None
         claim = Claim(
             node=self._flags.node,
@@ -275,13 +274,13 @@ class Lessee:
 
     def _hand_over(self, wanted: _Wanted, own: Lease) -> None:
         site = Site(wanted.config, wanted.backend, own, wanted.underlay)
-        known = self._site
-        if known is not None and known.own.subnet == own.subnet and _is_same_site(known, site):
-            self._site = replace(known, own=own)
-            return
+        known, phase = self._site, self._status.get().phase
         self._site = site
-        if self._status.get().phase != RUNNING:
-            self._status.update(phase=PROGRAMMING, lessee_error=None)
+        in_hand = phase in {PROGRAMMING, RUNNING}
+        if known is not None and in_hand and _is_same_site(known, site):
+            return
+        # In this order: the reconciler makes "programming" to "running".
+        self._status.update(phase=PROGRAMMING, lessee_error=None)
         self._sites.put(site)
 
 
@@ -293,7 +292,8 @@ def _is_same_claim(stored: Lease, own: Lease) -> bool:
 
 def _is_same_site(known: Site, site: Site) -> bool:
     return (
-        known.config == site.config
+        known.own.subnet == site.own.subnet
+        and known.config == site.config
         and known.underlay == site.underlay
         and known.own.attributes == site.own.attributes
     )

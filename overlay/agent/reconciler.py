@@ -15,7 +15,7 @@ from overlay.agent.files import format_subnet_file, write_file
 from overlay.agent.firewall import Firewall
 from overlay.agent.flags import Flags
 from overlay.agent.notify import notify
-from overlay.agent.status import RUNNING, Counters, Mailbox, Status
+from overlay.agent.status import PROGRAMMING, RUNNING, Counters, Mailbox, Status
 from overlay.kernel.base import Kernel, KernelError, OpFailure
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.model.kernel import KernelObject, Key, Op, Route, VxlanLink
@@ -96,7 +96,7 @@ class Reconciler:
         failures = self._touch(kernel, touched) if not is_audit and touched else ()
         if is_audit:
             failures = self._settle(kernel)
-            errors += self._firewall.surroundings(site)
+            errors += self._surroundings(site)
         if touched is not None:
             errors += self._filter(site, audit=is_audit)
         errors += self._write_subnet_file(site)
@@ -174,6 +174,15 @@ class Reconciler:
             self._count(ruleset_applies=self._status.get().counters.ruleset_applies + 1)
         return outcome.errors
 
+    def _surroundings(self, site: Site) -> tuple[str, ...]:
+        outcome = self._firewall.surroundings(site)
+        known = self._status.get().warnings
+        for text in outcome.warnings:
+            if text not in known:
+                log.warning("%s", text)
+        self._status.update(warnings=outcome.warnings)
+        return outcome.errors
+
     def _finish(
         self, failures: Sequence[OpFailure], errors: Sequence[str], elapsed_s: float
     ) -> None:
@@ -206,10 +215,11 @@ class Reconciler:
             delay = _RETRY_S[min(self._failed_passes, len(_RETRY_S) - 1)]
             self._failed_passes += 1
             self._mirror = None
-            self._audit_at = min(self._audit_at, self._clock() + delay)
+            self._audit_at = self._clock() + delay
         else:
             self._failed_passes = 0
-        after = self._status.update(kernel_errors=errors, phase=RUNNING)
+        phase = RUNNING if before.phase == PROGRAMMING else before.phase
+        after = self._status.update(kernel_errors=errors, phase=phase)
         if after.is_ready and not before.is_ready:
             subnet = after.site.own.subnet if after.site is not None else "?"
             log.info("ready: %d peers, subnet %s", after.peers, subnet)
