@@ -95,9 +95,10 @@ class LeaseStore(Protocol):
     def renew(self, lease: Lease, attributes: LeaseAttributes, ttl_s: int) -> Lease:
         """Return the lease with its time to live started anew and ``attributes`` written.
 
-        A permanent lease stays permanent. Raises LeaseLostError when the
-        store's lease is not the one that the caller last saw; nothing is
-        written then.
+        A permanent lease stays permanent. A value that somebody made
+        unreadable is written over while the key is still the one that was
+        claimed. Raises LeaseLostError when the store's lease is not the one
+        that the caller last saw; nothing is written then.
         """
 
     def release(self, lease: Lease) -> None:
@@ -107,7 +108,9 @@ class LeaseStore(Protocol):
         """Keep a free ``subnet`` for the node of that name or id, for ever.
 
         For the subnet of a live lease ``node`` may be empty: that lease
-        becomes permanent. Raises SubnetTakenError.
+        becomes permanent; a subnet that is kept for ``node`` already is
+        returned as it is. Raises SubnetTakenError, and UsageError for a
+        subnet outside the network or for no subnet of anybody.
         """
 
     def time_to_live(self, lease: Lease) -> int | None:
@@ -132,9 +135,12 @@ class LeaseStore(Protocol):
     ) -> None:
         """Call ``deliver`` with the first view and after every change, until ``stop`` is set.
 
-        What fails is told to ``trouble`` and retried for ever, with None once
-        it works again; the last view stays valid meanwhile. Views go forward
-        in revision, but for a store that was itself put back.
+        What fails is told to ``trouble``, once for each kind of error in a
+        row, and retried for ever, with None once it works again; the last view
+        stays valid meanwhile. Views go forward in revision, but for a store
+        that was itself put back. A lease whose value becomes unreadable stays
+        in the view as it last was, with its key in ``skipped``, until the key
+        is deleted or readable again. Each call is a watch of its own.
         """
 
     def close(self) -> None:
