@@ -6,14 +6,17 @@ Sockets stay in the namespace they were opened in, whoever uses them later.
 """
 
 import ctypes
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, TypeVar
 
 from overlay.lab.errors import LabError
+from overlay.model.address import IPAddress
 
 NETNS_DIR: Final = Path("/run/netns")  # where iproute2 keeps names, ip-netns(8)
 _CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
@@ -84,6 +87,17 @@ def inside_each(namespaces: Iterable[str], work: Callable[[str], _T]) -> dict[st
         # A pooled thread that served another namespace enters this one first.
         futures = {n: pool.submit(_entered, n, lambda n=n: work(n)) for n in names}  # type: ignore[misc]  # mypy cannot infer a lambda with a default
         return {name: future.result() for name, future in futures.items()}
+
+
+def addresses() -> list[IPAddress]:
+    """Return the global addresses in the thread's namespace: ``ip -json addr``."""
+    shown = subprocess.run(["ip", "-json", "addr"], capture_output=True, check=True).stdout
+    return [
+        ip_address(entry["local"])
+        for link in json.loads(shown)
+        for entry in link.get("addr_info", ())
+        if entry.get("scope") == "global"
+    ]
 
 
 def write_sysctls(values: Mapping[str, str]) -> None:
