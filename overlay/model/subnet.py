@@ -95,12 +95,11 @@ def parse_subnet_key(text: str) -> Subnet:
     except ValueError as exc:
         msg = f"lease key {text!r}: {exc}"
         raise LeaseFormatError(msg) from exc
-    if v6 is not None and v4 == _NO_V4:
-        return Subnet(None, v6)
-    if v4.prefixlen == 0 or (v6 is not None and v6.prefixlen == 0):
+    subnet = Subnet(None, v6) if v6 is not None and v4 == _NO_V4 else Subnet(v4, v6)
+    if any(network.prefixlen == 0 for network in subnet.networks()):
         msg = f"lease key {text!r} covers every address; a lease is part of the network"
         raise LeaseFormatError(msg)
-    return Subnet(v4, v6)
+    return subnet
 
 
 def parse_subnet(text: str) -> Subnet:
