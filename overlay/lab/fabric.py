@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from overlay.lab import agents, netns, pods, processes, underlay
+from overlay.lab import agents, netns, pods, processes, signals, underlay
 from overlay.lab.errors import LabError, LabUsageError, NoLabError
 from overlay.lab.etcd import EmbeddedEtcd
 from overlay.lab.matrix import Endpoint, Expected, Flow, Result, Role, flows
@@ -61,7 +61,8 @@ class Lab:
             self._up(state)
         except BaseException:
             self._progress("failed; taking down what is up")
-            self.down()
+            with signals.held():
+                self.down()
             raise
 
     def down(self) -> None:
@@ -221,7 +222,8 @@ def running(options: LabOptions, progress: Progress = silent) -> Iterator[Lab]:
     try:
         yield lab
     finally:
-        lab.down()
+        with signals.held():
+            lab.down()
 
 
 def require_root() -> None:

@@ -85,7 +85,7 @@ def inside_each(namespaces: Iterable[str], work: Callable[[str], _T]) -> dict[st
         return {}
     with ThreadPoolExecutor(max_workers=min(len(names), _MOST_THREADS)) as pool:
         # A pooled thread that served another namespace enters this one first.
-        futures = {n: pool.submit(_entered, n, lambda n=n: work(n)) for n in names}  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+        futures = {n: pool.submit(_entered, n, lambda n=n: work(n)) for n in names}
         return {name: future.result() for name, future in futures.items()}
 
 

@@ -147,12 +147,12 @@ def _forwarding(device: str) -> dict[str, str]:
 def _node_commands(pods: Sequence[Pod]) -> list[str]:
     commands = []
     for pod in pods:
+        mac = _mac(pod, "pod")
         commands.append(f"link set {pod.host_link} up")
         for family in _families(pod):
             address = pod.addresses[family]
             commands += [
-                f"neigh replace {address} lladdr {_mac(pod, 'pod')} "
-                f"dev {pod.host_link} nud permanent",
+                f"neigh replace {address} lladdr {mac} dev {pod.host_link} nud permanent",
                 f"route replace {host_network(address)} dev {pod.host_link}",
             ]
     return commands

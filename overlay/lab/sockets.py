@@ -1,7 +1,6 @@
 """UDP sockets that learn what became of a packet: never fragmented, errors included."""
 
 import contextlib
-import errno
 import socket
 import struct
 from dataclasses import dataclass
@@ -85,11 +84,6 @@ def errors(probe: socket.socket) -> list[SocketError]:
 def pending_error(any_socket: socket.socket) -> int:
     """Return and clear a socket's error, as an errno; 0 when there is none."""
     return any_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-
-
-def error_name(number: int) -> str:
-    """Return an errno's name, such as ``EHOSTUNREACH``."""
-    return errno.errorcode.get(number, str(number))
 
 
 _ERROR_KINDS: Final = frozenset(

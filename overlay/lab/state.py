@@ -5,7 +5,6 @@ made and again after every step, each time as a whole.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -115,10 +114,3 @@ class StateDir:
             self.path.parent.rmdir()  # the last lab takes the root with it
         except OSError:
             return
-
-
-def names(root: Path = STATE_ROOT) -> list[str]:
-    """Return the names of the labs that are there, whole or in part, sorted."""
-    if not root.is_dir():
-        return []
-    return sorted(entry for entry in os.listdir(root) if (root / entry).is_dir())

@@ -12,7 +12,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Any, Final
 
 from overlay.lab.errors import LabUsageError
-from overlay.model.address import Family, IPAddress, IPInterface, IPNetwork
+from overlay.model.address import Family, IPAddress, IPInterface
 from overlay.model.egress import EgressMode
 from overlay.model.network import NetworkConfig, parse_network_config
 
@@ -25,11 +25,11 @@ MTU_RANGE: Final = range(1400, 9217)  # bytes; IPv6 needs 1280 inside the tunnel
 
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?\Z")
 _ROUTER_HOST: Final = 254  # 192.0.2.254, 2001:db8:1::fe
-_UNDERLAY_NETS: Final = {
+_UNDERLAY_NETS: Final[Mapping[Family, IPInterface]] = {
     Family.IPV4: IPv4Interface("192.0.2.0/24"),
     Family.IPV6: IPv6Interface("2001:db8:1::/64"),
 }
-_OUTSIDE_NETS: Final = {
+_OUTSIDE_NETS: Final[Mapping[Family, IPInterface]] = {
     Family.IPV4: IPv4Interface("198.51.100.0/24"),
     Family.IPV6: IPv6Interface("2001:db8:2::/64"),
 }
@@ -211,11 +211,6 @@ def namespace_prefix(name: str) -> str:
 def router_interface(family: Family, *, outside: bool = False) -> IPInterface:
     """Return the router's address towards the nodes or towards the outside host."""
     return _numbered((_OUTSIDE_NETS if outside else _UNDERLAY_NETS)[family], _ROUTER_HOST)
-
-
-def underlay_network(family: Family) -> IPNetwork:
-    """Return the network that the nodes stand in."""
-    return _UNDERLAY_NETS[family].network
 
 
 def _host(

@@ -55,17 +55,20 @@ def _router_sysctls() -> dict[str, str]:
         "ipv4/ip_forward": "1",
         "ipv6/conf/all/forwarding": "1",
         "ipv6/conf/default/accept_dad": "0",
+        # Every probe that has nowhere to go hears so, not one a second.
+        "ipv4/icmp_ratelimit": "0",
+        "ipv6/icmp/ratelimit": "0",
     }
 
 
 def _router_commands(topology: Topology) -> list[str]:
     mtu = topology.options.mtu
+    far_end = f"name {NODE_DEVICE} mtu {mtu}"
     commands = [f"link add {BRIDGE} mtu {mtu} type bridge stp_state 0"]
-    for host in (*topology.nodes, topology.outside):
-        commands.append(
-            f"link add {host.port} mtu {mtu} type veth "
-            f"peer name {NODE_DEVICE} mtu {mtu} netns {host.namespace}"
-        )
+    commands += [
+        f"link add {host.port} mtu {mtu} type veth peer {far_end} netns {host.namespace}"
+        for host in (*topology.nodes, topology.outside)
+    ]
     commands += [f"link set {node.port} master {BRIDGE} up" for node in topology.nodes]
     commands += [f"link set {BRIDGE} mtu {mtu} up", f"link set {topology.outside.port} up"]
     for family in topology.options.families:
