@@ -25,7 +25,7 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml | system
 	@test -x $(BIN)/python || /usr/bin/python3 -m venv $(VENV)
 	@echo "setup: installing the locked packages into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: setup ## three nodes with two pods each: up, tested, measured, down (root)
