@@ -95,7 +95,8 @@ class Lessee:
         self._claimed_at = ""
 
     def wake(self) -> None:
-        """Make the thread look again now, to notice that it should stop."""
+        """Make the thread look again now: at whether to stop, and at the underlay."""
+        self._look_at = 0.0
         self._bell.set()
 
     def run(self, stop: threading.Event, failed: Callable[[], None]) -> None:
@@ -176,7 +177,12 @@ class Lessee:
         if chosen is None:
             return
         try:
-            backend = load_backend(chosen, self._flags.node)
+            known = self._wanted
+            backend = (
+                known.backend
+                if known is not None and known.config == chosen
+                else load_backend(chosen, self._flags.node)
+            )
             underlay = find_underlay(self._flags.underlay, chosen.families)
             _refuse_pod_addresses(chosen, underlay)
             attributes = self._attributes(chosen, backend, underlay)

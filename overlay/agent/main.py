@@ -21,6 +21,7 @@ from overlay.agent.logs import set_up_logs
 from overlay.agent.notify import notify
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_STORE, Status
+from overlay.kernel.monitor import UNDERLAY, Monitor
 from overlay.kernel.netlink import check_devices
 from overlay.kernel.underlay import find_underlay
 from overlay.model.errors import OverlayError, UsageError
@@ -31,6 +32,7 @@ from overlay.store.base import LeaseStore, StoreError
 
 log = logging.getLogger(__name__)
 
+_MONITOR_POLL_S: Final = 3600.0  # the thread is ended with the process
 _STUCK_S: Final = 60.0  # beyond the audit interval, before /healthz says so
 
 
@@ -50,7 +52,8 @@ class Agent:
         """Work until stopped. Raises OverlayError for what only an operator can mend."""
         with contextlib.ExitStack() as stack:
             self._listen(stack)
-            for name, target in (("watch", self._watch), ("lessee", self._lease)):
+            threads = {"watch": self._watch, "lessee": self._lease, "monitor": self._monitor}
+            for name, target in threads.items():
                 threading.Thread(target=target, name=name, daemon=True).start()
             self.reconciler.run(self.stop)
             notify("STOPPING=1")
@@ -110,6 +113,16 @@ class Agent:
 
     def _lease(self) -> None:
         self.lessee.run(self.stop, self.end)
+
+    def _monitor(self) -> None:
+        with contextlib.closing(Monitor()) as monitor:
+            while not self.stop.is_set():
+                notices = monitor.wait(_MONITOR_POLL_S)
+                if not notices:
+                    continue
+                if UNDERLAY in notices and self.status.get().site is not None:
+                    self.lessee.wake()
+                self.reconciler.tell(notices)
 
     def _is_alive(self) -> bool:
         quiet_s = time.monotonic() - self.reconciler.heartbeat

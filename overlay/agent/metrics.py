@@ -51,6 +51,7 @@ def _families(snapshot: Snapshot) -> "Iterable[Metric]":
     yield counter("reconcile_passes", "Passes over the kernel.", counters.passes)
     yield counter("kernel_ops", "Kernel objects set or deleted.", counters.ops)
     yield counter("kernel_op_failures", "Those that were refused.", counters.op_failures)
+    yield counter("kernel_repairs", "Objects put right that others had changed.", counters.repairs)
     yield counter("ruleset_applies", "nftables transactions.", counters.ruleset_applies)
     yield counter("store_troubles", "Times that the store failed.", counters.store_troubles)
     yield gauge("reconcile_last_seconds", "Length of the last pass.", counters.last_pass_s)

@@ -7,7 +7,8 @@ at that lease's objects, after anything else at a whole dump.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -17,6 +18,7 @@ from overlay.agent.flags import Flags
 from overlay.agent.notify import notify
 from overlay.agent.status import PROGRAMMING, RUNNING, Counters, Mailbox, Status
 from overlay.kernel.base import Kernel, KernelError, OpFailure
+from overlay.kernel.monitor import OVERFLOW, RULESET, SYSCTL, Notice, is_news
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.model.kernel import KernelObject, Key, Op, Route, VxlanLink
 from overlay.model.lease import LeaseView
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 
 _RETRY_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SHOWN: Final = 5  # failures and problems named one by one in the log
+_QUIET_S: Final = 30.0  # without a repair, after which the next one is made at once again
+_PATIENCE: Final = 5  # repairs of one object in that time before they are made later
+_PAUSE_MOST_S: Final = 10.0  # between repairs, against one who keeps on changing
 _SETTLE_PASSES: Final = 3  # dumps after a device was made anew
 
 
@@ -58,6 +63,10 @@ class Reconciler:
         self._failed_passes = 0
         self._named: set[str] = set()
         self._file = ""
+        self._notices: deque[Notice] = deque()
+        self._is_filter_in_doubt = False
+        self._is_repair = False
+        self._pace = Pace()
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set."""
@@ -66,11 +75,41 @@ class Reconciler:
             self.bell.clear()
             self.heartbeat = self._clock()
             try:
+                self._hear()
                 self.reconcile(kernel)
             except KernelError as exc:
                 self._mirror = None
                 self._report((str(exc),))
             self.bell.wait(max(0.0, self._audit_at - self._clock()))
+
+    def tell(self, notices: Sequence[Notice]) -> None:
+        """Leave what the kernel told; the monitor's thread calls it."""
+        self._notices.extend(notices)
+        self.bell.set()
+
+    def _hear(self) -> None:
+        """Judge what was told: our own changes coming back, or somebody else's."""
+        mirror = self._mirror
+        doubtful: set[Key] = set()
+        while self._notices:
+            notice = self._notices.popleft()
+            if notice == RULESET:
+                self._is_filter_in_doubt = True
+            elif isinstance(notice, str):
+                doubtful |= {(notice,)} if notice in {OVERFLOW, SYSCTL} else set()
+            elif mirror is not None and is_news(notice, mirror):
+                doubtful.add(notice[1])
+        if doubtful and mirror is not None:
+            now = self._clock()
+            soonest = min(self._pace.next_at(now, key) for key in doubtful)
+            self._audit_at = min(self._audit_at, soonest)
+            self._is_repair = True
+
+    def _check_filter(self, site: Site) -> None:
+        self._is_filter_in_doubt = False
+        errors = self._filter(site, audit=True)
+        if errors:
+            self._report(errors)
 
     def desired(self) -> Sequence[KernelObject]:
         """Return what the agent wants in the kernel now; any thread may ask."""
@@ -86,7 +125,10 @@ class Reconciler:
             return
         is_audit = now >= self._audit_at or self._mirror is None
         if not is_audit and self._is_current(site, view):
+            if self._is_filter_in_doubt:
+                self._check_filter(site)
             return
+        self._is_filter_in_doubt = False
         touched = self._plan(site, view)
         if touched is None:
             is_audit = True
@@ -122,11 +164,24 @@ class Reconciler:
             observed = kernel.dump()
             self._mirror = {item.key: item for item in observed}
             ops = diff(self.desired(), observed)
+            if self._is_repair and ops:
+                self._name_repair(ops)
+            self._is_repair = False
             failures = self._carry_out(kernel, ops)
             if not any(isinstance(op.target, VxlanLink) for op in ops):
                 break
         self._audit_at = self._clock() + self._flags.audit_interval_s
         return failures
+
+    def _name_repair(self, ops: Sequence[Op]) -> None:
+        pause_s = self._pace.repaired(self._clock(), [op.target.key for op in ops])
+        log.warning(
+            "somebody else changed %d of our kernel objects (%s); put right%s",
+            len(ops),
+            ", ".join(str(op.target) for op in ops[:2]) + (", ..." if len(ops) > 2 else ""),
+            f", next not before {pause_s:g} s" if pause_s > 1 else "",
+        )
+        self._count(repairs=self._status.get().counters.repairs + len(ops))
 
     def _touch(self, kernel: Kernel, touched: set[Key]) -> tuple[OpFailure, ...]:
         """Compare the touched objects alone with what the last dump and our own writes say."""
@@ -240,6 +295,29 @@ class Reconciler:
             return [f"--subnet-file {self._flags.subnet_file}: {exc.strerror}"]
         self._file = text
         return []
+
+
+class Pace:
+    """How soon to repair an object again: at once, but ever later where somebody fights for it."""
+
+    def __init__(self) -> None:
+        self._fights: dict[Key, tuple[float, int]] = {}  # when it was last repaired, how often
+
+    def next_at(self, now: float, key: Key) -> float:
+        """Return when the object may be repaired."""
+        last, times = self._fights.get(key, (now, 0))
+        return max(now, last + _pause_s(times))
+
+    def repaired(self, now: float, keys: Iterable[Key]) -> float:
+        """Note a repair; return the longest pause that now begins, in seconds."""
+        recent = {k: (t, n) for k, (t, n) in self._fights.items() if now - t < _QUIET_S}
+        counted = {key: (now, recent.get(key, (now, 0))[1] + 1) for key in keys}
+        self._fights = recent | counted
+        return max((_pause_s(times) for _, times in counted.values()), default=0.0)
+
+
+def _pause_s(times: int) -> float:
+    return 0.0 if times <= _PATIENCE else min(0.1 * 2.0 ** (times - _PATIENCE), _PAUSE_MOST_S)
 
 
 def shortened(texts: Sequence[str]) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ class Counters:
     ops: int = 0
     op_failures: int = 0
     ruleset_applies: int = 0
+    repairs: int = 0
     store_troubles: int = 0
     last_pass_s: float = 0.0
 

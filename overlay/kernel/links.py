@@ -88,12 +88,14 @@ class LinkInfo:
 def list_links(rtnl: RtnlSocket) -> dict[str, LinkInfo]:
     """Return every interface of the namespace by name."""
     links = (
-        _parse(*message) for message in rtnl.dump(RTM_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0, 0))
+        parse_link(*message)
+        for message in rtnl.dump(RTM_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0, 0))
     )
     return {link.name: link for link in links}
 
 
-def _parse(data: bytes, start: int, end: int) -> LinkInfo:
+def parse_link(data: bytes, start: int, end: int) -> LinkInfo:
+    """Return the interface that one link message describes."""
     _family, _pad, _type, index, flags, _change = _IFINFOMSG.unpack_from(data, start)
     parts = attributes(data, start + 16, end)
     return LinkInfo(

@@ -274,6 +274,20 @@ def routes(messages: Messages, names: Mapping[int, str]) -> list[Route | Unreach
     return found
 
 
+def route_place(data: bytes, start: int, end: int) -> tuple[IPNetwork, int, int]:
+    """Return prefix, table and metric of any route."""
+    family, length, _s, _t, table, *_rest = _RTMSG.unpack_from(data, start)
+    parts = attributes(data, start + 12, end)
+    prefix = _network(family, parts.get(_RTA_DST), length)
+    return prefix, _u32(parts, _RTA_TABLE) or table, _u32(parts, _RTA_PRIORITY)
+
+
+def neighbor_address(data: bytes, start: int, end: int) -> IPAddress | None:
+    """Return whose neighbor a message is about, whatever its state."""
+    packed = attributes(data, start + 12, end).get(_NDA_DST)
+    return _parse(packed) if packed is not None and len(packed) in {4, 16} else None
+
+
 def neighbors(messages: Messages, device: str, ifindex: int) -> list[Neighbor]:
     """Return a device's permanent neighbors; the kernel's own passing ones are left out."""
     found: list[Neighbor] = []
