@@ -117,6 +117,7 @@ class Agent:
     def _monitor(self) -> None:
         with contextlib.closing(Monitor()) as monitor:
             while not self.stop.is_set():
+                monitor.own_port = self.reconciler.netlink_port
                 notices = monitor.wait(_MONITOR_POLL_S)
                 if not notices:
                     continue

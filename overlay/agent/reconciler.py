@@ -63,6 +63,7 @@ class Reconciler:
         self._failed_passes = 0
         self._named: set[str] = set()
         self._file = ""
+        self.netlink_port = 0  # of the kernel's socket, once there is one
         self._notices: deque[Notice] = deque()
         self._is_filter_in_doubt = False
         self._is_repair = False
@@ -71,6 +72,7 @@ class Reconciler:
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set."""
         kernel = self._make_kernel()
+        self.netlink_port = kernel.port
         while not stop.is_set():
             self.bell.clear()
             self.heartbeat = self._clock()

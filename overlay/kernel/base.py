@@ -34,6 +34,10 @@ class OpFailure:
 class Kernel(Protocol):
     """One network namespace, as far as the agent may see and change it."""
 
+    @property
+    def port(self) -> int:
+        """Return what marks notices of changes made through this object; 0 for nothing."""
+
     def dump(self) -> Sequence[KernelObject]:
         """Return what is ours: our devices and what is on them, our routes, our rules.
 

@@ -27,6 +27,8 @@ class FakeKernel:
         self.log: list[Op] = []
         self.budget: int | None = None
 
+    port = 0
+
     def dump(self) -> Sequence[KernelObject]:
         """Return what is ours."""
         return list(self.objects.values())

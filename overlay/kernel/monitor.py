@@ -52,6 +52,7 @@ class Monitor:
     def __init__(self) -> None:
         self._route = _listen(socket.NETLINK_ROUTE, _GROUPS)
         self._filter = _listen(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))
+        self.own_port = 0  # netlink port whose changes are not told: those of our own kernel
         with RtnlSocket() as rtnl:  # after the sockets listen, so that nothing falls between
             self._names = names_by_index(list_links(rtnl))
 
@@ -81,11 +82,12 @@ class Monitor:
     def _parse(self, data: bytes) -> Iterator[Notice]:
         offset = 0
         while offset + 16 <= len(data):
-            length, kind, _flags, _sequence, _port = _HEADER.unpack_from(data, offset)
+            length, kind, _flags, _sequence, port = _HEADER.unpack_from(data, offset)
             if length < _HEADER.size:
                 yield OVERFLOW
                 return
-            yield from self._notices(kind, data, offset + 16, offset + length)
+            if port == 0 or port != self.own_port:  # VXLAN's forwarding entries never carry one
+                yield from self._notices(kind, data, offset + 16, offset + length)
             offset += length + (-length % 4)
 
     def _notices(self, kind: int, data: bytes, start: int, end: int) -> Iterator[Notice]:

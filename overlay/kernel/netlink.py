@@ -37,6 +37,11 @@ class NetlinkKernel:
         self._rtnl = RtnlSocket()
         self._writer = LinkWriter()
 
+    @property
+    def port(self) -> int:
+        """Return the netlink port that routes and neighbors are written from."""
+        return self._rtnl.port
+
     def close(self) -> None:
         """Close the sockets. What was set stays."""
         self._rtnl.close()
