@@ -104,7 +104,8 @@ class Request:
         ready.register(0, POLLIN)
         ended = False
         while len(self.input) <= LONGEST_INPUT and not ended:
-            if not ready.poll(_left_ms(end)):
+            left = end - monotonic()
+            if left <= 0 or not ready.poll(left * 1000):
                 break
             part = posix.read(0, LONGEST_INPUT + 1 - len(self.input))
             self.input += part
@@ -401,10 +402,6 @@ def _left_s(end: float) -> float:
     if left <= 0:
         raise TimeoutError
     return left
-
-
-def _left_ms(end: float) -> int:
-    return max(0, int((end - monotonic()) * 1000) + 1)
 
 
 def _u32(number: int) -> bytes:
