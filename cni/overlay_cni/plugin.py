@@ -16,6 +16,7 @@ import posix
 import sys
 from _json import encode_basestring_ascii, make_scanner
 from _socket import AF_UNIX, SCM_RIGHTS, SHUT_WR, SOCK_STREAM, SOL_SOCKET, socket
+from fcntl import ioctl
 from select import POLLIN, poll
 from time import monotonic, sleep
 
@@ -57,6 +58,8 @@ RETRY_S = 0.01
 
 MAGIC = b"OVL1"
 HAS_NETNS = 1  # flag: the first byte carries a descriptor
+
+NS_GET_NSTYPE, CLONE_NEWNET = 0xB703, 0x40000000  # linux/nsfs.h, linux/sched.h
 
 _UNSUPPORTED, _BAD_VARIABLE, _IO_FAILURE, _UNDECODABLE, _BAD_CONFIG = 1, 4, 5, 6, 7
 _TRY_LATER, _UNAVAILABLE = 11, 50
@@ -223,7 +226,9 @@ def _parse(data: bytes) -> dict[str, object]:
     try:
         text = data.decode().strip(" \t\n\r")
         value, end = make_scanner(_Strict)(text, 0)  # type: ignore[arg-type] # any object will do
-    except (ValueError, StopIteration) as exc:
+    # What the scanner means to raise is in json.decoder. Python 3.11 does not import it then,
+    # but raises SystemError; later ones do.
+    except (ValueError, StopIteration, SystemError) as exc:
         raise invalid from exc
     if end != len(text):
         raise invalid
@@ -309,10 +314,11 @@ def _open_netns(request: Request) -> int | None:
         # Without O_NONBLOCK a path that is a FIFO would hang.
         flags = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY
         netns = posix.open(path, flags)
-        # The kernel's own name for it, which no file can have (ns_dname in fs/nsfs.c).
-        if not posix.readlink(f"/proc/self/fd/{netns}").startswith("net:["):
+        theirs, own = posix.fstat(netns), posix.stat("/proc/self/ns/net")
+        # All namespaces are on one file system, and nothing else is (fs/nsfs.c).
+        if theirs.st_dev != own.st_dev or ioctl(netns, NS_GET_NSTYPE) != CLONE_NEWNET:
             reason = " is not a network namespace"
-        elif posix.fstat(netns).st_ino == posix.stat("/proc/self/ns/net").st_ino:
+        elif theirs.st_ino == own.st_ino:
             reason = " is the host's own network namespace"
     except OSError as exc:
         reason = f": {exc.strerror}"
@@ -389,7 +395,10 @@ def _receive(agent: socket, length: int, end: float) -> bytes:
     data = b""
     while len(data) < length:
         agent.settimeout(_left_s(end))
-        part = agent.recv(length - len(data))
+        try:
+            part = agent.recv(length - len(data))
+        except ConnectionResetError:
+            break
         if not part:
             break
         data += part

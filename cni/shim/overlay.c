@@ -859,10 +859,10 @@ static size_t receive(int agent, void *buffer, size_t length, const char *path)
         ssize_t got = recv(agent, (char *)buffer + done, length - done, 0);
         if (got < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
+        if (got == 0 || (got < 0 && errno == ECONNRESET))
+            break;
         if (got < 0)
             fail_away(TRY_LATER, path, "went away: ", strerror(errno));
-        if (got == 0)
-            break;
         done += (size_t)got;
     }
     return done;
