@@ -1,9 +1,10 @@
-"""The node's socket: one line of JSON in, one out; root alone may ask.
+"""The node's socket: one request in, one answer out; root alone may ask.
 
 ``{"overlay": 1, "call": "status"}`` is answered by
 ``{"overlay": 1, "ok": true, "result": {...}}`` or
 ``{"overlay": 1, "ok": false, "error": {"code": ..., "message": ...}}``.
-The CNI plugin speaks the same protocol. docs/cli.md has the results.
+docs/cli.md has the results. What begins otherwise is the CNI plugin's:
+docs/cni-protocol.md.
 """
 
 import contextlib
@@ -19,6 +20,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from overlay import __version__
+from overlay.agent.cni_wire import (
+    MAGIC,
+    Opening,
+    WireError,
+    format_response,
+    opened,
+    read_request,
+)
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import Snapshot, Status
 from overlay.kernel.netlink import NetlinkKernel
@@ -32,19 +41,24 @@ log = logging.getLogger(__name__)
 PROTOCOL: Final = 1
 _LONGEST: Final = 1 << 20  # bytes of one request
 _TIMEOUT_S: Final = 10.0
+_CNI_FORBIDDEN: Final = json.dumps(
+    {"cniVersion": "1.0.0", "code": 5, "msg": "only root may attach pods"}
+).encode()
 _UCRED: Final = struct.Struct("=iII")
 
 Call = Callable[[], Any]
+Cni = Callable[[Mapping[str, str], bytes, int | None], tuple[int, bytes]]
 
 
 class ControlServer:
     """Answers on the socket in a thread a client. Raises OSError when it cannot listen."""
 
-    def __init__(self, path: Path, calls: Mapping[str, Call]) -> None:
+    def __init__(self, path: Path, calls: Mapping[str, Call], cni: Cni | None = None) -> None:
         self._path = path
         self._calls = calls
+        self._cni = cni
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._refuse_second(path)
+        refuse_second(path)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -64,17 +78,6 @@ class ControlServer:
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
 
-    @staticmethod
-    def _refuse_second(path: Path) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(str(path))
-            except OSError:
-                return
-        msg = f"another overlayd of this node answers on {path}; stop it first"
-        raise FileExistsError(0, msg)
-
     def _accept(self) -> None:
         while True:
             try:
@@ -88,12 +91,24 @@ class ControlServer:
             client.settimeout(_TIMEOUT_S)
             credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
             _pid, uid, _gid = _UCRED.unpack(credentials)
-            answer = self._answer(client) if uid == 0 else _error("forbidden", "root only")
-            client.sendall(json.dumps(answer).encode() + b"\n")
+            with opened(client) as opening:
+                client.sendall(self._respond(client, opening, is_root=uid == 0))
 
-    def _answer(self, client: socket.socket) -> dict[str, Any]:
+    def _respond(self, client: socket.socket, opening: Opening, *, is_root: bool) -> bytes:
+        if opening.data.startswith(MAGIC) and self._cni is not None:
+            if not is_root:
+                return format_response(1, _CNI_FORBIDDEN)
+            try:
+                return format_response(*self._cni(*read_request(client, opening)))
+            except WireError as exc:
+                log.warning("CNI: %s", exc)
+                return b""
+        answer = self._answer(client, opening.data) if is_root else _error("forbidden", "root only")
+        return json.dumps(answer).encode() + b"\n"
+
+    def _answer(self, client: socket.socket, begun: bytes) -> dict[str, Any]:
         try:
-            request = json.loads(_read_line(client))
+            request = json.loads(_read_line(client, begun))
             version, name = request["overlay"], request["call"]
         except (ValueError, KeyError, TypeError, RecursionError):
             return _error("bad-request", 'write one line like {"overlay": 1, "call": "status"}')
@@ -106,6 +121,18 @@ class ControlServer:
             return {"overlay": PROTOCOL, "ok": True, "result": call()}
         except OverlayError as exc:
             return _error("failed", str(exc))
+
+
+def refuse_second(path: Path) -> None:
+    """Raise FileExistsError when an agent answers on ``path`` already."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return
+    msg = f"another overlayd of this node answers on {path}; stop it first"
+    raise FileExistsError(0, msg)
 
 
 def calls(
@@ -185,8 +212,7 @@ def _peer(lease: Lease) -> dict[str, Any]:
     }
 
 
-def _read_line(client: socket.socket) -> bytes:
-    data = b""
+def _read_line(client: socket.socket, data: bytes) -> bytes:
     deadline = time.monotonic() + _TIMEOUT_S
     while b"\n" not in data:
         part = client.recv(65536)

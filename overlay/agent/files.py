@@ -49,15 +49,19 @@ def read_subnet_file(path: Path) -> Subnet | None:
     return subnet_of(*networks) if networks else None
 
 
-def write_file(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``, readable by root alone. Raises OSError; the old file stays."""
+def write_file(path: Path, text: str, *, sync: bool = True) -> None:
+    """Replace ``path`` by ``text``, readable by root alone. Raises OSError; the old file stays.
+
+    Without ``sync`` it may be lost with the machine, not with the program.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         Path(name).replace(path)
     except OSError:
         with contextlib.suppress(OSError):

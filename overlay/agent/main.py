@@ -13,7 +13,9 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from overlay import __version__
-from overlay.agent.control import ControlServer, calls
+from overlay.agent.attachments import Attachments
+from overlay.agent.cni import CniService
+from overlay.agent.control import ControlServer, calls, refuse_second
 from overlay.agent.flags import Flags, parse_flags
 from overlay.agent.http import HttpServer
 from overlay.agent.lessee import Lessee
@@ -46,6 +48,7 @@ class Agent:
         self.stop = threading.Event()
         self.status = Status()
         self.reconciler = Reconciler(flags, self.status)
+        self.cni = CniService(self.status, Attachments(flags.state_dir / "attachments"))
         self.lessee = Lessee(flags, store, self.status, self.reconciler.sites, self._check)
 
     def run(self) -> None:
@@ -70,7 +73,9 @@ class Agent:
         flags = self._flags
         answers = calls(flags.node, self.status, self.reconciler, self._started_at)
         try:
-            control = ControlServer(flags.cni_socket, answers)
+            refuse_second(flags.cni_socket)
+            self.cni.recover()
+            control = ControlServer(flags.cni_socket, answers, self.cni.answer)
         except OSError as exc:
             msg = f"--cni-socket {flags.cni_socket}: {exc.strerror or exc}"
             raise UsageError(msg) from exc

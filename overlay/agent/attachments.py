@@ -1,0 +1,136 @@
+"""The attachments of this node: one file each, so that a restart forgets none.
+
+They die with the node's boot, as the pods do: their files belong in /run, and
+those of another boot are not read.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from overlay.agent.files import write_file
+from overlay.ipam.pool import allocate
+from overlay.model.address import IPAddress
+from overlay.model.attachment import (
+    Attachment,
+    AttachmentFormatError,
+    AttachmentKey,
+    parse_attachment,
+)
+from overlay.model.errors import OverlayError
+from overlay.model.subnet import Subnet
+
+log = logging.getLogger(__name__)
+
+_MARKER: Final = "boot_id"
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class AttachmentExistsError(OverlayError):
+    """There is an attachment under that key; ``attachment`` is it."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.attachment = attachment
+        super().__init__(f"{attachment.key} is attached already")
+
+
+class Attachments:
+    """All attachments, for any thread; ``directory`` is made when the first one is written."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._by_key: dict[AttachmentKey, Attachment] = {}
+        self._given: tuple[IPAddress, ...] = ()  # the last address of each family
+        self._is_marked = False  # with this boot
+        self._load()
+
+    def get(self, key: AttachmentKey) -> Attachment | None:
+        """Return the attachment under ``key``, or None."""
+        return self._by_key.get(key)
+
+    def list(self, network: str | None = None) -> list[Attachment]:
+        """Return all attachments, or those of one network, in the order they were made."""
+        with self._lock:
+            found = self._by_key.values()
+            return [a for a in found if network is None or a.key.network == network]
+
+    def add(
+        self,
+        subnet: Subnet,
+        wanted: Sequence[IPAddress],
+        key: AttachmentKey,
+        make: Callable[[tuple[IPAddress, ...]], Attachment],
+    ) -> Attachment:
+        """Allocate addresses, write the attachment that ``make`` returns, and return it.
+
+        On an error nothing is kept. Raises AttachmentExistsError, the errors
+        of ``overlay.ipam.pool``, and OSError when it cannot be written.
+        """
+        with self._lock:
+            if key in self._by_key:
+                raise AttachmentExistsError(self._by_key[key])
+            taken = {address for a in self._by_key.values() for address in a.addresses}
+            addresses = allocate(subnet, taken, self._given, wanted)
+            attachment = make(addresses)
+            self._write(attachment)
+            self._by_key[key] = attachment
+            if not wanted:
+                self._given = addresses
+            return attachment
+
+    def complete(self, attachment: Attachment) -> Attachment:
+        """Note that all of it is there; until then the next start takes it for cut off."""
+        done = replace(attachment, is_complete=True)
+        with self._lock:
+            self._write(done)
+            self._by_key[done.key] = done
+        return done
+
+    def release(self, key: AttachmentKey) -> Attachment | None:
+        """Forget the attachment under ``key`` and return it; None when there is none."""
+        with self._lock:
+            attachment = self._by_key.pop(key, None)
+            with contextlib.suppress(FileNotFoundError):
+                self._path(key).unlink()
+            return attachment
+
+    def _path(self, key: AttachmentKey) -> Path:
+        seed = f"{key.network}\0{key.container}\0{key.interface}".encode()
+        return self._directory / f"{hashlib.sha256(seed).hexdigest()[:32]}.json"
+
+    def _load(self) -> None:
+        if not self._directory.is_dir():
+            return
+        boot = _boot_id()
+        marker = self._directory / _MARKER
+        is_ours = marker.is_file() and marker.read_text(encoding="ascii").strip() == boot
+        self._is_marked = is_ours
+        for path in sorted(self._directory.glob("*.json"), key=lambda p: p.stat().st_mtime_ns):
+            if not is_ours:
+                path.unlink()
+                continue
+            try:
+                found = parse_attachment(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, RecursionError, OSError, AttachmentFormatError) as exc:
+                log.warning("attachment in %s is not read: %s", path, exc)
+                continue
+            self._by_key[found.key] = found
+            self._given = found.addresses
+
+    def _write(self, attachment: Attachment) -> None:
+        if not self._is_marked:
+            write_file(self._directory / _MARKER, _boot_id() + "\n")
+            self._is_marked = True
+        text = json.dumps(attachment.to_json())
+        write_file(self._path(attachment.key), text, sync=False)
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip()

@@ -1,0 +1,211 @@
+"""ADD, DEL, CHECK, GC and STATUS, carried out: addresses from the lease, a pair in the pod.
+
+A request that is cut off leaves a record and perhaps a pair; DEL, GC or the
+next start removes both. Each runs in the thread of its client.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from overlay.agent.attachments import AttachmentExistsError, Attachments
+from overlay.agent.cni_request import (
+    BAD_CONFIG,
+    BAD_VARIABLE,
+    CHECK_FAILED,
+    EXISTS,
+    IO_FAILURE,
+    LATEST,
+    NO_ADDRESS,
+    TRY_LATER,
+    UNAVAILABLE,
+    UNKNOWN_CONTAINER,
+    UNSUPPORTED,
+    WIRING,
+    CniError,
+    CniRequest,
+    parse_request,
+    valid_attachments,
+    version_for_errors,
+    wanted_addresses,
+    wanted_mac,
+)
+from overlay.agent.cni_result import format_error, format_ipam_result, format_result
+from overlay.agent.status import Snapshot, Status
+from overlay.ipam.pool import (
+    AddressOutsideError,
+    AddressRange,
+    AddressTakenError,
+    PoolExhaustedError,
+)
+from overlay.kernel import pods
+from overlay.kernel.base import KernelError
+from overlay.kernel.netns import namespace_of, own_namespace
+from overlay.kernel.rtnl import RtnlSocket
+from overlay.model.address import IPAddress
+from overlay.model.attachment import Attachment
+from overlay.model.subnet import Subnet
+
+log = logging.getLogger(__name__)
+
+Answer = tuple[int, bytes]  # exit status and standard output of the plugin
+
+
+class CniService:
+    """Answers the plugin. ``attachments`` is shared with whoever lists them."""
+
+    def __init__(self, status: Status, attachments: Attachments) -> None:
+        self._status = status
+        self._attachments = attachments
+        self._commands: Mapping[str, Callable[[CniRequest, int | None], bytes]] = {
+            "ADD": self._add,
+            "DEL": self._delete,
+            "CHECK": self._check,
+            "GC": self._collect,
+            "STATUS": self._tell_status,
+        }
+
+    def answer(self, variables: Mapping[str, str], text: bytes, netns: int | None) -> Answer:
+        """Carry out one request; ``netns`` is a descriptor of the pod's namespace, if any."""
+        version = LATEST
+        try:
+            version = version_for_errors(text)
+            request = parse_request(variables, text)
+            return 0, self._commands[request.command](request, netns)
+        except CniError as exc:
+            error = exc
+        except AttachmentExistsError as exc:
+            error = CniError(EXISTS, str(exc), "delete it first; the first one is kept")
+        except PoolExhaustedError as exc:
+            error = CniError(NO_ADDRESS, str(exc))
+        except (AddressTakenError, AddressOutsideError) as exc:
+            error = CniError(BAD_CONFIG, str(exc))
+        except KernelError as exc:
+            error = CniError(WIRING, str(exc))
+        except OSError as exc:
+            error = CniError(IO_FAILURE, f"attachment cannot be written: {exc.strerror}")
+        log.warning("CNI %s: %s", variables.get("CNI_COMMAND", "?"), error)
+        return 1, format_error(error, version)
+
+    def recover(self) -> None:
+        """Undo what was cut off, and forget pods that went while nobody looked."""
+        with RtnlSocket() as rtnl:
+            links = pods.host_links(rtnl)
+            for attachment in self._attachments.list():
+                is_there = not attachment.link or attachment.link in links
+                if attachment.is_complete and is_there:
+                    continue
+                if attachment.link:
+                    pods.detach(rtnl, attachment.link)
+                self._attachments.release(attachment.key)
+                log.info("%s is gone; its addresses are free again", attachment.key)
+
+    def _add(self, request: CniRequest, netns: int | None) -> bytes:
+        subnet, mtu = self._ready()
+        if request.is_ipam:
+            found = self._attachments.complete(self._allocate(request, subnet, mtu, link=""))
+            return format_ipam_result(request, found, subnet)
+        if request.config.get("mode", "ptp") != "ptp":
+            raise CniError(
+                UNSUPPORTED,
+                f'"mode" {request.config["mode"]!r} is not in this version',
+                'use "ptp"',
+            )
+        if netns is None:
+            raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} could not be opened")
+        try:
+            if namespace_of(netns) == own_namespace():
+                raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} is the host's own")
+        except KernelError as exc:
+            raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} is {exc}") from exc
+        attachment = self._allocate(request, subnet, mtu, link=pods.link_name(request.key))
+        try:
+            with RtnlSocket() as rtnl:
+                pods.attach(rtnl, netns, pods.pod_link(attachment))
+        except KernelError:
+            self._attachments.release(request.key)
+            raise
+        attachment = self._attachments.complete(attachment)
+        return format_result(request, attachment, pods.link_mac(attachment.link, "host"))
+
+    def _allocate(self, request: CniRequest, subnet: Subnet, mtu: int, link: str) -> Attachment:
+        mac = wanted_mac(request)
+
+        def make(addresses: tuple[IPAddress, ...]) -> Attachment:
+            return Attachment(
+                key=request.key,
+                sandbox=request.netns,
+                addresses=addresses,
+                link=link,
+                mac=mac or (pods.link_mac(link, "pod") if link else None),
+                mtu=_mtu(request, mtu),
+                arguments=dict(request.arguments),
+            )
+
+        return self._attachments.add(subnet, wanted_addresses(request), request.key, make)
+
+    def _delete(self, request: CniRequest, netns: int | None) -> bytes:
+        del netns  # the host's end is found without it
+        if not request.is_ipam:
+            with RtnlSocket() as rtnl:
+                pods.detach(rtnl, pods.link_name(request.key))
+        self._attachments.release(request.key)
+        return b""
+
+    def _check(self, request: CniRequest, netns: int | None) -> bytes:
+        previous = request.config.get("prevResult")
+        if not isinstance(previous, dict):
+            raise CniError(BAD_CONFIG, '"prevResult" is missing', "CHECK judges by it")
+        attachment = self._attachments.get(request.key)
+        if attachment is None:
+            raise CniError(UNKNOWN_CONTAINER, f"{request.key} is not attached")
+        if request.is_ipam:
+            return b""
+        if netns is None:
+            raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} could not be opened")
+        with RtnlSocket() as rtnl:
+            found = pods.faults(rtnl, netns, pods.pod_link(attachment))
+        if found:
+            raise CniError(CHECK_FAILED, "; ".join(found))
+        return b""
+
+    def _collect(self, request: CniRequest, netns: int | None) -> bytes:
+        del netns
+        kept = valid_attachments(request.config)
+        if kept is None:
+            return b""
+        with RtnlSocket() as rtnl:
+            for attachment in self._attachments.list(request.key.network):
+                key = attachment.key
+                if (key.container, key.interface) not in kept:
+                    if attachment.link:
+                        pods.detach(rtnl, attachment.link)
+                    self._attachments.release(key)
+                    log.info("%s is collected", key)
+        return b""
+
+    def _tell_status(self, request: CniRequest, netns: int | None) -> bytes:
+        del request, netns
+        subnet, _ = self._ready(UNAVAILABLE)
+        used = [address for a in self._attachments.list() for address in a.addresses]
+        for network in subnet.networks():
+            span = AddressRange(network)
+            if sum(address in span for address in used) >= span.count:
+                raise CniError(UNAVAILABLE, str(PoolExhaustedError(network, span.count)))
+        return b""
+
+    def _ready(self, code: int = TRY_LATER) -> tuple[Subnet, int]:
+        snapshot: Snapshot = self._status.get()
+        if snapshot.site is None or not snapshot.mtu:
+            reason = "; ".join(snapshot.reasons) or snapshot.phase
+            raise CniError(code, f"this node has no subnet yet: {reason}")
+        return snapshot.site.own.subnet, snapshot.mtu
+
+
+def _mtu(request: CniRequest, mtu: int) -> int:
+    wanted: Any = request.config.get("mtu", 0)
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted <= 65535:
+        raise CniError(BAD_CONFIG, f'"mtu" {wanted!r} is not a size in bytes')
+    if wanted > mtu:
+        raise CniError(BAD_CONFIG, f'"mtu" {wanted}: the fabric carries {mtu} bytes; lower it')
+    return wanted or mtu
