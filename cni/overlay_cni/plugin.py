@@ -49,7 +49,7 @@ LONGEST_ANSWER = 1 << 20  # bytes
 LONGEST_NAME = 255  # bytes of the network's name, and of its type
 DEEPEST = 128  # objects and arrays within one another
 
-# Runtimes give up after 60 s or more, and want an answer before.
+# Seconds: over before a runtime that allows 60 gives up.
 ALL_S, STATUS_ALL_S = 55.0, 2.0
 CONNECT_S, STATUS_CONNECT_S = 5.0, 1.0
 INPUT_S = 10.0
@@ -268,7 +268,7 @@ def _check_config(request: Request) -> bytes:
     since = SINCE.get(request.command, version)
     if VERSIONS.index(version) < VERSIONS.index(since):
         what = f"{request.command.decode()} is not in cniVersion {version}"
-        raise CniError(_UNSUPPORTED, what, f"it is since {since}")
+        raise CniError(_UNSUPPORTED, what, f"it came with {since}")
     for key in ("name", "type"):
         if not (text := _text(request.config, key, LONGEST_NAME)):
             raise CniError(_BAD_CONFIG, f'"{key}" is not set', "every network configuration has it")

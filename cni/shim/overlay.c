@@ -49,7 +49,7 @@ enum {
     ANSWER_HEADER = 12,
 };
 
-/* Milliseconds. Runtimes give up after 60 s or more, and want an answer before. */
+/* Milliseconds: over before a runtime that allows 60 s gives up. */
 enum {
     ALL_MS = 55000,
     STATUS_ALL_MS = 2000,
@@ -664,7 +664,7 @@ static void check_version(void)
     if (version < 0)
         fail(UNSUPPORTED, spoken, "cniVersion ", cni_version.text, " is not supported", NULL);
     if ((unsigned)version < command->since)
-        fail(UNSUPPORTED, command->since == 2 ? "it is since 0.4.0" : "it is since 1.1.0",
+        fail(UNSUPPORTED, command->since == 2 ? "it came with 0.4.0" : "it came with 1.1.0",
              command->name, " is not in cniVersion ", cni_version.text, NULL);
 }
 
@@ -875,7 +875,7 @@ static size_t receive(int agent, void *buffer, size_t length, const char *path)
 static _Noreturn void ask(int netns, const char *path)
 {
     static char answer[LONGEST_ANSWER];
-    unsigned char header[ANSWER_HEADER];
+    unsigned char header[ANSWER_HEADER] = {0};
     int agent = connect_agent(path);
     send_request(agent, netns, path);
     size_t got = receive(agent, header, sizeof header, path);
