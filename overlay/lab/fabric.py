@@ -124,8 +124,7 @@ class Lab:
 
     def pods(self) -> list[Pod]:
         """Return the pods with their addresses."""
-        files = self.subnet_files()
-        return [pods.place(place, files[place.node]) for place in self.topology.pods]
+        return list(pods.read_pods(self.topology, self.dir))
 
     def subnet_files(self) -> dict[str, SubnetFile]:
         """Return what each node's agent wrote, by node name. Raises LabError."""
@@ -173,7 +172,7 @@ class Lab:
             # In `isolated` too: that nothing gets in must not hang on a missing route.
             underlay.route_pods(topology, {name: file.subnets for name, file in files.items()})
         self._progress(f"pods: {len(topology.pods)}")
-        pods.wire(topology, files)
+        pods.attach(topology, self.dir)
         self.dir.write(replace(state, is_ready=True))
         self._progress("up")
 

@@ -1,36 +1,30 @@
-"""Pods as the lab wires them itself, from what the agent put into its subnet file.
+"""Pods, attached as a runtime does it: by executing the CNI plugin on their node.
 
-Point to point, no bridge: the pod has a host address and sends everything to
-a gateway that exists only as a permanent neighbor; the node has one route for
-each pod. To be replaced by the CNI plugin, which makes the same picture.
+What the plugin answers is kept beside the node's state, for whoever asks for
+a pod's addresses later.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface
+from importlib.util import find_spec
+from ipaddress import ip_interface
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from overlay.lab import netns
 from overlay.lab.errors import LabError
+from overlay.lab.state import StateDir
 from overlay.lab.topology import NODE_DEVICE, PodPlace, Topology
-from overlay.model.address import (
-    FAMILIES,
-    Family,
-    IPAddress,
-    IPInterface,
-    host_network,
-)
-from overlay.model.node import POD_LINK_PREFIX
+from overlay.model.address import Family, IPAddress, IPInterface, family_of
 
-# Link-local addresses that no machine here has; only their MAC is ever used.
-GATEWAY: Final[Mapping[Family, IPAddress]] = {
-    Family.IPV4: ip_address("169.254.1.1"),
-    Family.IPV6: ip_address("fe80::1"),
-}
-_FIRST_HOST: Final = 2  # .1 is flannel's gateway address, kept free
 _SUBNET_KEY: Final = {Family.IPV4: "FLANNEL_SUBNET", Family.IPV6: "FLANNEL_IPV6_SUBNET"}
+_CNI_VERSION: Final = "1.1.0"
+_NETWORK: Final = "lab"
+_TIMEOUT_S: Final = 60.0  # a runtime's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +37,13 @@ class SubnetFile:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod with its addresses."""
+    """A pod with its addresses, and the name of the node's end of its veth pair."""
 
     name: str
     namespace: str
     node: str
     addresses: Mapping[Family, IPAddress]
-
-    @property
-    def host_link(self) -> str:
-        """Return the name of the node's end of the pod's veth pair."""
-        return POD_LINK_PREFIX + hashlib.sha256(self.namespace.encode()).hexdigest()[:8]
+    host_link: str
 
 
 def parse_subnet_file(text: str) -> SubnetFile:
@@ -87,95 +77,89 @@ def read_subnet_file(path: Path) -> SubnetFile:
         raise LabError(msg) from exc
 
 
-def place(place_: PodPlace, subnet_file: SubnetFile) -> Pod:
-    """Return the pod with the addresses that its number on the node gives it."""
-    return Pod(
-        name=place_.name,
-        namespace=place_.namespace,
-        node=place_.node,
-        addresses={
-            family: subnet.network.network_address + _FIRST_HOST + place_.index
-            for family, subnet in subnet_file.subnets.items()
-        },
-    )
+def attach(topology: Topology, state: StateDir) -> tuple[Pod, ...]:
+    """Make the pods' namespaces and attach each to its node's fabric; return the pods.
 
-
-def wire(topology: Topology, subnet_files: Mapping[str, SubnetFile]) -> tuple[Pod, ...]:
-    """Make the pods' namespaces and connect each with its node; return the pods.
-
-    ``subnet_files`` is keyed by node name. Raises LabError.
+    One after the other on a node, the nodes side by side. Raises LabError
+    with what the plugin says.
     """
-    pods = tuple(place(p, subnet_files[p.node]) for p in topology.pods)
-    by_node = {
-        node.namespace: [pod for pod in pods if pod.node == node.name] for node in topology.nodes
+    netns.add(place.namespace for place in topology.pods)
+    places: dict[str, list[PodPlace]] = {}
+    by_name = {node.name: node.namespace for node in topology.nodes}
+    for place in topology.pods:
+        places.setdefault(by_name[place.node], []).append(place)
+
+    def attach_all(node: str) -> None:
+        for place in places[node]:
+            result = _add(place, state)
+            _result_file(place, state).write_text(json.dumps(result))
+
+    netns.inside_each(places, attach_all)
+    return read_pods(topology, state)
+
+
+def read_pods(topology: Topology, state: StateDir) -> tuple[Pod, ...]:
+    """Return the pods with the addresses that they were given. Raises LabError."""
+    return tuple(_read(place, state) for place in topology.pods)
+
+
+def plugin_command() -> list[str]:
+    """Return the words that execute the plugin: the one `make` left, else the source."""
+    installed = Path(sys.executable).parent / "overlay"
+    if os.access(installed, os.X_OK):
+        return [str(installed)]
+    spec = find_spec("overlay_cni.plugin")
+    if spec is None or spec.origin is None:
+        msg = "the CNI plugin is not installed beside this Python; run `make setup`"
+        raise LabError(msg)
+    return [sys.executable, "-ISE", spec.origin]
+
+
+def _add(place: PodPlace, state: StateDir) -> Any:
+    config = {
+        "cniVersion": _CNI_VERSION,
+        "name": _NETWORK,
+        "type": "overlay",
+        "socket": str(state.node(place.node) / "cni.sock"),
     }
-    netns.add(pod.namespace for pod in pods)
-    mtus = {node.namespace: subnet_files[node.name].mtu for node in topology.nodes}
-
-    def attach(node: str) -> None:
-        local = by_node[node]
-        netns.ip_batch(None, _link_commands(local, mtus[node]))
-        for pod in local:
-            netns.write_sysctls(_forwarding(pod.host_link))
-        netns.ip_batch(None, _node_commands(local))
-
-    by_namespace = {pod.namespace: pod for pod in pods}
-    netns.inside_each([node for node, local in by_node.items() if local], attach)
-    netns.inside_each(
-        by_namespace,
-        lambda namespace: netns.ip_batch(None, _pod_commands(by_namespace[namespace])),
-    )
-    return pods
-
-
-def _link_commands(pods: Sequence[Pod], mtu: int) -> list[str]:
-    return [
-        f"link add {pod.host_link} mtu {mtu} address {_mac(pod, 'host')} type veth "
-        f"peer name {NODE_DEVICE} mtu {mtu} address {_mac(pod, 'pod')} netns {pod.namespace}"
-        for pod in pods
-    ]
-
-
-def _forwarding(device: str) -> dict[str, str]:
-    return {
-        f"ipv4/conf/{device}/forwarding": "1",
-        f"ipv6/conf/{device}/forwarding": "1",
-        f"ipv6/conf/{device}/accept_dad": "0",
+    variables = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": place.name,
+        "CNI_NETNS": f"/run/netns/{place.namespace}",
+        "CNI_IFNAME": NODE_DEVICE,
+        "CNI_PATH": "/opt/cni/bin",
     }
+    try:
+        done = subprocess.run(
+            plugin_command(),
+            input=json.dumps(config),
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT_S,
+        )
+        result = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as exc:
+        msg = f"pod {place.name}: the CNI plugin gave no answer: {exc}"
+        raise LabError(msg) from exc
+    if done.returncode != 0:
+        msg = f"pod {place.name}: {result.get('msg')} (CNI error {result.get('code')})"
+        raise LabError(msg)
+    return result
 
 
-def _node_commands(pods: Sequence[Pod]) -> list[str]:
-    commands = []
-    for pod in pods:
-        mac = _mac(pod, "pod")
-        commands.append(f"link set {pod.host_link} up")
-        for family in _families(pod):
-            address = pod.addresses[family]
-            commands += [
-                f"neigh replace {address} lladdr {mac} dev {pod.host_link} nud permanent",
-                f"route replace {host_network(address)} dev {pod.host_link}",
-            ]
-    return commands
+def _read(place: PodPlace, state: StateDir) -> Pod:
+    try:
+        result = json.loads(_result_file(place, state).read_text())
+        found = [ip_interface(ip["address"]).ip for ip in result["ips"]]
+        host_link = str(result["interfaces"][0]["name"])
+    except (OSError, ValueError, LookupError, TypeError) as exc:
+        msg = f"pod {place.name} was not attached: {exc}"
+        raise LabError(msg) from exc
+    addresses = {family_of(address): address for address in found}
+    return Pod(place.name, place.namespace, place.node, addresses, host_link)
 
 
-def _pod_commands(pod: Pod) -> list[str]:
-    commands = [f"link set {NODE_DEVICE} up"]
-    for family in _families(pod):
-        gateway = GATEWAY[family]
-        nodad = " nodad" if family is Family.IPV6 else ""
-        commands += [
-            f"addr add {host_network(pod.addresses[family])} dev {NODE_DEVICE}{nodad}",
-            f"neigh replace {gateway} lladdr {_mac(pod, 'host')} dev {NODE_DEVICE} nud permanent",
-            f"route add default via {gateway} dev {NODE_DEVICE} onlink",
-        ]
-    return commands
-
-
-def _families(pod: Pod) -> list[Family]:
-    return [family for family in FAMILIES if family in pod.addresses]
-
-
-def _mac(pod: Pod, end: str) -> str:
-    """Return a locally administered MAC address, so that neither end must be asked for its."""
-    digest = hashlib.sha256(f"{pod.namespace}\0{end}".encode()).digest()
-    return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
+def _result_file(place: PodPlace, state: StateDir) -> Path:
+    return state.node(place.node) / f"{place.name}.cni.json"

@@ -1,5 +1,6 @@
 """The lab's plan, its search for sizes and its judgement, without any I/O."""
 
+import json
 import os
 import subprocess
 from ipaddress import ip_address
@@ -206,13 +207,29 @@ FLANNEL_IPMASQ=true
 """
 
 
-def test_pods_get_the_addresses_behind_the_gateway() -> None:
+def test_subnet_file_is_read() -> None:
     file = pods.parse_subnet_file(FILE)
-    place = plan(LabOptions(nodes=1, pods=2, families=FAMILIES)).pods[1]
-    pod = pods.place(place, file)
     assert file.mtu == 1430
-    assert [str(a) for a in pod.addresses.values()] == ["10.244.3.3", "fd00:10:244:3::3"]
-    assert len(pod.host_link) <= 15
+    assert [str(subnet) for subnet in file.subnets.values()] == [
+        "10.244.3.1/24",
+        "fd00:10:244:3::1/64",
+    ]
+
+
+def test_pods_have_the_addresses_that_the_plugin_told(tmp_path: Path) -> None:
+    topology = plan(LabOptions(nodes=1, pods=1, families=FAMILIES))
+    state = StateDir(tmp_path)
+    state.node("n1").mkdir(parents=True)
+    with pytest.raises(LabError, match="pod n1-p1 was not attached"):
+        pods.read_pods(topology, state)
+    told = {
+        "interfaces": [{"name": "opod0"}, {"name": "eth0"}],
+        "ips": [{"address": "10.244.3.2/32"}, {"address": "fd00:10:244:3::2/128"}],
+    }
+    (state.node("n1") / "n1-p1.cni.json").write_text(json.dumps(told))
+    (pod,) = pods.read_pods(topology, state)
+    assert [str(a) for a in pod.addresses.values()] == ["10.244.3.2", "fd00:10:244:3::2"]
+    assert pod.host_link == "opod0"
 
 
 @pytest.mark.parametrize("text", ["", "FLANNEL_MTU=1450", "FLANNEL_SUBNET=10.244.3.1/24"])
