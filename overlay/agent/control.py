@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from overlay import __version__
+from overlay.agent.cni_request import IO_FAILURE, LATEST, CniError
+from overlay.agent.cni_result import format_error
 from overlay.agent.cni_wire import (
     MAGIC,
     Opening,
@@ -41,9 +43,7 @@ log = logging.getLogger(__name__)
 PROTOCOL: Final = 1
 _LONGEST: Final = 1 << 20  # bytes of one request
 _TIMEOUT_S: Final = 10.0
-_CNI_FORBIDDEN: Final = json.dumps(
-    {"cniVersion": "1.0.0", "code": 5, "msg": "only root may attach pods"}
-).encode()
+_BACKLOG: Final = 4096  # a runtime may start as many pods at once
 _UCRED: Final = struct.Struct("=iII")
 
 Call = Callable[[], Any]
@@ -68,7 +68,7 @@ class ControlServer:
         finally:
             os.umask(mask)
         self._inode = path.stat().st_ino
-        self._socket.listen(64)
+        self._socket.listen(_BACKLOG)
         threading.Thread(target=self._accept, name="control", daemon=True).start()
 
     def close(self) -> None:
@@ -97,12 +97,12 @@ class ControlServer:
     def _respond(self, client: socket.socket, opening: Opening, *, is_root: bool) -> bytes:
         if opening.data.startswith(MAGIC) and self._cni is not None:
             if not is_root:
-                return format_response(1, _CNI_FORBIDDEN)
+                return format_response(1, _cni_refusal("only root may attach pods"))
             try:
                 return format_response(*self._cni(*read_request(client, opening)))
             except WireError as exc:
                 log.warning("CNI: %s", exc)
-                return b""
+                return format_response(1, _cni_refusal(str(exc)))
         answer = self._answer(client, opening.data) if is_root else _error("forbidden", "root only")
         return json.dumps(answer).encode() + b"\n"
 
@@ -220,6 +220,10 @@ def _read_line(client: socket.socket, data: bytes) -> bytes:
         if not part or len(data) > _LONGEST or time.monotonic() > deadline:
             break
     return data[:_LONGEST]
+
+
+def _cni_refusal(text: str) -> bytes:
+    return format_error(CniError(IO_FAILURE, text), LATEST)
 
 
 def _error(code: str, message: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def compile_ruleset(plan: FirewallPlan) -> Ruleset:
     """
     mode = plan.config.egress.mode
     forward = list(_guard(plan))
-    chains: list[tuple[str, list[str]]] = []
+    chains: list[tuple[str, list[str]]] = [("ov_source", list(_source()))]
     if plan.tunnel is not None:
         chains += _tunnel_chains(plan, plan.tunnel)
     if mode is EgressMode.ISOLATED:
@@ -155,6 +155,18 @@ def _tunnel_chains(plan: FirewallPlan, tunnel: Encapsulation) -> list[tuple[str,
             ],
         ),
     ]
+
+
+def _source() -> Iterator[str]:
+    """Yield what keeps a pod from sending as another: its address must be routed to its link.
+
+    One look-up a packet, whatever the number of pods. IPv6 link-local and
+    unspecified sources belong to neighbor discovery and are never forwarded.
+    """
+    yield f"type filter hook prerouting priority {_FILTER}; policy accept;"
+    yield f'iifname != "{POD_LINK_PREFIX}*" return'
+    yield "ip6 saddr { ::, fe80::/10 } return"
+    yield 'fib saddr . iif oif missing counter drop comment "a source address, forged"'
 
 
 def _guard(plan: FirewallPlan) -> Iterator[str]:

@@ -108,14 +108,15 @@ def addresses(result: dict[str, Any]) -> list[str]:
     return [ip["address"].split("/")[0] for ip in result["ips"]]
 
 
-def says(sender: Netns, receiver: Netns, target: str) -> str | None:
+def says(sender: Netns, receiver: Netns, target: str, source: str = "") -> str | None:
     """Return the source address with which a datagram arrives, or None."""
     family = socket.AF_INET6 if ":" in target else socket.AF_INET
     with receiver.socket(family, socket.SOCK_DGRAM) as far:
         far.bind((target, 4343))
         far.settimeout(0.5)
         with sender.socket(family, socket.SOCK_DGRAM) as near:
-            for _ in range(6):
+            near.bind((source, 0))
+            for _ in range(6 if not source else 2):
                 near.sendto(b"hello", (target, 4343))
                 try:
                     return str(far.recvfrom(64)[1][0])
@@ -289,6 +290,21 @@ def test_addresses_alone_for_another_plugin(node: Node) -> None:
     assert result["ips"][0]["gateway"].endswith(".1")
     assert host_links(node) == []
     assert node.cni("DEL", "delegate", **ipam) == (0, None)
+
+
+def test_pod_cannot_send_as_another(node: Node) -> None:
+    a, b = node.pod(), node.pod()
+    mine = addresses(node.add("honest", a))
+    theirs = addresses(node.add("victim", b))
+    for own, other in zip(mine, theirs, strict=True):
+        target = "192.0.2.1" if ":" not in own else "2001:db8::1"
+        a.ip("addr", "add", other, "dev", "eth0", *(["nodad"] if ":" in own else []))
+        assert says(a, node.world.node, target, own) == own
+        assert says(a, node.world.node, target, other) is None
+    listed = node.world.node.nft("list", "chain", "inet", "overlay", "ov_source")
+    assert "counter packets 0" not in listed, "and it is counted"
+    for container in ("honest", "victim"):
+        node.cni("DEL", container)
 
 
 def test_status_is_fine(node: Node) -> None:

@@ -285,7 +285,7 @@ def test_scoped_address_is_left_out_whatever_its_scope_says() -> None:
     hostile = IPv6Address("fe80::1%x } ; flush ruleset")
     ruleset = compile_ruleset(replace(plan(), nodes=frozenset({hostile})))
     assert "flush" not in ruleset.transaction
-    assert "fe80" not in ruleset.transaction
+    assert "fe80::1" not in ruleset.transaction
 
 
 @pytest.mark.parametrize(
