@@ -100,6 +100,47 @@ class CniService:
                 self._attachments.release(attachment.key)
                 log.info("%s is gone; its addresses are free again", attachment.key)
 
+    def calls(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        """Return what ``overlayctl ipam`` asks over the node's socket."""
+        return {"ipam": self._list, "ipam-release": self._release}
+
+    def _list(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        del given
+        with RtnlSocket() as rtnl:
+            links = pods.host_links(rtnl)
+        held = self._attachments.list()
+        known = {attachment.link for attachment in held}
+        return {
+            "attachments": [{**a.to_json(), "live": not a.link or a.link in links} for a in held],
+            "strays": sorted(name for name in links if name not in known),
+            "ranges": self._ranges(held),
+        }
+
+    def _ranges(self, held: list[Attachment]) -> list[dict[str, Any]]:
+        site = self._status.get().site
+        spans = [AddressRange(n) for n in site.own.subnet.networks()] if site is not None else []
+        used = [address for attachment in held for address in attachment.addresses]
+        return [
+            {
+                "network": str(span.network),
+                "used": sum(address in span for address in used),
+                "count": span.count,
+            }
+            for span in spans
+        ]
+
+    def _release(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Detach and release every interface of a container."""
+        container = given.get("container")
+        found = [a for a in self._attachments.list() if a.key.container == container]
+        with RtnlSocket() as rtnl:
+            for attachment in found:
+                if attachment.link:
+                    pods.detach(rtnl, attachment.link)
+                self._attachments.release(attachment.key)
+                log.info("%s is released by hand", attachment.key)
+        return {"released": [a.to_json() for a in found]}
+
     def _add(self, request: CniRequest, netns: int | None) -> bytes:
         subnet, mtu = self._ready()
         if request.is_ipam:

@@ -3,8 +3,8 @@
 ``{"overlay": 1, "call": "status"}`` is answered by
 ``{"overlay": 1, "ok": true, "result": {...}}`` or
 ``{"overlay": 1, "ok": false, "error": {"code": ..., "message": ...}}``.
-docs/cli.md has the results. What begins otherwise is the CNI plugin's:
-docs/cni-protocol.md.
+A call may have ``"args": {...}``. docs/cli.md has the results. What begins
+otherwise is the CNI plugin's: docs/cni-protocol.md.
 """
 
 import contextlib
@@ -46,7 +46,8 @@ _TIMEOUT_S: Final = 10.0
 _BACKLOG: Final = 4096  # a runtime may start as many pods at once
 _UCRED: Final = struct.Struct("=iII")
 
-Call = Callable[[], Any]
+Arguments = Mapping[str, Any]
+Call = Callable[[Arguments], Any]
 Cni = Callable[[Mapping[str, str], bytes, int | None], tuple[int, bytes]]
 
 
@@ -118,9 +119,11 @@ class ControlServer:
         if call is None:
             return _error("bad-call", f"there are {', '.join(sorted(self._calls))}")
         try:
-            return {"overlay": PROTOCOL, "ok": True, "result": call()}
+            given = request.get("args")
+            result = call(given if isinstance(given, dict) else {})
         except OverlayError as exc:
             return _error("failed", str(exc))
+        return {"overlay": PROTOCOL, "ok": True, "result": result}
 
 
 def refuse_second(path: Path) -> None:
@@ -140,12 +143,12 @@ def calls(
 ) -> dict[str, Call]:
     """Return what the agent answers, by name. ``started_at`` is of the monotonic clock."""
 
-    def show_status() -> dict[str, Any]:
+    def show_status(_given: Arguments) -> dict[str, Any]:
         uptime_s = round(time.monotonic() - started_at, 3)
         return {**_status(status.get()), "node": {"id": node.id, "name": node.name},
                 "version": __version__, "uptime_s": uptime_s}  # fmt: skip
 
-    def show_peers() -> dict[str, Any]:
+    def show_peers(_given: Arguments) -> dict[str, Any]:
         snapshot = status.get()
         refused = {problem.about for problem in snapshot.problems}
         own = snapshot.site.own.subnet.key if snapshot.site else ""
@@ -158,7 +161,7 @@ def calls(
             ]
         }
 
-    def show_diff() -> dict[str, Any]:
+    def show_diff(_given: Arguments) -> dict[str, Any]:
         with contextlib.closing(NetlinkKernel()) as kernel:
             return {"ops": [str(op) for op in diff(reconciler.desired(), kernel.dump())]}
 

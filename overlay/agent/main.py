@@ -72,6 +72,7 @@ class Agent:
     def _listen(self, stack: contextlib.ExitStack) -> None:
         flags = self._flags
         answers = calls(flags.node, self.status, self.reconciler, self._started_at)
+        answers |= self.cni.calls()
         try:
             refuse_second(flags.cni_socket)
             self.cni.recover()

@@ -7,6 +7,7 @@ error after a few seconds.
 import json
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -32,13 +33,20 @@ class AgentRefusedError(OverlayError):
         super().__init__(f"the agent refused: {message}")
 
 
-def call(path: Path, name: str, *, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
+def call(
+    path: Path,
+    name: str,
+    args: Mapping[str, Any] | None = None,
+    *,
+    timeout_s: float = _ANSWER_S,
+) -> dict[str, Any]:
     """Return the result of the agent's call ``name``.
 
     Raises AgentUnreachableError naming the socket and what to look at, and
     AgentRefusedError.
     """
-    request = json.dumps({"overlay": PROTOCOL, "call": name}).encode() + b"\n"
+    document = {"overlay": PROTOCOL, "call": name, **({"args": dict(args)} if args else {})}
+    request = json.dumps(document).encode() + b"\n"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.settimeout(_CONNECT_S)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from overlay import __version__
-from overlay.cli import agent, leases, network, node
+from overlay.cli import agent, ipam, leases, network, node
 from overlay.cli.flags import Parser, resolve
 from overlay.model.errors import OverlayError
 from overlay.store.base import LeaseStore
@@ -70,6 +70,7 @@ def parser() -> Parser:
     network.add_parser(commands)
     leases.add_parser(commands)
     agent.add_parsers(commands)
+    ipam.add_parser(commands)
     node.add_parser(commands)
     _add_lab(commands)
     return top

@@ -307,5 +307,21 @@ def test_pod_cannot_send_as_another(node: Node) -> None:
         node.cni("DEL", container)
 
 
+def test_operator_sees_attachments_and_frees_what_is_stale(node: Node) -> None:
+    pod = node.pod()
+    told = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"
+    result = node.add("listed", pod, args=told)
+    text = node.world.overlayctl("ipam", "list")
+    assert addresses(result)[0] in text
+    assert "shop/web-0" in text
+    assert "1 of 253 in use" in text
+    assert "in step" in node.world.overlayctl("ipam", "check")
+    link = result["interfaces"][0]["name"]
+    node.world.node.ip("link", "del", link)
+    assert "ipam release listed" in node.world.overlayctl("ipam", "check", check=False)
+    assert "released" in node.world.overlayctl("ipam", "release", "listed")
+    assert json.loads(node.world.overlayctl("ipam", "list", "-o", "json"))["attachments"] == []
+
+
 def test_status_is_fine(node: Node) -> None:
     assert node.cni("STATUS") == (0, None)

@@ -1,0 +1,86 @@
+"""``ipam list``, ``check`` and ``release``: which pod has which address of this node's subnet."""
+
+from argparse import Namespace
+from typing import Any
+
+from overlay.cli.control import call
+from overlay.cli.flags import Parser, socket_path, with_output
+from overlay.cli.out import Output
+
+
+def add_parser(commands: Any) -> None:
+    """Add the group."""
+    about = "the addresses of this node's pods"
+    group: Parser = commands.add_parser("ipam", help=about, description=about)
+    verbs = group.add_subparsers(required=True, metavar="VERB", dest="verb")
+    about = "every attachment, and how full the subnet is"
+    verb: Parser = verbs.add_parser("list", help=about, description=about)
+    verb.set_defaults(run=with_output(show_list))
+    about = "addresses without a pod and pods without an address; status 1 when there are any"
+    verb = verbs.add_parser("check", help=about, description=about)
+    verb.set_defaults(run=with_output(show_check))
+    about = "detach a container's interfaces and free their addresses"
+    verb = verbs.add_parser("release", help=about, description=about)
+    verb.add_argument("container", metavar="CONTAINER", help="the runtime's container id, whole")
+    verb.set_defaults(run=with_output(release))
+
+
+def show_list(args: Namespace, out: Output) -> int:
+    """Print the attachments."""
+    result = call(socket_path(args), "ipam")
+    rows = [
+        [
+            a["addresses"],
+            a["container"][:13],
+            a["interface"],
+            _pod(a),
+            a["link"] or "(addresses alone)",
+            "" if a["live"] and a["complete"] else "stale",
+        ]
+        for a in result["attachments"]
+    ]
+    out.table(("ADDRESSES", "CONTAINER", "INTERFACE", "POD", "LINK", "STATE"), rows, result)
+    if out.is_table:
+        for span in result["ranges"]:
+            out.line(f"{span['network']}: {span['used']} of {span['count']} in use")
+    return 0
+
+
+def show_check(args: Namespace, out: Output) -> int:
+    """Print what does not fit together; return 1 when anything does not."""
+    result = call(socket_path(args), "ipam")
+    findings = [
+        f"{', '.join(a['addresses'])}: {a['interface']} of container {a['container']} is gone; "
+        f"`overlayctl ipam release {a['container']}` frees them"
+        for a in result["attachments"]
+        if not a["live"]
+    ]
+    findings += [
+        f"{name}: no attachment is known for this link; `ip link del {name}` removes it"
+        for name in result["strays"]
+    ]
+    if not out.is_table:
+        out.document({"findings": findings})
+    else:
+        for line in findings or ["in step"]:
+            out.line(line)
+    return 1 if findings else 0
+
+
+def release(args: Namespace, out: Output) -> int:
+    """Release a container's attachments; return 1 when it has none."""
+    result = call(socket_path(args), "ipam-release", {"container": args.container})
+    if not out.is_table:
+        out.document(result)
+    else:
+        for a in result["released"]:
+            out.line(f"released {', '.join(a['addresses'])} of {a['interface']}")
+        if not result["released"]:
+            out.line(f"container {args.container} has no attachment here")
+    return 0 if result["released"] else 1
+
+
+def _pod(attachment: dict[str, Any]) -> str:
+    arguments = attachment["arguments"]
+    parts = (arguments.get("K8S_POD_NAMESPACE"), arguments.get("K8S_POD_NAME"))
+    return "/".join(part for part in parts if part)
