@@ -51,6 +51,16 @@ def _no_lab() -> str | None:
     return _no_namespaces() or _no_etcd()
 
 
+def _no_runtimes() -> str | None:
+    """Return why no container runtime can be tried here, or None where each can."""
+    for command in ("podman", "containerd", "ctr", "runc", "busybox"):
+        if shutil.which(command) is None:
+            return f"needs the command {command}"
+    if not Path("/usr/lib/cni/portmap").exists():
+        return "needs the reference plugins (Debian: containernetworking-plugins)"
+    return _no_lab()
+
+
 def _nothing_missing() -> str | None:
     return None
 
@@ -61,8 +71,9 @@ _NEEDS: Final[dict[str, Callable[[], str | None]]] = {
     "kernel": _no_namespaces,
     "etcd": _no_etcd,
     "e2e": _no_lab,
+    "runtime": _no_runtimes,
 }
-_MARKED: Final = ("kernel", "etcd", "e2e")
+_MARKED: Final = ("kernel", "etcd", "e2e", "runtime")
 
 
 @cache

@@ -91,14 +91,14 @@ class CniService:
         """Undo what was cut off, and forget pods that went while nobody looked."""
         with RtnlSocket() as rtnl:
             links = pods.host_links(rtnl)
-            for attachment in self._attachments.list():
-                is_there = not attachment.link or attachment.link in links
-                if attachment.is_complete and is_there:
-                    continue
-                if attachment.link:
-                    pods.detach(rtnl, attachment.link)
-                self._attachments.release(attachment.key)
-                log.info("%s is gone; its addresses are free again", attachment.key)
+        for attachment in self._attachments.list():
+            is_there = not attachment.link or attachment.link in links
+            if attachment.is_complete and is_there:
+                continue
+            if attachment.link:
+                pods.detach(attachment.link)
+            self._attachments.release(attachment.key)
+            log.info("%s is gone; its addresses are free again", attachment.key)
 
     def calls(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """Return what ``overlayctl ipam`` asks over the node's socket."""
@@ -133,12 +133,11 @@ class CniService:
         """Detach and release every interface of a container."""
         container = given.get("container")
         found = [a for a in self._attachments.list() if a.key.container == container]
-        with RtnlSocket() as rtnl:
-            for attachment in found:
-                if attachment.link:
-                    pods.detach(rtnl, attachment.link)
-                self._attachments.release(attachment.key)
-                log.info("%s is released by hand", attachment.key)
+        for attachment in found:
+            if attachment.link:
+                pods.detach(attachment.link)
+            self._attachments.release(attachment.key)
+            log.info("%s is released by hand", attachment.key)
         return {"released": [a.to_json() for a in found]}
 
     def _add(self, request: CniRequest, netns: int | None) -> bytes:
@@ -188,8 +187,7 @@ class CniService:
     def _delete(self, request: CniRequest, netns: int | None) -> bytes:
         del netns  # the host's end is found without it
         if not request.is_ipam:
-            with RtnlSocket() as rtnl:
-                pods.detach(rtnl, pods.link_name(request.key))
+            pods.detach(pods.link_name(request.key))
         self._attachments.release(request.key)
         return b""
 
@@ -215,14 +213,13 @@ class CniService:
         kept = valid_attachments(request.config)
         if kept is None:
             return b""
-        with RtnlSocket() as rtnl:
-            for attachment in self._attachments.list(request.key.network):
-                key = attachment.key
-                if (key.container, key.interface) not in kept:
-                    if attachment.link:
-                        pods.detach(rtnl, attachment.link)
-                    self._attachments.release(key)
-                    log.info("%s is collected", key)
+        for attachment in self._attachments.list(request.key.network):
+            key = attachment.key
+            if (key.container, key.interface) not in kept:
+                if attachment.link:
+                    pods.detach(attachment.link)
+                self._attachments.release(key)
+                log.info("%s is collected", key)
         return b""
 
     def _tell_status(self, request: CniRequest, netns: int | None) -> bytes:

@@ -19,6 +19,7 @@ import errno
 import hashlib
 import socket
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
 from typing import Final
@@ -41,6 +42,8 @@ from overlay.model.attachment import Attachment, AttachmentKey
 from overlay.model.kernel import LinkAddress, Neighbor, Op
 from overlay.model.node import POD_LINK_PREFIX
 
+# Threads that wait until the kernel is done with a link; each for some 20 ms.
+_DELETING: Final = ThreadPoolExecutor(max_workers=16, thread_name_prefix="dellink")
 POD_ROUTE_PROTOCOL: Final = 80  # `ip route show proto 80`: routes to this node's own pods
 GATEWAY: Final[dict[Family, IPAddress]] = {
     Family.IPV4: IPv4Address("169.254.1.1"),
@@ -103,22 +106,23 @@ def attach(rtnl: RtnlSocket, netns: int, link: PodLink) -> None:
             _set_up_pod(inside, link)
         _set_up_host(rtnl, link)
     except KernelError:
-        detach(rtnl, link.host_interface)
+        detach(link.host_interface)
         raise
 
 
-def detach(rtnl: RtnlSocket, host_interface: str) -> bool:
+def detach(host_interface: str) -> bool:
     """Remove the pair by its host's end; return whether there was one.
 
-    Its addresses, routes and neighbors go with it. Raises KernelError.
+    Its addresses, routes and neighbors go with it; both names are free again.
+    Raises KernelError.
     """
     body = _IFINFOMSG.pack(0, 0, 0, 0, 0, 0) + _text(_IFLA_IFNAME, host_interface)
-    refusals = rtnl.send([Request(_RTM_DELLINK, 0, body)])
-    if not refusals:
+    refusal = RtnlSocket().send_echoed(Request(_RTM_DELLINK, 0, body), _DELETING.submit)
+    if refusal is None:
         return True
-    if refusals[0].errno in {errno.ENODEV, errno.ENOENT}:
+    if refusal.errno in {errno.ENODEV, errno.ENOENT}:
         return False
-    msg = f"{host_interface}: {refusals[0].text}"
+    msg = f"{host_interface}: {refusal.text}"
     raise KernelError(msg)
 
 

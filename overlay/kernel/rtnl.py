@@ -5,11 +5,12 @@ this way and 14.5 s one by one through pyroute2; see docs/dependencies.md.
 Sources: linux/netlink.h, linux/rtnetlink.h, RFC 3549.
 """
 
+import contextlib
 import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -20,6 +21,7 @@ NLM_F_ACK: Final = 0x04
 NLM_F_REPLACE: Final = 0x100
 NLM_F_EXCL: Final = 0x200
 NLM_F_CREATE: Final = 0x400
+_NLM_F_ECHO: Final = 0x08
 _NLM_F_DUMP: Final = 0x300
 _NLM_F_DUMP_INTR: Final = 0x10
 
@@ -172,6 +174,32 @@ class RtnlSocket:
             msg = f"rtnetlink: {exc}"
             raise KernelError(msg) from exc
 
+    def send_echoed(
+        self, request: Request, run: Callable[[Callable[[], object]], object]
+    ) -> Refusal | None:
+        """Carry out one request, and return when its effect is told; None when it was done.
+
+        To delete a link takes 16 to 24 ms, for the kernel waits for its
+        readers, but the deletion is told to listeners (NLM_F_ECHO) after less
+        than one. So ``run`` sends in another thread, and this one listens. The
+        socket is closed by that thread and cannot be used again.
+        """
+        self._sequence += 1
+        wanted = self._sequence
+        flags = request.flags | NLM_F_REQUEST | NLM_F_ACK | _NLM_F_ECHO
+        header = _HEADER.pack(16 + len(request.body), request.kind, flags, wanted, 0)
+        told = socket.socket(fileno=os.dup(self._socket.fileno()))
+        told.settimeout(_TIMEOUT_S)
+        data = header + request.body
+
+        def work() -> None:
+            with contextlib.suppress(OSError), contextlib.closing(self._socket):
+                self._socket.send(data)
+
+        run(work)
+        with contextlib.closing(told):
+            return _await_echo(told, request.kind, wanted)
+
     def dump(self, kind: int, body: bytes) -> list[tuple[bytes, int, int]]:
         """Return every message of a dump as (buffer, start of its body, end).
 
@@ -209,15 +237,34 @@ class RtnlSocket:
             raise KernelError(msg) from exc
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes, int, int]]:
-        """Yield (type, flags, sequence, buffer, start, end) for the messages of one datagram."""
-        data = self._socket.recv(_RECEIVE)
-        offset = 0
-        while offset + 16 <= len(data):
-            length, kind, flags, sequence, _port = _HEADER.unpack_from(data, offset)
-            if length < 16:
-                return
-            yield kind, flags, sequence, data, offset + 16, offset + length
-            offset += length + (-length % 4)
+        return _messages(self._socket.recv(_RECEIVE))
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes, int, int]]:
+    """Yield (type, flags, sequence, buffer, start, end) for the messages of one datagram."""
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, flags, sequence, _port = _HEADER.unpack_from(data, offset)
+        if length < 16:
+            return
+        yield kind, flags, sequence, data, offset + 16, offset + length
+        offset += length + (-length % 4)
+
+
+def _await_echo(told: socket.socket, kind: int, wanted: int) -> Refusal | None:
+    try:
+        while True:
+            for answer, flags, sequence, data, start, end in _messages(told.recv(_RECEIVE)):
+                if sequence != wanted:
+                    continue
+                if answer == kind:
+                    return None
+                number = -_ERROR.unpack_from(data, start)[0]
+                text = _extended_text(flags, data, start, end)
+                return Refusal(0, number, text) if number else None
+    except OSError as exc:
+        msg = f"rtnetlink: {exc}"
+        raise KernelError(msg) from exc
 
 
 def _extended_text(flags: int, data: bytes, start: int, end: int) -> str:
