@@ -1,6 +1,7 @@
 """Removing everything that the agent made on this node, and nothing else."""
 
 import contextlib
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from overlay.kernel import iptables
 from overlay.kernel.base import KernelError
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.nft import NftTable
+from overlay.kernel.pods import detach
+from overlay.model.attachment import parse_attachment
 from overlay.model.errors import OverlayError, UsageError
 from overlay.model.kernel import VxlanLink
 from overlay.plan.diff import diff
@@ -24,7 +27,7 @@ def reset_node(
     cni_socket: Path | None = None,
     told: Callable[[str], None] = lambda _line: None,
 ) -> list[str]:
-    """Remove our devices, routes, rules, tables and files; return a line for each.
+    """Remove our devices, routes, rules, tables, pod links and files; return a line for each.
 
     Sysctls stay as they are: others may have come to rely on forwarding. The
     node's lease stays in the store until it ends or is released there. What
@@ -42,6 +45,7 @@ def reset_node(
         removed.append(line)
         told(line)
 
+    _reset_pods(state_dir / "attachments", done, failed)
     _reset_kernel(done, failed)
     _reset_filter(done, failed)
     for path in (subnet_file or state_dir / "subnet.env", cni_socket or state_dir / "cni.sock"):
@@ -56,6 +60,23 @@ def reset_node(
         msg = f"not removed: {'; '.join(failed)}"
         raise KernelError(msg)
     return removed
+
+
+def _reset_pods(directory: Path, done: Callable[[str], None], failed: list[str]) -> None:
+    """Detach the pods that the agent attached, and forget them."""
+    if not directory.is_dir():
+        return
+    for path in sorted(directory.iterdir()):
+        try:
+            if path.suffix == ".json":
+                link = parse_attachment(json.loads(path.read_text(encoding="utf-8"))).link
+                if link and detach(link):
+                    done(f"link {link}")
+            path.unlink()
+        except (OSError, ValueError, OverlayError) as exc:
+            failed.append(f"{path}: {exc}")
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _reset_kernel(done: Callable[[str], None], failed: list[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import overlay_cni.plugin
-from tests.e2e.agents import RunningAgent, World
+from tests.e2e.agents import BIN, RunningAgent, World
 from tests.kernel.netns import Netns, eventually, host_unchanged
 
 pytestmark = pytest.mark.e2e
@@ -325,3 +325,15 @@ def test_operator_sees_attachments_and_frees_what_is_stale(node: Node) -> None:
 
 def test_status_is_fine(node: Node) -> None:
     assert node.cni("STATUS") == (0, None)
+
+
+def test_reset_detaches_the_pods_too(node: Node) -> None:
+    pod = node.pod()
+    node.add("last", pod)
+    node.agent.terminate()
+    command = ["overlayctl", "--socket", node.socket, "node", "reset", "--yes"]
+    state = str(node.world.place / "state")
+    node.world.node.run(str(BIN / command[0]), *command[1:], "--state-dir", state)
+    assert host_links(node) == []
+    assert "eth0" not in pod.ip("link")
+    assert list((node.world.place / "state").iterdir()) == []
