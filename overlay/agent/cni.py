@@ -24,6 +24,7 @@ from overlay.agent.cni_request import (
     WIRING,
     CniError,
     CniRequest,
+    expected_by,
     parse_request,
     valid_attachments,
     version_for_errors,
@@ -192,8 +193,7 @@ class CniService:
         return b""
 
     def _check(self, request: CniRequest, netns: int | None) -> bytes:
-        previous = request.config.get("prevResult")
-        if not isinstance(previous, dict):
+        if not isinstance(request.config.get("prevResult"), dict):
             raise CniError(BAD_CONFIG, '"prevResult" is missing', "CHECK judges by it")
         attachment = self._attachments.get(request.key)
         if attachment is None:
@@ -203,7 +203,7 @@ class CniService:
         if netns is None:
             raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} could not be opened")
         with RtnlSocket() as rtnl:
-            found = pods.faults(rtnl, netns, pods.pod_link(attachment))
+            found = pods.faults(rtnl, netns, expected_by(request))
         if found:
             raise CniError(CHECK_FAILED, "; ".join(found))
         return b""

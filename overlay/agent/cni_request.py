@@ -8,9 +8,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, Final
 
+from overlay.kernel.pods import Expected, link_name
 from overlay.model.address import IPAddress, MacAddress, parse_mac
 from overlay.model.attachment import AttachmentKey
 from overlay.model.errors import OverlayError
@@ -106,6 +107,44 @@ def version_for_errors(text: bytes) -> str:
     except (ValueError, AttributeError, RecursionError):
         return LATEST
     return version if isinstance(version, str) and version in VERSIONS else LATEST
+
+
+def expected_by(request: CniRequest) -> Expected:
+    """Return what CHECK must find: what the kept result says of the interface.
+
+    Not our own records: others of the chain, and Multus, edit the result
+    that they then keep. Raises CniError.
+    """
+    previous = request.config.get("prevResult")
+    if not isinstance(previous, dict):
+        raise CniError(BAD_CONFIG, '"prevResult" is missing', "CHECK judges by it")
+    try:
+        interfaces = previous.get("interfaces") or []
+        places = [
+            i
+            for i, item in enumerate(interfaces)
+            if item["name"] == request.key.interface and item.get("sandbox")
+        ]
+        if not places:
+            raise CniError(
+                BAD_CONFIG, f'"prevResult" has no interface {request.key.interface} in a sandbox'
+            )
+        return Expected(
+            interface=request.key.interface,
+            host_interface=link_name(request.key),
+            mac=str(interfaces[places[0]].get("mac") or "").lower(),
+            addresses=tuple(
+                ip_interface(ip["address"]).ip
+                for ip in previous.get("ips") or []
+                if ip.get("interface", places[0]) == places[0]
+            ),
+            routes=tuple(
+                (ip_network(r["dst"]), ip_address(r["gw"]) if r.get("gw") else None)
+                for r in previous.get("routes") or []
+            ),
+        )
+    except (TypeError, ValueError, LookupError, AttributeError) as exc:
+        raise CniError(BAD_CONFIG, f'"prevResult" cannot be read: {exc!r}') from exc
 
 
 def wanted_addresses(request: CniRequest) -> tuple[IPAddress, ...]:

@@ -282,6 +282,15 @@ def route_place(data: bytes, start: int, end: int) -> tuple[IPNetwork, int, int]
     return prefix, _u32(parts, _RTA_TABLE) or table, _u32(parts, _RTA_PRIORITY)
 
 
+def route_way(data: bytes, start: int, end: int) -> tuple[IPNetwork, IPAddress | None]:
+    """Return prefix and gateway of any route."""
+    family, length = _RTMSG.unpack_from(data, start)[:2]
+    parts = attributes(data, start + 12, end)
+    gateway = parts.get(_RTA_GATEWAY)
+    prefix = _network(family, parts.get(_RTA_DST), length)
+    return prefix, _parse(gateway) if gateway is not None else None
+
+
 def neighbor_address(data: bytes, start: int, end: int) -> IPAddress | None:
     """Return whose neighbor a message is about, whatever its state."""
     packed = attributes(data, start + 12, end).get(_NDA_DST)

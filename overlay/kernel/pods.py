@@ -37,7 +37,7 @@ from overlay.kernel.rtnl import (
     RtnlSocket,
     attribute,
 )
-from overlay.model.address import Family, IPAddress, IPNetwork, MacAddress, family_of
+from overlay.model.address import FAMILIES, Family, IPAddress, IPNetwork, MacAddress, family_of
 from overlay.model.attachment import Attachment, AttachmentKey
 from overlay.model.kernel import LinkAddress, Neighbor, Op
 from overlay.model.node import POD_LINK_PREFIX
@@ -126,27 +126,52 @@ def detach(host_interface: str) -> bool:
     raise KernelError(msg)
 
 
-def faults(rtnl: RtnlSocket, netns: int, link: PodLink) -> list[str]:
-    """Return what is not as ``attach`` left it; what others added does not count."""
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What should be there, by the result that the runtime kept. ``mac`` is empty where unknown."""
+
+    interface: str
+    host_interface: str
+    mac: str
+    addresses: tuple[IPAddress, ...]
+    routes: tuple[tuple[IPNetwork, IPAddress | None], ...] = ()
+
+
+def faults(rtnl: RtnlSocket, netns: int, expected: Expected) -> list[str]:
+    """Return what is not as expected; what others added does not count."""
     found: list[str] = []
-    host = list_links(rtnl).get(link.host_interface)
+    host = list_links(rtnl).get(expected.host_interface)
     if host is None or not host.is_up:
-        found.append(f"interface {link.host_interface} of the host is missing or down")
+        found.append(f"interface {expected.host_interface} of the host is missing or down")
+    name = expected.interface
     with open_rtnl(netns) as inside:
-        pod = list_links(inside).get(link.interface)
+        pod = list_links(inside).get(name)
         if pod is None:
-            return [*found, f"interface {link.interface} is missing"]
+            return [*found, f"interface {name} is missing"]
         if not pod.is_up:
-            found.append(f"interface {link.interface} is down")
-        if pod.mac != link.mac:
-            found.append(f"interface {link.interface} has MAC {pod.mac}, not {link.mac}")
+            found.append(f"interface {name} is down")
+        if expected.mac and pod.mac != expected.mac:
+            found.append(f"interface {name} has MAC {pod.mac}, not {expected.mac}")
         answer = inside.dump(messages.RTM_GETADDR, messages.addresses_request(pod.index))
-        present = {a.address.ip for a in messages.addresses(answer, link.interface, pod.index)}
+        present = {a.address.ip for a in messages.addresses(answer, name, pod.index)}
         found += [
-            f"address {address} is missing on {link.interface}"
-            for address in link.addresses
-            if address not in present
+            f"address {a} is missing on {name}" for a in expected.addresses if a not in present
         ]
+        routes = _routes(inside)
+        for prefix, gateway in expected.routes:
+            if not any(p == prefix and gateway in {None, g} for p, g in routes):
+                via = f" via {gateway}" if gateway is not None else ""
+                found.append(f"route {prefix}{via} is missing")
+    return found
+
+
+def _routes(inside: RtnlSocket) -> set[tuple[IPNetwork, IPAddress | None]]:
+    """Return prefix and gateway of every route in the pod's main table."""
+    found = set()
+    for family in FAMILIES:
+        body = _RTMSG.pack(messages.AF[family], 0, 0, 0, _MAIN_TABLE, 0, 0, 0, 0)
+        for data, start, end in inside.dump(messages.RTM_GETROUTE, body):
+            found.add(messages.route_way(data, start, end))
     return found
 
 

@@ -222,6 +222,8 @@ def test_interface_that_exists_leaves_no_address_in_use(node: Node) -> None:
         ("link set eth0 down", "eth0 is down"),
         ("link set eth0 address 02:00:00:00:00:01", "has MAC 02:00:00:00:00:01"),
         ("link del eth0", "eth0 is missing"),
+        ("route del default", "route 0.0.0.0/0 via 169.254.1.1 is missing"),
+        ("-6 route del default", "route ::/0 via fe80::1 is missing"),
     ],
 )
 def test_check_finds_what_is_lost(node: Node, damage: str, named: str) -> None:
@@ -232,6 +234,18 @@ def test_check_finds_what_is_lost(node: Node, damage: str, named: str) -> None:
     assert status == 1
     assert named in error["msg"]
     node.cni("DEL", "checked")
+
+
+def test_check_tolerates_what_others_added_and_took_out_of_the_result(node: Node) -> None:
+    pod = node.pod()
+    result = node.add("edited", pod)
+    pod.ip("addr", "add", "203.0.113.5/32", "dev", "eth0")
+    pod.ip("route", "del", "default")
+    result["routes"] = [r for r in result["routes"] if r["dst"] != "0.0.0.0/0"]
+    assert node.cni("CHECK", "edited", str(pod.path), prevResult=result)[0] == 0
+    status, error = node.cni("CHECK", "edited", str(pod.path))
+    assert (status, error["code"]) == (1, 7)
+    node.cni("DEL", "edited")
 
 
 def test_collection_keeps_what_is_valid_and_does_nothing_untold(node: Node) -> None:
