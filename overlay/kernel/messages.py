@@ -92,6 +92,8 @@ def _route(op: Op, index: Mapping[str, int]) -> Request:
     ) + attribute(_RTA_DST, route.prefix.network_address.packed)
     if route.table >= 256:
         body += attribute(_RTA_TABLE, _U32.pack(route.table))
+    if route.metric:
+        body += attribute(_RTA_PRIORITY, _U32.pack(route.metric))
     if op.verb == "del":
         return Request(RTM_DELROUTE, 0, body)
     body += attribute(_RTA_OIF, _U32.pack(index[route.device]))

@@ -29,14 +29,16 @@ def ops(before: Site, old: dict[str, Lease], after: Site, new: dict[str, Lease])
             "set fdb 0a:da:3b:ec:a0:74 dev overlay.1 dst 192.0.2.2 self permanent\n"
             "set neigh 10.244.2.0 lladdr 0a:da:3b:ec:a0:74 dev overlay.1 nud permanent\n"
             "set route 10.244.2.0/24 via 10.244.2.0 dev overlay.1 onlink proto 79\n"
-            "set route 192.0.2.2/32 via 10.244.2.0 dev overlay.1 onlink table 20310 proto 79",
+            "set route 192.0.2.2/32 via 10.244.2.0 dev overlay.1 onlink table 20310 "
+            "metric 3221225986 proto 79",
             id="a peer comes: forwarding entry, neighbor, then routes",
         ),
         pytest.param(
             [lease(2, families=[Family.IPV4])],
             [],
             "del route 10.244.2.0/24 via 10.244.2.0 dev overlay.1 onlink proto 79\n"
-            "del route 192.0.2.2/32 via 10.244.2.0 dev overlay.1 onlink table 20310 proto 79\n"
+            "del route 192.0.2.2/32 via 10.244.2.0 dev overlay.1 onlink table 20310 "
+            "metric 3221225986 proto 79\n"
             "del neigh 10.244.2.0 lladdr 0a:da:3b:ec:a0:74 dev overlay.1 nud permanent\n"
             "del fdb 0a:da:3b:ec:a0:74 dev overlay.1 dst 192.0.2.2 self permanent",
             id="a peer goes: routes first",
@@ -53,8 +55,10 @@ def ops(before: Site, old: dict[str, Lease], after: Site, new: dict[str, Lease])
             [lease(2, families=[Family.IPV4])],
             [lease(2, families=[Family.IPV4], public=7)],
             "set fdb 0a:da:3b:ec:a0:74 dev overlay.1 dst 192.0.2.7 self permanent\n"
-            "set route 192.0.2.7/32 via 10.244.2.0 dev overlay.1 onlink table 20310 proto 79\n"
-            "del route 192.0.2.2/32 via 10.244.2.0 dev overlay.1 onlink table 20310 proto 79",
+            "set route 192.0.2.7/32 via 10.244.2.0 dev overlay.1 onlink table 20310 "
+            "metric 3221225991 proto 79\n"
+            "del route 192.0.2.2/32 via 10.244.2.0 dev overlay.1 onlink table 20310 "
+            "metric 3221225986 proto 79",
             id="a peer comes back with a new address",
         ),
     ],
