@@ -262,6 +262,7 @@ class Lessee:
             if stored is None or not _is_same_claim(stored, own):
                 self._claim(wanted)
                 return
+            self._refuse_twin(stored, own)
             own = replace(stored, attributes=own.attributes)
         if wanted.attributes != own.attributes or self._clock() >= self._renew_at:
             try:
@@ -273,6 +274,20 @@ class Lessee:
             log.info("renewed the lease of %s", own.subnet)
             self._schedule(own)
         self._hand_over(wanted, own)
+
+    def _refuse_twin(self, stored: Lease, own: Lease) -> None:
+        """Raise DuplicateNodeError when another node writes our lease under our identity."""
+        theirs, ours = (_shown(lease.attributes) for lease in (stored, own))
+        if theirs == ours:
+            return
+        self._status.update(phase=CLAIMING)
+        node = self._flags.node
+        msg = (
+            f"lease {own.subnet.key} of node {node.name} ({ours}) was taken over from {theirs} "
+            f"under the same identity {node.id}: two nodes must not share one; give one of them "
+            "a --node-name of its own (a cloned host has a cloned /etc/machine-id) and restart both"
+        )
+        raise DuplicateNodeError(msg)
 
     def _schedule(self, own: Lease) -> None:
         due_s = self._flags.lease_ttl_s - self._flags.renew_margin_s
@@ -288,6 +303,10 @@ class Lessee:
         # In this order: the reconciler makes "programming" to "running".
         self._status.update(phase=PROGRAMMING, lessee_error=None)
         self._sites.put(site)
+
+
+def _shown(attributes: LeaseAttributes) -> str:
+    return ", ".join(str(address) for address in attributes.public.values())
 
 
 def _is_same_claim(stored: Lease, own: Lease) -> bool:
