@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from bench import cold_join
+from bench import cni, cold_join
 
-BENCHES: Final[Mapping[str, Callable[[], object]]] = {"cold-join": cold_join.main}
+BENCHES: Final[Mapping[str, Callable[[], object]]] = {
+    "cni": cni.main,
+    "cold-join": cold_join.main,
+}
 
 
 def _machine() -> str:
