@@ -26,6 +26,7 @@ from overlay.agent.cni_request import (
     CniRequest,
     expected_by,
     parse_request,
+    previous_result,
     valid_attachments,
     version_for_errors,
     wanted_addresses,
@@ -143,6 +144,7 @@ class CniService:
 
     def _add(self, request: CniRequest, netns: int | None) -> bytes:
         subnet, mtu = self._ready()
+        previous_result(request.config)  # before anything is made
         if request.is_ipam:
             found = self._attachments.complete(self._allocate(request, subnet, mtu, link=""))
             return format_ipam_result(request, found, subnet)
@@ -193,7 +195,7 @@ class CniService:
         return b""
 
     def _check(self, request: CniRequest, netns: int | None) -> bytes:
-        if not isinstance(request.config.get("prevResult"), dict):
+        if not previous_result(request.config):
             raise CniError(BAD_CONFIG, '"prevResult" is missing', "CHECK judges by it")
         attachment = self._attachments.get(request.key)
         if attachment is None:

@@ -33,7 +33,8 @@ _NEEDS: Final = {
     "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
 }
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
-_INTERFACE: Final = re.compile(r"[^/:\s\x00]{1,15}\Z")
+_INTERFACE: Final = re.compile(r"[^/:%\s\x00]{1,15}\Z")  # the kernel counts up where it reads %d
+_IFNAMSIZ: Final = 15  # usable bytes of an interface name
 _LONGEST_NAME: Final = 255  # bytes: it becomes part of a file's name
 
 
@@ -88,7 +89,7 @@ def parse_request(variables: Mapping[str, str], text: bytes) -> CniRequest:
     if container and (not _NAME.match(container) or len(container) > _LONGEST_NAME):
         raise CniError(BAD_VARIABLE, f"CNI_CONTAINERID {_shown(container)} is not a container id")
     interface = values.get("CNI_IFNAME", "")
-    if interface and (not _INTERFACE.match(interface) or interface in {".", ".."}):
+    if interface and not _is_interface(interface):
         raise CniError(BAD_VARIABLE, f"CNI_IFNAME {_shown(interface)} is not an interface name")
     return CniRequest(
         command=command,
@@ -115,8 +116,8 @@ def expected_by(request: CniRequest) -> Expected:
     Not our own records: others of the chain, and Multus, edit the result
     that they then keep. Raises CniError.
     """
-    previous = request.config.get("prevResult")
-    if not isinstance(previous, dict):
+    previous = previous_result(request.config)
+    if not previous:
         raise CniError(BAD_CONFIG, '"prevResult" is missing', "CHECK judges by it")
     try:
         interfaces = previous.get("interfaces") or []
@@ -204,6 +205,28 @@ def valid_attachments(config: Mapping[str, Any]) -> frozenset[tuple[str, str]] |
             raise CniError(BAD_CONFIG, f'"{key}": {_shown(item)} is not an attachment')
         kept.add((str(pair[0]), str(pair[1])))
     return frozenset(kept)
+
+
+def previous_result(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``prevResult``, empty where there is none. Raises CniError for another shape."""
+    previous = config.get("prevResult")
+    if previous is None:
+        return {}
+    if not isinstance(previous, dict):
+        raise CniError(BAD_CONFIG, f'"prevResult" {_shown(previous)} is not an object')
+    for part in ("interfaces", "ips", "routes"):
+        items = previous.get(part) or []
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise CniError(BAD_CONFIG, f'"prevResult.{part}" is not a list of objects')
+    return previous
+
+
+def _is_interface(name: str) -> bool:
+    return (
+        _INTERFACE.match(name) is not None
+        and name not in {".", ".."}
+        and len(name.encode()) <= _IFNAMSIZ
+    )
 
 
 def _parse_config(text: bytes) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from overlay.agent.cni_request import VERSIONS, CniError, CniRequest
+from overlay.agent.cni_request import VERSIONS, CniError, CniRequest, previous_result
 from overlay.kernel.pods import GATEWAY
 from overlay.model.address import family_of
 from overlay.model.attachment import Attachment
@@ -21,8 +21,7 @@ def format_error(error: CniError, version: str) -> bytes:
 
 def format_result(request: CniRequest, attachment: Attachment, host_mac: str) -> bytes:
     """Return the result of an ADD, what earlier plugins of a chain did before ours."""
-    previous = request.config.get("prevResult")
-    before = previous if isinstance(previous, dict) else {}
+    before = previous_result(request.config)
     interfaces = list(before.get("interfaces") or [])
     host = {"name": attachment.link, "mac": host_mac}
     pod: dict[str, Any] = {

@@ -33,6 +33,7 @@ from overlay.agent.cni_wire import (
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import Snapshot, Status
 from overlay.kernel.netlink import NetlinkKernel
+from overlay.kernel.unix import is_answered
 from overlay.model.errors import OverlayError
 from overlay.model.lease import Lease
 from overlay.model.node import NodeIdentity
@@ -128,14 +129,9 @@ class ControlServer:
 
 def refuse_second(path: Path) -> None:
     """Raise FileExistsError when an agent answers on ``path`` already."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return
-    msg = f"another overlayd of this node answers on {path}; stop it first"
-    raise FileExistsError(0, msg)
+    if is_answered(path):
+        msg = f"another overlayd of this node answers on {path}; stop it first"
+        raise FileExistsError(0, msg)
 
 
 def calls(

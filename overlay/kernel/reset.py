@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -12,6 +11,7 @@ from overlay.kernel.base import KernelError
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.nft import NftTable
 from overlay.kernel.pods import detach
+from overlay.kernel.unix import is_answered
 from overlay.model.attachment import parse_attachment
 from overlay.model.errors import OverlayError, UsageError
 from overlay.model.kernel import VxlanLink
@@ -104,11 +104,6 @@ def _reset_filter(done: Callable[[str], None], failed: list[str]) -> None:
 
 
 def _refuse_running_agent(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return
-    msg = f"overlayd answers on {path} and would make everything anew; stop it first"
-    raise UsageError(msg)
+    if is_answered(path):
+        msg = f"overlayd answers on {path} and would make everything anew; stop it first"
+        raise UsageError(msg)

@@ -131,9 +131,6 @@ def test_interface_names_that_pass(value: str) -> None:
     "value",
     [pytest.param("é" * 15, id="30 bytes"), pytest.param("eth%d", id="pattern")],
 )
-@pytest.mark.xfail(
-    strict=True, reason="characters are counted, and % passes: the kernel refuses, code 103"
-)
 def test_interface_name_is_counted_in_bytes_and_no_pattern(value: str) -> None:
     assert refusal(variables={"CNI_IFNAME": value})[0] == BAD_VARIABLE
 
