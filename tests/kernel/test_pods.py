@@ -1,0 +1,264 @@
+"""Pods' interfaces on the kernel: what attach makes, what faults finds, and nothing half done."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import Any, TypeVar
+
+import pytest
+
+from overlay.kernel import pods
+from overlay.kernel.base import KernelError
+from overlay.kernel.netns import namespace_of, own_namespace
+from overlay.kernel.pods import Expected, InterfaceExistsError, PodLink, link_mac
+from overlay.kernel.rtnl import RtnlSocket
+from overlay.model.address import FAMILIES, Family, MacAddress
+from overlay.model.attachment import AttachmentKey
+from tests.kernel.netns import MakeNetns, Netns
+
+pytestmark = pytest.mark.kernel
+
+T = TypeVar("T")
+V4, V6 = "10.1.0.2", "fd00::2"
+GATEWAYS = {V4: "169.254.1.1", V6: "fe80::1"}
+FAMILY_SETS = [
+    pytest.param((V4,), id="IPv4"),
+    pytest.param((V6,), id="IPv6"),
+    pytest.param((V4, V6), id="both"),
+]
+
+
+def link(*addresses: str, interface: str = "eth0", number: int = 1) -> PodLink:
+    name = f"opod{number}"
+    macs = link_mac(name, "pod"), link_mac(name, "host")
+    return PodLink(interface, name, *macs, 1430, tuple(map(ip_address, addresses)))
+
+
+class Pair:
+    """A node, and a pod on it."""
+
+    def __init__(self, make: MakeNetns) -> None:
+        self.node, self.pod = make(), make()
+
+    def work(self, function: Callable[[RtnlSocket, int], T]) -> T:
+        """Return what ``function`` returns in the node, with the pod's descriptor."""
+
+        def inside() -> T:
+            descriptor = os.open(self.pod.path, os.O_RDONLY | os.O_CLOEXEC)
+            home = own_namespace()
+            try:
+                with RtnlSocket() as rtnl:
+                    return function(rtnl, descriptor)
+            finally:
+                os.close(descriptor)
+                assert own_namespace() == home, "the thread came home"
+
+        return self.node.call(inside)
+
+    def attach(self, wanted: PodLink) -> None:
+        self.work(lambda rtnl, netns: pods.attach(rtnl, netns, wanted))
+
+    def detach(self, name: str) -> bool:
+        return self.work(lambda _rtnl, _netns: pods.detach(name))
+
+    def faults(self, wanted: PodLink) -> list[str]:
+        families = {Family(a.version) for a in wanted.addresses}
+        default = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
+        routes = tuple((ip_network(default[f]), pods.GATEWAY[f]) for f in FAMILIES if f in families)
+        expected = Expected(
+            wanted.interface, wanted.host_interface, wanted.mac, wanted.addresses, routes
+        )
+        return self.work(lambda rtnl, netns: pods.faults(rtnl, netns, expected))
+
+    def state(self) -> list[str]:
+        """Return links, addresses, routes and neighbors of both, as text."""
+        return [
+            f"{netns.name}: {line}"
+            for netns in (self.node, self.pod)
+            for words in (
+                ("-br", "link"),
+                ("-br", "addr"),
+                ("-4", "route", "show", "table", "all"),
+                ("-6", "route", "show", "table", "all"),
+                ("neigh", "show"),
+            )
+            for line in netns.ip(*words).splitlines()
+        ]
+
+
+@pytest.fixture
+def pair(make_netns: MakeNetns) -> Pair:
+    return Pair(make_netns)
+
+
+def only(netns: Netns, name: str) -> Any:
+    (found,) = netns.ip_json("addr", "show", "dev", name)
+    return found
+
+
+@pytest.mark.parametrize("addresses", FAMILY_SETS)
+def test_attached_pod_is_wired_point_to_point(pair: Pair, addresses: tuple[str, ...]) -> None:
+    wanted = link(*addresses)
+    pair.attach(wanted)
+    host, pod = only(pair.node, "opod1"), only(pair.pod, "eth0")
+    for end, mac in ((host, wanted.host_mac), (pod, wanted.mac)):
+        assert (end["address"], end["mtu"], end["linkinfo"]["info_kind"]) == (mac, 1430, "veth")
+        assert {"UP", "LOWER_UP"} <= set(end["flags"])
+    shown = {a["local"]: a for a in pod["addr_info"] if a["scope"] == "global"}
+    assert sorted(shown) == sorted(addresses)
+    for address in addresses:
+        option, length = ("-6", 128) if ":" in address else ("-4", 32)
+        assert shown[address]["prefixlen"] == length
+        assert not shown[address].get("tentative")
+        (default,) = pair.pod.ip_json(option, "route", "show", "default")
+        assert (default["gateway"], default["dev"]) == (GATEWAYS[address], "eth0")
+        (own,) = pair.node.ip_json(option, "route", "show", "proto", "80")
+        assert (own["dst"], own["dev"]) == (address, "opod1")
+        for netns, to, mac in (
+            (pair.pod, GATEWAYS[address], wanted.host_mac),
+            (pair.node, address, wanted.mac),
+        ):
+            (entry,) = netns.ip_json("neigh", "show", to)
+            assert (entry["lladdr"], entry["state"]) == (mac, ["PERMANENT"])
+    assert pair.faults(wanted) == []
+
+
+@pytest.mark.parametrize("addresses", FAMILY_SETS)
+def test_detached_pod_leaves_nothing(pair: Pair, addresses: tuple[str, ...]) -> None:
+    before = pair.state()
+    pair.attach(link(*addresses))
+    assert pair.detach("opod1") is True
+    assert pair.state() == before
+    assert pair.detach("opod1") is False
+    pair.attach(link(*addresses))
+    assert pair.faults(link(*addresses)) == []
+
+
+def test_second_interface_leaves_the_first_ones_gateway_and_default(pair: Pair) -> None:
+    first, second = link(V4, V6), link("10.1.0.3", "fd00::3", interface="eth1", number=2)
+    pair.attach(first)
+    pair.attach(second)
+    assert [r["dev"] for r in pair.pod.ip_json("-4", "route", "show", "default")] == ["eth0"]
+    assert pair.faults(first) == pair.faults(second) == []
+    pair.detach("opod2")
+    assert pair.faults(first) == []
+
+
+@pytest.mark.parametrize(
+    ("inside", "command", "expected"),
+    [
+        (True, "addr del 10.1.0.2/32 dev eth0", "address 10.1.0.2 is missing on eth0"),
+        (True, "addr del fd00::2/128 dev eth0", "address fd00::2 is missing on eth0"),
+        (True, "route del default", "route 0.0.0.0/0 via 169.254.1.1 is missing"),
+        (True, "-6 route del default", "route ::/0 via fe80::1 is missing"),
+        (True, "link set eth0 address 02:00:00:00:00:99", "has MAC 02:00:00:00:00:99, not"),
+        (True, "link set eth0 down", "interface eth0 is down"),
+        (True, "link del eth0", "interface eth0 is missing"),
+        (False, "link set opod1 down", "interface opod1 of the host is missing or down"),
+        (False, "link del opod1", "interface opod1 of the host is missing or down"),
+    ],
+)
+def test_what_is_lost_is_named(pair: Pair, inside: bool, command: str, expected: str) -> None:
+    wanted = link(V4, V6)
+    pair.attach(wanted)
+    (pair.pod if inside else pair.node).ip(*command.split())
+    assert expected in "; ".join(pair.faults(wanted))
+
+
+@pytest.mark.xfail(strict=True, reason="the host's route to the pod is not looked at")
+def test_lost_route_of_the_host_is_named(pair: Pair) -> None:
+    wanted = link(V4)
+    pair.attach(wanted)
+    pair.node.ip("route", "del", "10.1.0.2")
+    assert pair.faults(wanted) != []
+
+
+def test_what_others_added_is_no_fault(pair: Pair) -> None:
+    wanted = link(V4, V6)
+    pair.attach(wanted)
+    for command in (
+        "addr add 192.0.2.7/24 dev eth0",
+        "route add 198.51.100.0/24 via 169.254.1.1 dev eth0 onlink",
+        "link add eth9 type bridge",
+        "link set eth0 mtu 1300",
+    ):
+        pair.pod.ip(*command.split())
+    assert pair.faults(wanted) == []
+
+
+@pytest.mark.parametrize("where", ["pod", "node"])
+def test_name_that_exists_is_refused_and_kept(pair: Pair, where: str) -> None:
+    netns, name = (pair.pod, "eth0") if where == "pod" else (pair.node, "opod1")
+    netns.ip("link", "add", name, "type", "bridge")
+    before = pair.state()
+    with pytest.raises(InterfaceExistsError, match="exists already"):
+        pair.attach(link(V4, V6))
+    assert pair.state() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        pytest.param({"mtu": 67}, "veth pair", id="MTU too small"),
+        pytest.param({"mtu": 1279}, "in the pod", id="MTU below IPv6's"),
+        pytest.param({"interface": "i" * 16}, "veth pair", id="name too long"),
+        pytest.param({"mac": MacAddress("01:00:5e:00:00:01")}, "veth pair", id="multicast MAC"),
+        pytest.param({"interface": "eth%d"}, "", id="name that is a pattern"),
+    ],
+)
+def test_attach_that_fails_leaves_nothing(pair: Pair, changes: dict[str, Any], match: str) -> None:
+    before = pair.state()
+    with pytest.raises(KernelError, match=match):
+        pair.attach(replace(link(V4, V6), **changes))
+    assert pair.state() == before
+
+
+def test_pod_without_ipv6_is_refused_and_nothing_is_left(pair: Pair) -> None:
+    pair.pod.sysctl("net/ipv6/conf/all/disable_ipv6", 1)
+    pair.pod.sysctl("net/ipv6/conf/default/disable_ipv6", 1)
+    before = pair.state()
+    with pytest.raises(KernelError, match=r"IPv6 is disabled|[Pp]ermission"):
+        pair.attach(link(V4, V6))
+    assert pair.state() == before
+    pair.attach(link(V4))
+    assert pair.faults(link(V4)) == []
+
+
+def test_what_is_no_network_namespace_is_told(pair: Pair) -> None:
+    def look(rtnl: RtnlSocket, _netns: int) -> None:
+        for path in ("/dev/null", "/proc/self/ns/uts", "/proc/self/ns/mnt"):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                with pytest.raises(KernelError):
+                    namespace_of(descriptor)
+                with pytest.raises(KernelError):
+                    pods.attach(rtnl, descriptor, link(V4))
+            finally:
+                os.close(descriptor)
+
+    before = pair.state()
+    pair.work(look)
+    assert pair.state() == before
+
+
+def test_pod_that_went_takes_its_link_along(pair: Pair) -> None:
+    pair.attach(link(V4, V6))
+    pair.pod.close()
+    for _ in range(500):
+        if "opod1" not in pair.node.ip("link"):
+            break
+    assert pair.node.call(lambda: pods.detach("opod1")) is False
+
+
+def test_names_are_the_kernels_and_differ() -> None:
+    names = {
+        pods.link_name(AttachmentKey(network, container, interface))
+        for network in ("a", "ab")
+        for container in ("b", "c" * 64)
+        for interface in ("eth0", "e")
+    }
+    assert len(names) == 8
+    assert all(len(name) == 15 for name in names)
+    first = {int(link_mac(name, end)[:2], 16) & 3 for name in names for end in ("pod", "host")}
+    assert first == {2}, "locally administered, one station's"
