@@ -215,7 +215,8 @@ class Runtime:
         if self._random.random() < 0.5:
             self._delete(interface)
             return
-        status, error = self._insist("CHECK", interface, extra={"prevResult": {}})
+        result = {"interfaces": [{"name": interface, "sandbox": str(self._pod.path)}]}
+        status, error = self._insist("CHECK", interface, extra={"prevResult": result})
         assert (status, error["code"]) == (1, UNKNOWN)
         self._note("CHECK of nothing")
 

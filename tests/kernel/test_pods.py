@@ -204,7 +204,7 @@ def test_name_that_exists_is_refused_and_kept(pair: Pair, where: str) -> None:
         pytest.param({"mtu": 1279}, "in the pod", id="MTU below IPv6's"),
         pytest.param({"interface": "i" * 16}, "veth pair", id="name too long"),
         pytest.param({"mac": MacAddress("01:00:5e:00:00:01")}, "veth pair", id="multicast MAC"),
-        pytest.param({"interface": "eth%d"}, "", id="name that is a pattern"),
+        pytest.param({"interface": "eth%d"}, "eth%d", id="name that is a pattern"),
     ],
 )
 def test_attach_that_fails_leaves_nothing(pair: Pair, changes: dict[str, Any], match: str) -> None:

@@ -17,6 +17,7 @@ from overlay.agent.cni_request import (
     VERSIONS,
     CniError,
     CniRequest,
+    expected_by,
     parse_request,
     valid_attachments,
     version_for_errors,
@@ -334,8 +335,10 @@ values = st.recursive(
 )
 names = st.sampled_from(["", *VARIABLES, "CNI_ARGS"])
 texts = st.text() | st.sampled_from(["ADD", "DEL", "CHECK", "GC", "STATUS", "c1", "eth0", "IP=1;="])
-keys = st.sampled_from(["cniVersion", "name", "type", "runtimeConfig", "args", "ipam", VALID])
-inner_keys = st.sampled_from(["ips", "IPs", "mac", "cni", "type"])
+keys = st.sampled_from(
+    ["prevResult", "cniVersion", "name", "type", "runtimeConfig", "args", "ipam", VALID]
+)
+inner_keys = st.sampled_from(["interfaces", "routes", "ips", "IPs", "mac", "cni", "type"])
 configs = st.dictionaries(keys, values | st.dictionaries(inner_keys, values, max_size=3))
 
 
@@ -354,7 +357,12 @@ def judge(variables: dict[str, str], text: bytes) -> None:
         assert str(request)
         return
     assert isinstance(request.is_ipam, bool)
-    for function in (wanted_addresses, wanted_mac, lambda r: valid_attachments(r.config)):
+    for function in (
+        wanted_addresses,
+        wanted_mac,
+        expected_by,
+        lambda r: valid_attachments(r.config),
+    ):
         found = outcome(partial(function, request))
         assert not isinstance(found, CniError) or found.code == BAD_CONFIG
 
