@@ -55,7 +55,7 @@ PLUGIN: Final = (sys.executable, "-ISE", overlay_cni.plugin.__file__)
 STEPS_BETWEEN_KILLS: Final = 250
 ALL_STALE: Final[Mapping[str, Any]] = {"cni.dev/valid-attachments": []}
 
-BAD_CONFIG, TRY_LATER, EXISTS, FULL, UNKNOWN = 7, 11, 100, 101, 3
+BAD_CONFIG, TRY_LATER, EXISTS, FULL, UNKNOWN, FAULTS = 7, 11, 100, 101, 3, 103
 _REQUEST: Final = struct.Struct("<4sIII")
 _ANSWER: Final = struct.Struct("<4sII")
 _DEADLINE_S: Final = 60.0
@@ -208,7 +208,12 @@ class Runtime:
 
     def _check(self, interface: str) -> None:
         previous = {"prevResult": self._held[interface]}
-        assert self._insist("CHECK", interface, extra=previous) == (0, None)
+        status, error = self._insist("CHECK", interface, extra=previous)
+        if status:
+            # A default route that both interfaces were told of went with the other one's DEL.
+            assert error["code"] == FAULTS, error
+            assert all(part.startswith("route ") for part in error["msg"].split("; ")), error
+            self._note("CHECK finds a route lost")
         self._note("CHECK")
 
     def _unheld(self, interface: str) -> None:
