@@ -32,6 +32,7 @@ demo: setup ## three nodes with two pods each: up, tested, measured, down (root)
 	@$(BIN)/python -m overlay.lab.demo
 
 test: setup lint ## lint, then every test that can run here
+	@.ci/system-packages tests
 	$(BIN)/python -m pytest $(wildcard $(TIERS))
 
 lint: setup ## style, types, layers, shell scripts

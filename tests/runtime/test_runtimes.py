@@ -98,6 +98,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def podmen(site: Site) -> dict[str, Podman]:
+    version = site.machines["n1"].run("podman", "--version").split()[-1]
+    if int(version.split(".")[0]) > 4:
+        pytest.skip(f"podman {version} has no CNI; its last versions with it are 4.x")
     site.install("python")
     return {n: Podman(site.machines[n], site.image, site.cgroup(n)) for n in NODES}
 
@@ -186,8 +189,8 @@ def test_port_of_a_container_is_reached_at_its_node(site: Site, podmen: dict[str
     there.start("client")
     clients = addresses(there, "client")
     for family in FAMILIES:
-        node = site.lab.topology.nodes[0].address(family)
-        assert ask(there, "client", node, 8081) in clients
+        target = site.lab.topology.nodes[0].address(family)
+        assert ask(there, "client", target, 8081) in clients
     here.stop("server")
     there.stop("client")
     for node in NODES:
