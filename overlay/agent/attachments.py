@@ -40,6 +40,13 @@ class AttachmentExistsError(OverlayError):
         super().__init__(f"{attachment.key} is attached already")
 
 
+class AttachmentGoneError(OverlayError):
+    """An attachment was released while it was being made."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(f"{attachment.key} was released while it was being attached")
+
+
 class Attachments:
     """All attachments, for any thread; ``directory`` is made when the first one is written."""
 
@@ -86,9 +93,14 @@ class Attachments:
             return attachment
 
     def complete(self, attachment: Attachment) -> Attachment:
-        """Note that all of it is there; until then the next start takes it for cut off."""
+        """Note that all of it is there; until then the next start takes it for cut off.
+
+        Raises AttachmentGoneError when it was released meanwhile.
+        """
         done = replace(attachment, is_complete=True)
         with self._lock:
+            if self._by_key.get(done.key) is not attachment:
+                raise AttachmentGoneError(attachment)
             self._write(done)
             self._by_key[done.key] = done
         return done
@@ -96,10 +108,18 @@ class Attachments:
     def release(self, key: AttachmentKey) -> Attachment | None:
         """Forget the attachment under ``key`` and return it; None when there is none."""
         with self._lock:
-            attachment = self._by_key.pop(key, None)
-            with contextlib.suppress(FileNotFoundError):
-                self._path(key).unlink()
-            return attachment
+            return self._forget(key)
+
+    def undo(self, attachment: Attachment) -> None:
+        """Forget ``attachment``, but not another one that took its key meanwhile."""
+        with self._lock:
+            if self._by_key.get(attachment.key) is attachment:
+                self._forget(attachment.key)
+
+    def _forget(self, key: AttachmentKey) -> Attachment | None:
+        with contextlib.suppress(FileNotFoundError):
+            self._path(key).unlink()
+        return self._by_key.pop(key, None)
 
     def _path(self, key: AttachmentKey) -> Path:
         seed = f"{key.network}\0{key.container}\0{key.interface}".encode()
@@ -109,12 +129,12 @@ class Attachments:
         if not self._directory.is_dir():
             return
         boot = _boot_id()
-        marker = self._directory / _MARKER
-        is_ours = marker.is_file() and marker.read_text(encoding="ascii").strip() == boot
-        self._is_marked = is_ours
-        for path in sorted(self._directory.glob("*.json"), key=lambda p: p.stat().st_mtime_ns):
+        self._is_marked = is_ours = _read_marker(self._directory / _MARKER) == boot
+        for leftover in self._directory.glob(".*.json.*"):  # of a write that was cut off
+            leftover.unlink(missing_ok=True)
+        for path in sorted(self._directory.glob("*.json"), key=_age):
             if not is_ours:
-                path.unlink()
+                path.unlink(missing_ok=True)
                 continue
             try:
                 found = parse_attachment(json.loads(path.read_text(encoding="utf-8")))
@@ -130,6 +150,21 @@ class Attachments:
             self._is_marked = True
         text = json.dumps(attachment.to_json())
         write_file(self._path(attachment.key), text, sync=False)
+
+
+def _read_marker(path: Path) -> str:
+    """Return the boot that the files are of, empty where that cannot be told."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _age(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _boot_id() -> str:

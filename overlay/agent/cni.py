@@ -8,7 +8,11 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from overlay.agent.attachments import AttachmentExistsError, Attachments
+from overlay.agent.attachments import (
+    AttachmentExistsError,
+    AttachmentGoneError,
+    Attachments,
+)
 from overlay.agent.cni_request import (
     BAD_CONFIG,
     BAD_VARIABLE,
@@ -78,6 +82,8 @@ class CniService:
             error = exc
         except AttachmentExistsError as exc:
             error = CniError(EXISTS, str(exc), "delete it first; the first one is kept")
+        except AttachmentGoneError as exc:
+            error = CniError(TRY_LATER, str(exc))
         except PoolExhaustedError as exc:
             error = CniError(NO_ADDRESS, str(exc))
         except (AddressTakenError, AddressOutsideError) as exc:
@@ -164,12 +170,18 @@ class CniService:
         attachment = self._allocate(request, subnet, mtu, link=pods.link_name(request.key))
         try:
             with RtnlSocket() as rtnl:
-                pods.attach(rtnl, netns, pods.pod_link(attachment))
+                defaults = pods.attach(rtnl, netns, pods.pod_link(attachment))
         except KernelError:
-            self._attachments.release(request.key)
+            self._attachments.undo(attachment)
             raise
-        attachment = self._attachments.complete(attachment)
-        return format_result(request, attachment, pods.link_mac(attachment.link, "host"))
+        try:
+            attachment = self._attachments.complete(attachment)
+        except (OSError, AttachmentGoneError):
+            pods.detach(attachment.link)
+            self._attachments.undo(attachment)
+            raise
+        host_mac = pods.link_mac(attachment.link, "host")
+        return format_result(request, attachment, host_mac, defaults)
 
     def _allocate(self, request: CniRequest, subnet: Subnet, mtu: int, link: str) -> Attachment:
         mac = wanted_mac(request)

@@ -156,7 +156,9 @@ def wanted_addresses(request: CniRequest) -> tuple[IPAddress, ...]:
     """
     runtime = _object(request.config, "runtimeConfig")
     args = _object(_object(request.config, "args"), "cni")
-    texts: Any = _ignoring_case(runtime, "ips") or args.get("ips")
+    texts: Any = _ignoring_case(runtime, "ips")
+    if texts is None:
+        texts = args.get("ips")
     if texts is None:
         texts = [t for t in request.arguments.get("IP", "").split(",") if t]
     if not isinstance(texts, list):

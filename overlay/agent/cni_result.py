@@ -1,12 +1,12 @@
 """What the plugin prints: results and errors in the form of each CNI version."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from overlay.agent.cni_request import VERSIONS, CniError, CniRequest, previous_result
 from overlay.kernel.pods import GATEWAY
-from overlay.model.address import family_of
+from overlay.model.address import FAMILIES, Family, family_of
 from overlay.model.attachment import Attachment
 from overlay.model.subnet import Subnet
 
@@ -19,8 +19,17 @@ def format_error(error: CniError, version: str) -> bytes:
     return json.dumps(document).encode()
 
 
-def format_result(request: CniRequest, attachment: Attachment, host_mac: str) -> bytes:
-    """Return the result of an ADD, what earlier plugins of a chain did before ours."""
+def format_result(
+    request: CniRequest,
+    attachment: Attachment,
+    host_mac: str,
+    defaults: Collection[Family] = FAMILIES,
+) -> bytes:
+    """Return the result of an ADD, what earlier plugins of a chain did before ours.
+
+    ``defaults`` are the families whose default route was made: another
+    interface of the pod may have brought one.
+    """
     before = previous_result(request.config)
     interfaces = list(before.get("interfaces") or [])
     host = {"name": attachment.link, "mac": host_mac}
@@ -47,6 +56,7 @@ def format_result(request: CniRequest, attachment: Attachment, host_mac: str) ->
             "gw": str(GATEWAY[family_of(address)]),
         }
         for address in attachment.addresses
+        if family_of(address) in defaults
     ]
     return _result(
         request,

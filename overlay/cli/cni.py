@@ -16,8 +16,8 @@ _PORTMAP: Final = {"type": "portmap", "capabilities": {"portMappings": True}}
 # File name, network name, plugins chained behind ours.
 RUNTIMES: Final[dict[str, tuple[str, str, tuple[dict[str, Any], ...]]]] = {
     "kubernetes": ("10-overlay.conflist", "overlay", (_PORTMAP,)),
-    "containerd": ("10-overlay.conflist", "overlay-containerd", ()),
-    "podman": ("10-overlay.conflist", "overlay-podman", (_PORTMAP,)),
+    "containerd": ("20-overlay-containerd.conflist", "overlay-containerd", ()),
+    "podman": ("30-overlay-podman.conflist", "overlay-podman", (_PORTMAP,)),
 }
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from overlay.kernel.base import KernelError
@@ -65,6 +66,25 @@ def open_rtnl(descriptor: int) -> RtnlSocket:
             raise KernelError(msg) from exc
         finally:
             # A thread that cannot go home must not go on: it would work on the pod.
+            _enter(home)
+
+
+def enable_ipv6(descriptor: int, interface: str) -> None:
+    """Let an interface of the namespace have IPv6 addresses, where a sysctl forbids them.
+
+    Some runtimes switch IPv6 off for all that comes, and still ask for a
+    dual-stack network. Without IPv6 in the kernel nothing is done.
+    """
+    # /proc/sys/net shows the namespace of the thread that looks.
+    path = Path("/proc/sys/net/ipv6/conf") / interface / "disable_ipv6"
+    with _own_descriptor() as home:
+        _enter(descriptor)
+        try:
+            if path.read_text() != "0\n":
+                path.write_text("0\n")
+        except OSError:
+            return  # the address itself will tell
+        finally:
             _enter(home)
 
 

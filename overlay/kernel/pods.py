@@ -27,7 +27,7 @@ from typing import Final
 from overlay.kernel import messages
 from overlay.kernel.base import KernelError
 from overlay.kernel.links import RTM_GETLINK, LinkInfo, list_links, parse_link
-from overlay.kernel.netns import open_rtnl
+from overlay.kernel.netns import enable_ipv6, open_rtnl
 from overlay.kernel.rtnl import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -92,8 +92,11 @@ def link_mac(name: str, end: str) -> MacAddress:
     return MacAddress(":".join(f"{byte:02x}" for byte in (first, *digest[1:6])))
 
 
-def attach(rtnl: RtnlSocket, netns: int, link: PodLink) -> None:
+def attach(rtnl: RtnlSocket, netns: int, link: PodLink) -> frozenset[Family]:
     """Make the pair and everything on it; on an error nothing of it stays.
+
+    Return the families whose default route it made: where the pod had one
+    before, that one stays.
 
     ``rtnl`` is a socket on the host's side, ``netns`` a descriptor of the
     pod's namespace. Raises InterfaceExistsError, KernelError.
@@ -102,12 +105,15 @@ def attach(rtnl: RtnlSocket, netns: int, link: PodLink) -> None:
     if refusals:
         raise _made(refusals[0], link)
     try:
+        if any(family_of(address) is Family.IPV6 for address in link.addresses):
+            enable_ipv6(netns, link.interface)
         with open_rtnl(netns) as inside:
-            _set_up_pod(inside, link)
+            defaults = _set_up_pod(inside, link)
         _set_up_host(rtnl, link)
     except KernelError:
         detach(link.host_interface)
         raise
+    return defaults
 
 
 def detach(host_interface: str) -> bool:
@@ -143,6 +149,12 @@ def faults(rtnl: RtnlSocket, netns: int, expected: Expected) -> list[str]:
     host = list_links(rtnl).get(expected.host_interface)
     if host is None or not host.is_up:
         found.append(f"interface {expected.host_interface} of the host is missing or down")
+    else:
+        found += [
+            f"route {address} dev {host.name} of the host is missing"
+            for address in expected.addresses
+            if not _leads_to(rtnl, address, host.index)
+        ]
     name = expected.interface
     with open_rtnl(netns) as inside:
         pod = list_links(inside).get(name)
@@ -163,6 +175,11 @@ def faults(rtnl: RtnlSocket, netns: int, expected: Expected) -> list[str]:
                 via = f" via {gateway}" if gateway is not None else ""
                 found.append(f"route {prefix}{via} is missing")
     return found
+
+
+def _leads_to(rtnl: RtnlSocket, address: IPAddress, index: int) -> bool:
+    answer = rtnl.ask(messages.RTM_GETROUTE, messages.route_query(ip_network(address)))
+    return answer is not None and messages.route_maker(answer)[1] == index
 
 
 def _routes(inside: RtnlSocket) -> set[tuple[IPNetwork, IPAddress | None]]:
@@ -213,11 +230,12 @@ def _make_pair(link: PodLink, netns: int) -> Request:
     return Request(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
-def _set_up_pod(inside: RtnlSocket, link: PodLink) -> None:
+def _set_up_pod(inside: RtnlSocket, link: PodLink) -> frozenset[Family]:
     index = _index(inside, link.interface)
     where = {link.interface: index}
     requests = [_up(1), _up(index)]
     optional: set[int] = set()
+    defaults: dict[int, Family] = {}  # by the place of the request
     for address in link.addresses:
         family = family_of(address)
         gateway = GATEWAY[family]
@@ -230,12 +248,15 @@ def _set_up_pod(inside: RtnlSocket, link: PodLink) -> None:
             optional.add(len(requests))
             requests.append(_route(ip_network(gateway), index, scope="link"))
         optional.add(len(requests))
+        defaults[len(requests)] = family
         requests.append(_route(_DEFAULT[family], index, gateway=gateway))
     for refusal in inside.send(requests):
         if refusal.index in optional and refusal.errno == errno.EEXIST:
+            defaults.pop(refusal.index, None)
             continue
         msg = f"{link.interface} in the pod: {refusal.text}"
         raise KernelError(msg)
+    return frozenset(defaults.values())
 
 
 def _set_up_host(rtnl: RtnlSocket, link: PodLink) -> None:

@@ -82,6 +82,6 @@ def parse_attachment(document: Any) -> Attachment:
             arguments={str(k): str(v) for k, v in document["arguments"].items()},
             is_complete=document["complete"] is True,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
         msg = f"attachment cannot be read: {exc!r}"
         raise AttachmentFormatError(msg) from exc
