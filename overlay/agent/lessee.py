@@ -89,14 +89,14 @@ class Lessee:
         self._wanted: _Wanted | None = None
         self._seen_config: NetworkConfig | None = None
         self._renew_at = float("inf")
-        self._look_at = 0.0
+        self._look_at = float("inf")  # at the underlay; the first config makes the first look
+        self._must_look = False
         self._retry_s = 0.0
-        self._retry_at = 0.0
         self._claimed_at = ""
 
     def wake(self) -> None:
         """Make the thread look again now: at whether to stop, and at the underlay."""
-        self._look_at = 0.0
+        self._must_look = True
         self._bell.set()
 
     def run(self, stop: threading.Event, failed: Callable[[], None]) -> None:
@@ -111,25 +111,25 @@ class Lessee:
             try:
                 self._step()
                 self._retry_s = 0.0
-                self._retry_at = float("inf")
+                wake_at = min(self._renew_at, self._look_at)
             except (UnderlayError, DeviceConflictError, DuplicateNodeError) as exc:
                 if self._site is None:
                     self.fatal = exc
                     failed()
                     return
-                self._trouble(exc)
+                wake_at = self._trouble(exc)
             except OverlayError as exc:
-                self._trouble(exc)
-            wake_at = min(self._renew_at, self._retry_at, self._look_at)
+                wake_at = self._trouble(exc)
             self._bell.wait(max(0.0, min(wake_at - self._clock(), 3600.0)))
 
-    def _trouble(self, exc: OverlayError) -> None:
+    def _trouble(self, exc: OverlayError) -> float:
+        """Report what failed; return when to try again, whatever else is due meanwhile."""
         text = str(exc)
         if self._status.get().lessee_error != text:
             log.warning("%s", text)
         self._status.update(lessee_error=text)
         self._retry_s = min(max(self._retry_s * 2, _RETRY_FIRST_S), _RETRY_MOST_S)
-        self._retry_at = self._clock() + self._retry_s
+        return self._clock() + self._retry_s
 
     def _step(self) -> None:
         view = self.views.get()
@@ -171,11 +171,15 @@ class Lessee:
         """Bring ``_wanted`` in step with the config and, now and then, with the underlay."""
         now = self._clock()
         is_new = config is not None and config != self._seen_config
-        if not is_new and (self._wanted is None or now < self._look_at):
+        is_due = self._must_look or now >= self._look_at
+        if not is_new and (self._wanted is None or not is_due):
             return
         chosen = config if config is not None else self._seen_config
         if chosen is None:
             return
+        # Whatever comes of it: a look that fails is repeated by its own backoff.
+        self._must_look = False
+        self._look_at = now + self._flags.audit_interval_s
         try:
             known = self._wanted
             backend = (
@@ -194,7 +198,6 @@ class Lessee:
             self._check(backend, underlay)
             self._status.update(config_error=None)
         self._seen_config = chosen
-        self._look_at = now + self._flags.audit_interval_s
         self._wanted = _Wanted(chosen, backend, underlay, attributes)
 
     def _wanted_is_bad(self, exc: ConfigError) -> None:

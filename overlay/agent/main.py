@@ -1,13 +1,14 @@
 """``overlayd``: flags in, threads up, and an orderly end that leaves traffic flowing."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Final, NoReturn
@@ -45,6 +46,7 @@ class Agent:
         self._flags = flags
         self._store = store
         self._started_at = time.monotonic()
+        self._fault: Exception | None = None
         self.stop = threading.Event()
         self.status = Status()
         self.reconciler = Reconciler(flags, self.status)
@@ -57,11 +59,22 @@ class Agent:
             self._listen(stack)
             threads = {"watch": self._watch, "lessee": self._lease, "monitor": self._monitor}
             for name, target in threads.items():
-                threading.Thread(target=target, name=name, daemon=True).start()
+                run = functools.partial(self._run_thread, target)
+                threading.Thread(target=run, name=name, daemon=True).start()
             self.reconciler.run(self.stop)
             notify("STOPPING=1")
+        if self._fault is not None:
+            raise self._fault
         if self.lessee.fatal is not None:
             raise self.lessee.fatal
+
+    def _run_thread(self, target: Callable[[], None]) -> None:
+        """Run one concern; a fault of ours in it ends the whole, for nothing works by halves."""
+        try:
+            target()
+        except Exception as exc:  # noqa: BLE001 - raised again by run
+            self._fault = exc
+            self.end()
 
     def end(self) -> None:
         """Make ``run`` return; forwarding stays as it is."""

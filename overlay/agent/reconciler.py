@@ -130,7 +130,7 @@ class Reconciler:
             if self._is_filter_in_doubt:
                 self._check_filter(site)
             return
-        self._is_filter_in_doubt = False
+        is_in_doubt, self._is_filter_in_doubt = self._is_filter_in_doubt, False
         touched = self._plan(site, view)
         if touched is None:
             is_audit = True
@@ -142,7 +142,7 @@ class Reconciler:
             failures = self._settle(kernel)
             errors += self._surroundings(site)
         if touched is not None:
-            errors += self._filter(site, audit=is_audit)
+            errors += self._filter(site, audit=is_audit or is_in_doubt)
         errors += self._write_subnet_file(site)
         self._finish(failures, errors, self._clock() - now)
 

@@ -140,6 +140,11 @@ class RunningAgent:
         assert found is not None
         return found
 
+    def cpu_s(self) -> float:
+        """Return the processor time used so far, in seconds."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def wait_exit(self) -> tuple[int, str]:
         """Return exit status and what stands last in the log."""
         status = self.process.wait(20)

@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,6 +190,33 @@ def test_waiting_for_etcd_then_for_a_config_then_running(world: World) -> None:
     agent.wait_ready()
     assert agent.get("/healthz") == (200, "ok\n")
     assert "overlay_ready 1.0" in agent.get("/metrics")[1]
+
+
+def test_no_state_of_waiting_spins(world: World) -> None:
+    agent = world.agent("--subnet-lease-ttl=4s", "--subnet-lease-renew-margin=2s")
+
+    def is_calm() -> bool:
+        before = agent.cpu_s()
+        time.sleep(2.0)  # time in which nothing happens is what this is about
+        return agent.cpu_s() - before < 0.5  # of the 2 s that a loop without a pause takes
+
+    agent.wait_for_reason("waiting for the store")
+    assert is_calm()
+    world.start_etcd()
+    agent.wait_for_reason("waiting for a network config")
+    assert is_calm()
+    world.put("config", '{"Network": "10.244.0.0/16", "Nonsense": 1}')
+    agent.wait_for_reason("network config invalid")
+    assert is_calm()
+    world.put("config", CONFIG)
+    agent.wait_ready()
+    world.node.ip("link", "set", "eth0", "down")
+    assert is_calm(), "underlay down"
+    world.node.ip("link", "set", "eth0", "up")
+    world.etcd.kill()
+    assert is_calm(), "renewal overdue"
+    world.start_etcd()
+    agent.wait_ready()
 
 
 def test_keys_that_cannot_be_read_change_nothing_else(ready: World) -> None:
