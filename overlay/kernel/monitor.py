@@ -53,8 +53,8 @@ class Monitor:
         self._route = _listen(socket.NETLINK_ROUTE, _GROUPS)
         self._filter = _listen(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))
         self.own_port = 0  # netlink port whose changes are not told: those of our own kernel
-        with RtnlSocket() as rtnl:  # after the sockets listen, so that nothing falls between
-            self._names = names_by_index(list_links(rtnl))
+        self._names: dict[int, str] = {}
+        self._learn_names()  # after the sockets listen, so that nothing falls between
 
     def close(self) -> None:
         """Stop listening."""
@@ -71,6 +71,7 @@ class Monitor:
             except OSError as exc:
                 if exc.errno not in {errno.ENOBUFS, errno.EAGAIN}:
                     raise
+                self._learn_names()  # a new name may be among what was lost
                 notices.append(OVERFLOW)
                 continue
             if source is self._filter:
@@ -78,6 +79,10 @@ class Monitor:
             else:
                 notices += self._parse(data)
         return notices
+
+    def _learn_names(self) -> None:
+        with RtnlSocket() as rtnl:
+            self._names = names_by_index(list_links(rtnl))
 
     def _parse(self, data: bytes) -> Iterator[Notice]:
         offset = 0

@@ -1,5 +1,6 @@
 """``NetlinkKernel`` on the real kernel: what it sets is what ``ip`` and ``bridge`` show."""
 
+import socket
 from functools import partial
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from overlay.kernel.base import DeviceConflictError
+from overlay.kernel.monitor import OVERFLOW, Monitor
 from overlay.kernel.netlink import NetlinkKernel, check_devices
 from overlay.kernel.reset import reset_node
 from overlay.kernel.underlay import UnderlayFlags, find_underlay
@@ -301,3 +303,18 @@ class TestUnderlay:
         config = parse_network_config(DUAL)
         with pytest.raises(UnderlayError, match="no IPv6 address"):
             node.call(lambda: find_underlay(UnderlayFlags(), config.families))
+
+
+def test_monitor_that_lost_notices_says_so_and_knows_the_names_again(node: Netns) -> None:
+    monitor = node.call(Monitor)
+    monitor._route.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    commands = [f"route add 10.77.{i}.0/24 dev eth0" for i in range(250)]
+    node.ip("link", "set", "far0", "down")
+    node.run("ip", "-batch", "-", stdin="\n".join(commands))
+    node.ip("link", "set", "far0", "name", "other0")
+    seen: list[object] = []
+    while OVERFLOW not in seen:
+        seen = list(node.call(partial(monitor.wait, 5.0)))
+        assert seen, "an overflow is told"
+    assert "other0" in monitor._names.values()
+    monitor.close()
