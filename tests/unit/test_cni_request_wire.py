@@ -1,5 +1,6 @@
 """The bytes between plugin and agent: any bytes are a request, or refused, in time."""
 
+import contextlib
 import os
 import socket
 import struct
@@ -30,9 +31,10 @@ def read(*parts: bytes, descriptors: tuple[int, ...] = ()) -> Read | WireError:
         def send() -> None:
             rights = struct.pack(f"{len(descriptors)}i", *descriptors)
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if descriptors else []
-            for number, part in enumerate(parts):
-                near.sendmsg([part], ancillary if number == 0 else [])
-            near.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # refused before all of it was read
+                for number, part in enumerate(parts):
+                    near.sendmsg([part], ancillary if number == 0 else [])
+                near.shutdown(socket.SHUT_WR)
 
         sender = threading.Thread(target=send)
         sender.start()
