@@ -21,11 +21,11 @@ from overlay.store.base import (
     StoreUnavailableError,
 )
 from overlay.store.etcd_config import EtcdConfig
-from overlay.store.etcd_connection import EtcdConnection
+from overlay.store.etcd_connection import Dial, EtcdConnection
 from overlay.store.etcd_errors import GoneError, OutcomeUnknownError
 from overlay.store.etcd_keys import changed_since, list_all, read_key
 from overlay.store.etcd_table import CONFIG, LeaseReader, LeaseTable
-from overlay.store.etcd_watch import EtcdWatch
+from overlay.store.etcd_watch import EtcdWatch, OpenStream
 from overlay.store.etcd_write import EtcdWriter
 from overlay.store.refusals import checked_config, claimant_of, lost, refusal, reservation_of
 
@@ -40,6 +40,8 @@ class EtcdLeaseStore:
 
     Connections are made when first used, so the constructor does not fail for
     an etcd that is away; it raises UsageError for what cannot be used at all.
+    Time, chance and the wire (``dial``, ``open_stream``) are passed in where
+    they are not the machine's own.
     """
 
     def __init__(
@@ -48,11 +50,20 @@ class EtcdLeaseStore:
         *,
         clock: Callable[[], float] = time.monotonic,
         choose: Choose = secrets.randbelow,
+        sleep: Callable[[float], None] = time.sleep,
+        uniform: Callable[[float, float], float] = random.uniform,
+        dial: Dial | None = None,
+        open_stream: OpenStream | None = None,
     ) -> None:
         self._clock = clock
         self._choose = choose
+        self._sleep = sleep
+        self._uniform = uniform
+        self._open_stream = open_stream
         self._root = config.root
-        self._connection = EtcdConnection(config)
+        self._connection = EtcdConnection(
+            config, dial=dial, clock=clock, sleep=sleep, uniform=uniform
+        )
         self._reader = LeaseReader(config.root)
         self._writer = EtcdWriter(self._connection, config.root)
 
@@ -79,7 +90,7 @@ class EtcdLeaseStore:
             if self._clock() > deadline:
                 msg = f"no lease after {_ACQUIRE_S:.0f} s: {problem}; try again"
                 raise StoreUnavailableError(msg)
-            time.sleep(random.uniform(0, _RACE_PAUSE_S))  # noqa: S311 - no secret
+            self._sleep(self._uniform(0, _RACE_PAUSE_S))
 
     def renew(self, lease: Lease, attributes: LeaseAttributes, ttl_s: int) -> Lease:
         """Start the lease's time anew. See ``LeaseStore``.
@@ -152,7 +163,14 @@ class EtcdLeaseStore:
         stop: StopSignal,
     ) -> None:
         """Deliver views until ``stop`` is set. See ``LeaseStore``."""
-        EtcdWatch(self._connection, self._reader, self._root).run(deliver, trouble, stop)
+        watch = EtcdWatch(
+            self._connection,
+            self._reader,
+            self._root,
+            open_stream=self._open_stream,
+            uniform=self._uniform,
+        )
+        watch.run(deliver, trouble, stop)
 
     def close(self) -> None:
         """Close the connections. See ``LeaseStore``."""

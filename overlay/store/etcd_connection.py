@@ -6,7 +6,9 @@ survives a restart of etcd or an expired token.
 """
 
 import logging
+import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Client: TypeAlias = Any  # etcd3.MultiEndpointEtcd3Client, which has no types
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
+Dial: TypeAlias = Callable[[str], Client]  # a client for an endpoint's URL
 
 _MIN_ATTEMPT_S: Final = 1.0
 _CHANNEL_OPTIONS: Final = (
@@ -67,15 +70,27 @@ class Member:
 class EtcdConnection:
     """Calls to whichever endpoint answers. May be used from any thread.
 
-    Raises UsageError for certificate files that cannot be used.
+    ``dial`` makes clients; without it they are gRPC's, and UsageError is
+    raised for certificate files that cannot be used.
     """
 
-    def __init__(self, config: EtcdConfig) -> None:
+    def __init__(
+        self,
+        config: EtcdConfig,
+        *,
+        dial: Dial | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self._config = config
+        self._clock = clock
+        self._sleep = sleep
+        self._uniform = uniform
         self._attempt_s = max(config.timeout_s / len(config.endpoints), _MIN_ATTEMPT_S)
         self._lock = threading.Lock()  # the login, the members' clients, which member is next
         self._metadata: Metadata | None = None  # empty where etcd asks for no login
-        self._credentials = _credentials(config)
+        self._dial = dial if dial is not None else _GrpcDial(config, self._attempt_s)
         self._members = [Member(url, self._client(url)) for url in config.endpoints]
         self._current = 0
         self._is_closed = False
@@ -99,11 +114,13 @@ class EtcdConnection:
         one that answered last. Raises StoreUnavailableError or
         StoreAccessError.
         """
+        most = rounds * len(self._members)
+        give_up_at = self._clock() + self._config.timeout_s
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_is_worth_another_try),
-            stop=tenacity.stop_after_attempt(rounds * len(self._members))
-            | tenacity.stop_after_delay(self._config.timeout_s),
-            wait=tenacity.wait_random(0, 0.05),
+            stop=lambda call: call.attempt_number >= most or self._clock() >= give_up_at,
+            wait=lambda _: self._uniform(0, 0.05),
+            sleep=self._sleep,
             reraise=True,
         )
         try:
@@ -205,6 +222,19 @@ class EtcdConnection:
         return metadata
 
     def _client(self, url: str) -> Client:
+        client = self._dial(url)
+        client.metadata = self._metadata or None
+        return client
+
+
+class _GrpcDial:
+    """Makes etcd3's clients, all with the same certificates."""
+
+    def __init__(self, config: EtcdConfig, timeout_s: float) -> None:
+        self._credentials = _credentials(config)
+        self._timeout_s = timeout_s
+
+    def __call__(self, url: str) -> Client:
         address = parse_endpoint(url)
         endpoint = etcd3.Endpoint(
             address.host,
@@ -216,9 +246,7 @@ class EtcdConnection:
             time_retry=float("-inf"),
             opts=_CHANNEL_OPTIONS,
         )
-        client = etcd3.MultiEndpointEtcd3Client([endpoint], timeout=self._attempt_s)
-        client.metadata = self._metadata or None
-        return client
+        return etcd3.MultiEndpointEtcd3Client([endpoint], timeout=self._timeout_s)
 
 
 def _is_worth_another_try(error: BaseException) -> bool:

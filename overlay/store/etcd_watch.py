@@ -11,7 +11,7 @@ import queue
 import random
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Protocol, Self, TypeAlias
 
 import etcd3.etcdrpc as rpc
 
@@ -43,11 +43,42 @@ class ResyncError(StoreUnavailableError):
     """The store is not the one that was seen last: list again."""
 
 
+class Stream(Protocol):
+    """The answers of one watch call; leaving the context ends the call."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def next(self, timeout_s: float, stop: StopSignal) -> Answer | None:
+        """Return the next answer; None after ``timeout_s`` or when ``stop`` is set.
+
+        Raises what ended the call.
+        """
+
+    def waiting(self) -> Answer | None:
+        """Return an answer that is there already, or None; an error stays for ``next``."""
+
+
+# A stream of the changes of all keys below a prefix, from a revision on.
+OpenStream: TypeAlias = Callable[[Member, str, int], Stream]
+
+
 class EtcdWatch:
     """One watch of one fabric; see ``LeaseStore.watch`` for what it promises."""
 
-    def __init__(self, connection: EtcdConnection, reader: LeaseReader, root: str) -> None:
+    def __init__(
+        self,
+        connection: EtcdConnection,
+        reader: LeaseReader,
+        root: str,
+        *,
+        open_stream: OpenStream | None = None,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self._connection = connection
+        self._open_stream = open_stream if open_stream is not None else _GrpcStream
+        self._uniform = uniform
         self._root = root
         self._table = LeaseTable(reader)
         self._must_list = True
@@ -83,7 +114,7 @@ class EtcdWatch:
                     told = type(exc)
                     trouble(exc)
                 # At random, so that not all agents come back in the same moment.
-                stop.wait(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+                stop.wait(pause_s * self._uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, _BACKOFF_S[1])
 
     def _check(self, member: Member) -> None:
@@ -107,7 +138,7 @@ class EtcdWatch:
         try:
             if is_resumed:
                 self._check(member)
-            with _Stream(member, self._root, self._table.revision + 1) as stream:
+            with self._open_stream(member, self._root, self._table.revision + 1) as stream:
                 created = stream.next(self._connection.attempt_s, stop)
                 if stop.is_set():
                     return
@@ -119,7 +150,7 @@ class EtcdWatch:
                 self._connection.failed(member, exc)
             raise
 
-    def _changes(self, stream: "_Stream", member: Member, stop: StopSignal) -> Iterator[bool]:
+    def _changes(self, stream: Stream, member: Member, stop: StopSignal) -> Iterator[bool]:
         while not stop.is_set():
             answer = stream.next(_IDLE_CHECK_S, stop)
             if answer is None:
@@ -143,7 +174,7 @@ class EtcdWatch:
         self._compare(answer.header)
 
 
-class _Stream:
+class _GrpcStream:
     """One watch call: its answers, fetched by a thread that ends with the call."""
 
     def __init__(self, member: Member, root: str, revision: int) -> None:
@@ -171,10 +202,7 @@ class _Stream:
         self._call.cancel()
 
     def next(self, timeout_s: float, stop: StopSignal) -> Answer | None:
-        """Return the next answer; None after ``timeout_s`` or when ``stop`` is set.
-
-        Raises what ended the call.
-        """
+        """Return the next answer. See ``Stream``."""
         while timeout_s > 0 and not stop.is_set():
             wait_s = min(timeout_s, _STOP_POLL_S)
             timeout_s -= wait_s
@@ -185,15 +213,13 @@ class _Stream:
         return None
 
     def waiting(self) -> Answer | None:
-        """Return an answer that is there already, or None.
-
-        An error that waits stays for ``next``: what came before it counts first.
-        """
+        """Return an answer that is there already, or None. See ``Stream``."""
         try:
             answer = self._answers.get_nowait()
         except queue.Empty:
             return None
         if isinstance(answer, StoreError) or answer.canceled:
+            # What came before an error counts first.
             self._answers.put(answer)
             return None
         return answer
@@ -210,21 +236,21 @@ class _Stream:
         if isinstance(answer, StoreError):
             raise answer
         if answer.canceled:
-            raise self._canceled(answer)
+            raise canceled(answer, self._url)
         return answer
 
-    def _canceled(self, answer: Answer) -> StoreError:
-        reason = answer.cancel_reason or "no reason given"
-        shown = f"etcd at {self._url} canceled the watch: {reason}"
-        if answer.compact_revision:
-            return CompactedError(shown)
-        if "ermission" in reason:
-            return StoreAccessError(
-                f"{shown}; give the role of --etcd-username read on --etcd-prefix"
-            )
-        if "auth" in reason:
-            return TokenError(shown)
-        return StoreUnavailableError(shown)
+
+def canceled(answer: Answer, url: str) -> StoreError:
+    """Return what it means that the etcd at ``url`` ended a watch by ``answer``."""
+    reason = answer.cancel_reason or "no reason given"
+    shown = f"etcd at {url} canceled the watch: {reason}"
+    if answer.compact_revision:
+        return CompactedError(shown)
+    if "ermission" in reason:
+        return StoreAccessError(f"{shown}; give the role of --etcd-username read on --etcd-prefix")
+    if "auth" in reason:
+        return TokenError(shown)
+    return StoreUnavailableError(shown)
 
 
 def _events(answer: Answer) -> Iterator[KeyValue]:
