@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Protocol
 
 from overlay.kernel import iptables, sysctl
 from overlay.kernel.nft import NftTable
@@ -21,6 +22,18 @@ class Outcome:
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     applied: int = 0
+
+
+class PacketFilter(Protocol):
+    """What the reconciler asks of the node's packet filter; repeating either is safe."""
+
+    def filter(
+        self, site: Site, nodes: frozenset[IPAddress], *, direct: bool, audit: bool
+    ) -> Outcome:
+        """Bring the filter in step; with ``audit`` look whether somebody else changed it."""
+
+    def surroundings(self, site: Site) -> Outcome:
+        """Set what forwarding needs beside the filter."""
 
 
 class Firewall:

@@ -6,16 +6,14 @@ away: with the store down, forwarding goes on with the last one.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Final
 
 from overlay import __version__
-from overlay.agent.files import read_subnet_file
 from overlay.agent.flags import Flags
+from overlay.agent.host import Host
 from overlay.agent.status import (
     CLAIMING,
     CONFIG_INVALID,
@@ -26,7 +24,6 @@ from overlay.agent.status import (
     Status,
 )
 from overlay.kernel.base import DeviceConflictError
-from overlay.kernel.underlay import find_underlay
 from overlay.model.address import family_of
 from overlay.model.errors import ConfigError, OverlayError
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner
@@ -34,12 +31,12 @@ from overlay.model.network import NetworkConfig
 from overlay.model.node import Underlay
 from overlay.plan.backend import Backend, UnderlayError
 from overlay.plan.planner import Site
-from overlay.plan.registry import load_backend
 from overlay.store.base import (
     Claim,
     DuplicateNodeError,
     LeaseLostError,
     LeaseStore,
+    StopSignal,
 )
 
 log = logging.getLogger(__name__)
@@ -75,6 +72,7 @@ class Lessee:
         sites: Mailbox[Site],
         check: Check,
         clock: Callable[[], float] = time.monotonic,
+        host: Host | None = None,
     ) -> None:
         self._flags = flags
         self._store = store
@@ -82,7 +80,8 @@ class Lessee:
         self._sites = sites
         self._check = check
         self._clock = clock
-        self._bell = threading.Event()
+        self._host = host if host is not None else Host()
+        self._bell = self._host.bell()
         self.views: Mailbox[LeaseView] = Mailbox(self._bell)
         self.fatal: OverlayError | None = None
         self._site: Site | None = None
@@ -99,7 +98,7 @@ class Lessee:
         self._must_look = True
         self._bell.set()
 
-    def run(self, stop: threading.Event, failed: Callable[[], None]) -> None:
+    def run(self, stop: StopSignal, failed: Callable[[], None]) -> None:
         """Work until ``stop`` is set.
 
         What only an operator can mend before the first site exists (no
@@ -185,9 +184,9 @@ class Lessee:
             backend = (
                 known.backend
                 if known is not None and known.config == chosen
-                else load_backend(chosen, self._flags.node)
+                else self._host.load_backend(chosen, self._flags.node)
             )
-            underlay = find_underlay(self._flags.underlay, chosen.families)
+            underlay = self._host.find_underlay(self._flags.underlay, chosen.families)
             _refuse_pod_addresses(chosen, underlay)
             attributes = self._attributes(chosen, backend, underlay)
         except ConfigError as exc:
@@ -212,7 +211,7 @@ class Lessee:
     ) -> LeaseAttributes:
         node = self._flags.node
         if not self._claimed_at:
-            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            now = self._host.wall_clock().strftime("%Y-%m-%dT%H:%M:%SZ")
             self._claimed_at = self._claimed_before() or now
         backend.mtu(underlay)  # raises where the underlay has no room
         return LeaseAttributes(
@@ -237,7 +236,7 @@ class Lessee:
             config=wanted.config,
             attributes=wanted.attributes,
             ttl_s=self._flags.lease_ttl_s,
-            preferred=previous or read_subnet_file(self._flags.subnet_file),
+            preferred=previous or self._host.read_subnet_file(self._flags.subnet_file),
         )
         own = self._store.acquire(claim)
         if previous is None:

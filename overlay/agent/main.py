@@ -18,6 +18,7 @@ from overlay.agent.attachments import Attachments
 from overlay.agent.cni import CniService
 from overlay.agent.control import ControlServer, calls, refuse_second
 from overlay.agent.flags import Flags, parse_flags
+from overlay.agent.host import Host
 from overlay.agent.http import HttpServer
 from overlay.agent.lessee import Lessee
 from overlay.agent.logs import set_up_logs
@@ -25,7 +26,6 @@ from overlay.agent.notify import notify
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_STORE, Status
 from overlay.kernel.monitor import UNDERLAY, Monitor
-from overlay.kernel.netlink import check_devices
 from overlay.kernel.underlay import find_underlay
 from overlay.model.errors import OverlayError, UsageError
 from overlay.model.lease import LeaseView
@@ -42,16 +42,34 @@ _STUCK_S: Final = 60.0  # beyond the audit interval, before /healthz says so
 class Agent:
     """All of ``overlayd`` but its flags: runs until ``stop`` is set or nothing can go on."""
 
-    def __init__(self, flags: Flags, store: LeaseStore) -> None:
+    def __init__(
+        self,
+        flags: Flags,
+        store: LeaseStore,
+        clock: Callable[[], float] = time.monotonic,
+        host: Host | None = None,
+    ) -> None:
         self._flags = flags
         self._store = store
-        self._started_at = time.monotonic()
+        self._clock = clock
+        self._host = host if host is not None else Host()
+        self._started_at = clock()
         self._fault: Exception | None = None
-        self.stop = threading.Event()
+        self.stop = self._host.bell()
         self.status = Status()
-        self.reconciler = Reconciler(flags, self.status)
+        self.reconciler = Reconciler(
+            flags,
+            self.status,
+            self._host.kernel,
+            self._host.firewall(),
+            clock,
+            bell=self._host.bell(),
+            write=self._host.write_file,
+        )
         self.cni = CniService(self.status, Attachments(flags.state_dir / "attachments"))
-        self.lessee = Lessee(flags, store, self.status, self.reconciler.sites, self._check)
+        self.lessee = Lessee(
+            flags, store, self.status, self.reconciler.sites, self._check, clock, self._host
+        )
 
     def run(self) -> None:
         """Work until stopped. Raises OverlayError for what only an operator can mend."""
@@ -145,12 +163,12 @@ class Agent:
                 self.reconciler.tell(notices)
 
     def _is_alive(self) -> bool:
-        quiet_s = time.monotonic() - self.reconciler.heartbeat
+        quiet_s = self._clock() - self.reconciler.heartbeat
         return quiet_s < self._flags.audit_interval_s + _STUCK_S
 
     def _check(self, backend: Backend, underlay: Underlay) -> None:
         if backend.tunnel is not None:
-            check_devices(backend.tunnel, self._flags.node, underlay)
+            self._host.check_devices(backend.tunnel, self._flags.node, underlay)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

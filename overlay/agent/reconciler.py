@@ -10,13 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from overlay.agent.files import format_subnet_file, write_file
-from overlay.agent.firewall import Firewall
+from overlay.agent.firewall import Firewall, PacketFilter
 from overlay.agent.flags import Flags
 from overlay.agent.notify import notify
-from overlay.agent.status import PROGRAMMING, RUNNING, Counters, Mailbox, Status
+from overlay.agent.status import PROGRAMMING, RUNNING, Bell, Counters, Mailbox, Status
 from overlay.kernel.base import Kernel, KernelError, OpFailure
 from overlay.kernel.monitor import OVERFLOW, RULESET, SYSCTL, Notice, is_news
 from overlay.kernel.netlink import NetlinkKernel
@@ -24,6 +25,7 @@ from overlay.model.kernel import KernelObject, Key, Op, Route, VxlanLink
 from overlay.model.lease import LeaseView
 from overlay.plan.diff import diff
 from overlay.plan.planner import Planner, Site
+from overlay.store.base import StopSignal
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +45,18 @@ class Reconciler:
         flags: Flags,
         status: Status,
         kernel: Callable[[], Kernel] = NetlinkKernel,
-        firewall: Firewall | None = None,
+        firewall: PacketFilter | None = None,
         clock: Callable[[], float] = time.monotonic,
+        bell: Bell | None = None,
+        write: Callable[[Path, str], None] = write_file,
     ) -> None:
         self._flags = flags
         self._status = status
         self._make_kernel = kernel
         self._firewall = firewall if firewall is not None else Firewall()
         self._clock = clock
-        self.bell = threading.Event()
+        self._write = write
+        self.bell: Bell = bell if bell is not None else threading.Event()
         self.sites: Mailbox[Site] = Mailbox(self.bell)
         self.views: Mailbox[LeaseView] = Mailbox(self.bell)
         self.plan_lock = threading.Lock()
@@ -69,7 +74,7 @@ class Reconciler:
         self._is_repair = False
         self._pace = Pace()
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: StopSignal) -> None:
         """Work until ``stop`` is set."""
         kernel = self._make_kernel()
         self.netlink_port = kernel.port
@@ -292,7 +297,7 @@ class Reconciler:
         if text == self._file:
             return []
         try:
-            write_file(self._flags.subnet_file, text)
+            self._write(self._flags.subnet_file, text)
         except OSError as exc:
             return [f"--subnet-file {self._flags.subnet_file}: {exc.strerror}"]
         self._file = text

@@ -2,7 +2,7 @@
 
 import threading
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from overlay.model.lease import LeaseView
 from overlay.plan.planner import Problem, Site
@@ -89,10 +89,26 @@ class Status:
             return self._snapshot
 
 
+class Bell(Protocol):
+    """The part of ``threading.Event`` that the agent's threads wake one another by."""
+
+    def is_set(self) -> bool:
+        """Return whether it was rung since it was last cleared."""
+
+    def set(self) -> None:
+        """Ring it."""
+
+    def clear(self) -> None:
+        """Make it silent."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait at most ``timeout`` seconds for it; return whether it was rung."""
+
+
 class Mailbox(Generic[T]):
     """Holds the latest value that one thread leaves for another, and rings a shared bell."""
 
-    def __init__(self, bell: threading.Event) -> None:
+    def __init__(self, bell: Bell) -> None:
         self._bell = bell
         self._value: T | None = None
 
