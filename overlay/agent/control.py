@@ -30,6 +30,7 @@ from overlay.agent.cni_wire import (
     opened,
     read_request,
 )
+from overlay.agent.listen import clients, stop_listening
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import Snapshot, Status
 from overlay.kernel.netlink import NetlinkKernel
@@ -75,17 +76,13 @@ class ControlServer:
 
     def close(self) -> None:
         """Stop listening and remove the socket, if it is still ours."""
-        self._socket.close()
+        stop_listening(self._socket)
         with contextlib.suppress(OSError):
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
 
     def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._socket.accept()
-            except OSError:
-                return
+        for client, _ in clients(self._socket):
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:

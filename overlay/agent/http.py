@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from overlay.agent.listen import clients, stop_listening
 from overlay.agent.metrics import render_metrics
 from overlay.agent.status import Status
 from overlay.model.address import IPAddress
@@ -78,10 +79,15 @@ class HttpServer:
             },
         )
         self._server = server((str(address), port), handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
+        stop_listening(self._server.socket)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        # Not serve_forever: that wakes up twice a second, and ends as late.
+        for client, address in clients(self._server.socket):
+            self._server.process_request(client, address)

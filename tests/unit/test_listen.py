@@ -1,0 +1,76 @@
+"""A listening socket outlives what happens to its clients, and ends when told."""
+
+import contextlib
+import os
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from overlay.agent.listen import clients, stop_listening
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, socket.socket]]:
+    """Answer every client with ``hello`` until the test ends."""
+    path = tmp_path / "socket"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(8)
+
+    def serve() -> None:
+        for client, _ in clients(listener):
+            with client:
+                client.sendall(b"hello")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield path, listener
+    with contextlib.suppress(OSError):
+        stop_listening(listener)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def ask(path: Path, client: socket.socket) -> bytes:
+    client.settimeout(10)
+    client.connect(str(path))
+    return client.recv(16)
+
+
+def test_it_ends_while_it_waits(served: tuple[Path, socket.socket]) -> None:
+    path, listener = served
+    with socket.socket(socket.AF_UNIX) as client:
+        assert ask(path, client) == b"hello"
+    stop_listening(listener)
+    with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
+        late.connect(str(path))
+
+
+def test_without_free_descriptors_clients_wait_and_are_served(
+    served: tuple[Path, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, _ = served
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            client.connect(str(path))
+            client.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                client.recv(16)
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        client.settimeout(10)
+        assert client.recv(16) == b"hello"
+    assert "a client waits: Too many open files" in caplog.text
