@@ -51,6 +51,10 @@ class Family(enum.Enum):
         """
         return (20 if self is Family.IPV4 else 40) + 8 + 8 + 14
 
+    # Members are singletons. Enum's own hash, in Python, of the name cost a
+    # tenth of planning 5,000 peers.
+    __hash__ = object.__hash__
+
     def __str__(self) -> str:
         return f"IPv{self.value}"
 

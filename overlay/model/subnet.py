@@ -7,7 +7,7 @@ The spelling is flannel's (``pkg/subnet/subnet.go``, ``MakeSubnetKey``):
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
@@ -23,15 +23,24 @@ _NO_V4: Final = IPv4Network("0.0.0.0/0")
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """What one lease covers; at least one family is set."""
+    """What one lease covers; at least one family is set.
+
+    ``key`` is the last part of the lease's etcd key, made once: every pass
+    over the leases asks for it.
+
+    >>> Subnet(IPv4Network("10.244.3.0/24"), IPv6Network("fd00::/64")).key
+    '10.244.3.0-24&fd00::-64'
+    """
 
     v4: IPv4Network | None = None
     v6: IPv6Network | None = None
+    key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.v4 is None and self.v6 is None:
             msg = "a subnet needs at least one network"
             raise ValueError(msg)
+        object.__setattr__(self, "key", _key(self.v4 or _NO_V4, self.v6))
 
     def network(self, family: Family) -> IPNetwork | None:
         """Return the network of ``family``, or None where the lease has none."""
@@ -43,19 +52,6 @@ class Subnet:
             yield self.v4
         if self.v6 is not None:
             yield self.v6
-
-    @property
-    def key(self) -> str:
-        """Return the last part of the lease's etcd key.
-
-        >>> Subnet(IPv4Network("10.244.3.0/24"), IPv6Network("fd00::/64")).key
-        '10.244.3.0-24&fd00::-64'
-        """
-        v4 = self.v4 or _NO_V4
-        text = f"{v4.network_address}-{v4.prefixlen}"
-        if self.v6 is not None:
-            text += f"&{self.v6.network_address}-{self.v6.prefixlen}"
-        return text
 
     def overlaps(self, other: "Subnet") -> bool:
         """Return whether the two share an address in any family."""
@@ -70,6 +66,13 @@ class Subnet:
 
     def __str__(self) -> str:
         return " ".join(str(network) for network in self.networks())
+
+
+def _key(v4: IPv4Network, v6: IPv6Network | None) -> str:
+    text = f"{v4.network_address}-{v4.prefixlen}"
+    if v6 is not None:
+        text += f"&{v6.network_address}-{v6.prefixlen}"
+    return text
 
 
 def subnet_of(*networks: IPNetwork | None) -> Subnet:

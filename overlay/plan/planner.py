@@ -126,14 +126,15 @@ class Planner:
         if peer is None:
             return set()
         touched: set[Key] = set()
-        for rival in self._rivals(peer):
+        rivals = tuple(dict.fromkeys(self._rivals(peer)))
+        for rival in rivals:
             older = self.plan.peers.get(rival)
             if older is None or _age(older.lease) < _age(lease):
                 holder = f"lease {rival}" if older is not None else "this node"
                 self._refuse(lease, f"shares addresses with {holder}, which was there first")
                 self._conflicts.add(lease.subnet.key)
                 return touched
-        for rival in set(self._rivals(peer)):  # all younger than this one: they give way
+        for rival in rivals:  # all younger than this one: they give way
             loser = self.plan.peers[rival].lease
             touched |= self._drop(rival)
             self._refuse(loser, f"shares addresses with lease {lease.subnet.key}, which is older")
@@ -226,7 +227,10 @@ class _Networks:
         ]
         for length in lengths:
             if length <= network.prefixlen:
-                holder = self._holders.get(network.supernet(new_prefix=length))
+                span = network
+                if length < network.prefixlen:  # the same length, the usual case, costs nothing
+                    span = network.supernet(new_prefix=length)
+                holder = self._holders.get(span)
                 if holder is not None:
                     yield holder
         if any(length > network.prefixlen for length in lengths):
