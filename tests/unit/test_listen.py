@@ -15,16 +15,17 @@ from overlay.agent.listen import clients, stop_listening
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, socket.socket]]:
-    """Answer every client with ``hello`` until the test ends."""
+    """Answer every client with ``hello``, and keep it until the test ends."""
     path = tmp_path / "socket"
+    kept: list[socket.socket] = []
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(8)
 
     def serve() -> None:
         for client, _ in clients(listener):
-            with client:
-                client.sendall(b"hello")
+            kept.append(client)
+            client.sendall(b"hello")
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -32,6 +33,8 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, socket.socket]]:
     with contextlib.suppress(OSError):
         stop_listening(listener)
     thread.join(10)
+    for client in kept:
+        client.close()
     assert not thread.is_alive()
 
 
@@ -56,15 +59,16 @@ def test_without_free_descriptors_clients_wait_and_are_served(
     path, _ = served
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as client:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
             with contextlib.suppress(OSError):
                 while True:
                     held.append(os.dup(0))
-            client.connect(str(path))
+            # An accept that waits has its descriptor already; the next one finds none.
+            assert ask(path, first) == b"hello"
             client.settimeout(0.3)
+            client.connect(str(path))
             with pytest.raises(TimeoutError):
                 client.recv(16)
         finally:
