@@ -21,7 +21,7 @@ from overlay.agent.status import PROGRAMMING, RUNNING, Bell, Counters, Mailbox, 
 from overlay.kernel.base import Kernel, KernelError, OpFailure
 from overlay.kernel.monitor import OVERFLOW, RULESET, SYSCTL, Notice, is_news
 from overlay.kernel.netlink import NetlinkKernel
-from overlay.model.kernel import KernelObject, Key, Op, Route, VxlanLink
+from overlay.model.kernel import KernelObject, Key, Op, VxlanLink
 from overlay.model.lease import LeaseView
 from overlay.plan.diff import diff
 from overlay.plan.planner import Planner, Site
@@ -227,10 +227,7 @@ class Reconciler:
     def _filter(self, site: Site, *, audit: bool) -> tuple[str, ...]:
         assert self._planner is not None  # noqa: S101 - by _plan
         plan = self._planner.plan
-        is_direct = site.backend.tunnel is None or any(
-            isinstance(item, Route) and item.device == site.underlay.device
-            for item in plan.objects.values()
-        )
+        is_direct = site.backend.tunnel is None or plan.routes_to[site.underlay.device] > 0
         outcome = self._firewall.filter(site, plan.addresses(), direct=is_direct, audit=audit)
         if outcome.applied:
             self._count(ruleset_applies=self._status.get().counters.ruleset_applies + 1)

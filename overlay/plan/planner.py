@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from overlay.model.address import IPAddress, IPNetwork
-from overlay.model.kernel import KernelObject, Key, UnreachableRoute
+from overlay.model.kernel import KernelObject, Key, Route, UnreachableRoute
 from overlay.model.lease import Lease
 from overlay.model.network import NetworkConfig
 from overlay.model.node import Underlay
@@ -41,10 +41,27 @@ class Plan:
     objects: dict[Key, KernelObject] = field(default_factory=dict)
     peers: dict[str, Peer] = field(default_factory=dict)
     problems: dict[str, Problem] = field(default_factory=dict)
+    routes_to: Counter[str] = field(default_factory=Counter)  # by device
+    _senders: Counter[IPAddress] = field(default_factory=Counter)
+    _addresses: frozenset[IPAddress] | None = None
 
     def addresses(self) -> frozenset[IPAddress]:
-        """Return the underlay addresses that peers send from."""
-        return frozenset(a for peer in self.peers.values() for a in peer.addresses)
+        """Return the underlay addresses that peers send from; the same object until they change."""
+        if self._addresses is None:
+            self._addresses = frozenset(self._senders)
+        return self._addresses
+
+    def count(self, peer: Peer, change: int) -> None:
+        """Note that ``peer`` has come (1) or gone (-1)."""
+        for item in peer.objects:
+            if isinstance(item, Route):
+                self.routes_to[item.device] += change
+        for address in peer.addresses:
+            self._senders[address] += change
+            if self._senders[address] == max(change, 0):  # the first of it, or the last
+                self._addresses = None
+            if not self._senders[address]:
+                del self._senders[address]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +129,7 @@ class Planner:
         if peer is None:
             return set()
         self._networks.remove(peer.lease)
+        self.plan.count(peer, -1)
         keys = {item.key for item in peer.objects}
         for item_key in keys:
             del self.plan.objects[item_key]
@@ -141,6 +159,7 @@ class Planner:
             self._conflicts.add(rival)
         self.plan.peers[lease.subnet.key] = peer
         self._networks.add(lease)
+        self.plan.count(peer, 1)
         for item in peer.objects:
             self.plan.objects[item.key] = item
             touched.add(item.key)

@@ -1,5 +1,7 @@
 """``desired`` and ``diff``: tables, and properties on a kernel that refuses what Linux does."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -216,3 +218,7 @@ def test_planner_ends_where_desired_does_whatever_came_before(
         assert now == whole.objects
         assert set(planner.plan.peers) == set(whole.peers)
         assert set(planner.plan.problems) == set(whole.problems)
+        peers = planner.plan.peers.values()
+        assert planner.plan.addresses() == {ip for peer in peers for ip in peer.addresses}
+        routes = [o for peer in peers for o in peer.objects if isinstance(o, Route)]
+        assert +planner.plan.routes_to == Counter(route.device for route in routes)
