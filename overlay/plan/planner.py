@@ -42,7 +42,7 @@ class Plan:
     peers: dict[str, Peer] = field(default_factory=dict)
     problems: dict[str, Problem] = field(default_factory=dict)
     routes_to: Counter[str] = field(default_factory=Counter)  # by device
-    _senders: Counter[IPAddress] = field(default_factory=Counter)
+    _senders: dict[IPAddress, int] = field(default_factory=dict)
     _addresses: frozenset[IPAddress] | None = None
 
     def addresses(self) -> frozenset[IPAddress]:
@@ -57,10 +57,12 @@ class Plan:
             if isinstance(item, Route):
                 self.routes_to[item.device] += change
         for address in peer.addresses:
-            self._senders[address] += change
-            if self._senders[address] == max(change, 0):  # the first of it, or the last
+            left = self._senders.get(address, 0) + change
+            if left == max(change, 0):  # the first of it came, or the last one went
                 self._addresses = None
-            if not self._senders[address]:
+            if left:
+                self._senders[address] = left
+            else:
                 del self._senders[address]
 
 
