@@ -102,7 +102,12 @@ class LeaseStore(Protocol):
         """
 
     def release(self, lease: Lease) -> None:
-        """Delete the lease if it is still as it was seen. Raises LeaseLostError otherwise."""
+        """Delete the lease if it is still as it was seen. Raises LeaseLostError otherwise.
+
+        Also when the answer to the deletion was lost and somebody else holds
+        the subnet by the time of a second look: the caller's lease is gone
+        either way.
+        """
 
     def reserve(self, subnet: Subnet, node: str) -> Lease:
         """Keep a free ``subnet`` for the node of that name or id, for ever.

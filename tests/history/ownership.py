@@ -8,6 +8,8 @@ their beginning and their end:
 - ``renew`` ok: the caller holds it by the very write that it names (``basis``),
   without a break. Lost: it does not.
 - ``release`` ok: as renew, and nobody holds it afterwards; or it was gone already.
+  Lost: the caller does not hold it by that write, if only because this very
+  call, whose first answer was lost, had ended it before somebody else claimed it.
 - ``view``: what it shows is what is held.
 
 By itself a holding ends no earlier than its time to live after the *beginning*
@@ -98,6 +100,8 @@ class _Search:
             if operation.number not in self._pending:
                 continue
             after = {s for s in self._closure(states) if operation.number in s.done}
+            if operation.kind == "release" and operation.outcome == "lost":
+                self._loose.remove(operation)
             if not after:
                 return Violation(operation, tuple(sorted({_shown(s.held) for s in states})[:8]))
             del self._pending[operation.number]
@@ -114,7 +118,8 @@ class _Search:
     def _begin(self, operation: Operation) -> None:
         if operation.kind == "acquire":
             self._ghosts.setdefault(operation.client, []).append(operation)
-        if operation.outcome == "unknown" and operation.kind in {"renew", "release"}:
+        maybe = ("unknown", "lost") if operation.kind == "release" else ("unknown",)
+        if operation.kind in {"renew", "release"} and operation.outcome in maybe:
             self._loose.append(operation)
         is_here = operation.kind == "view" or operation.subnet in self.group
         if is_here and operation.outcome in {"ok", "lost"}:

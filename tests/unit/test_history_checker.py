@@ -107,6 +107,10 @@ GOOD = {
         1 a 0-1 acquire {S} ok
         2 a 2-3 renew {S} #1 unknown
         3 a 4-5 renew {S} #1 ok""",
+    "release is done, its answer lost, and the next look finds somebody else": f"""
+        1 a 0-1 acquire {S} ok
+        2 a 2-5 release {S} #1 lost
+        11 b 3-4 acquire {S} ok""",
     "killed while it claimed: another sees what it claimed": f"""
         1 a 0- acquire ? unknown
         11 b 20-21 view {S}=a ok
@@ -204,6 +208,13 @@ BAD = {
         f"""
         1 a 0-1 acquire {S} ok
         2 a 2-3 renew {S} #1 lost""",
+    ),
+    "release that says lost, and the lease is there still": (
+        11,
+        f"""
+        1 a 0-1 acquire {S} ok
+        2 a 2-3 release {S} #1 lost
+        11 b 4-5 view {S}=a ok""",
     ),
     "released by one who no longer had it": (
         2,
