@@ -23,6 +23,7 @@ from overlay.model.attachment import (
     AttachmentKey,
     parse_attachment,
 )
+from overlay.model.document import parse_json
 from overlay.model.errors import OverlayError
 from overlay.model.subnet import Subnet
 
@@ -137,8 +138,8 @@ class Attachments:
                 path.unlink(missing_ok=True)
                 continue
             try:
-                found = parse_attachment(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, RecursionError, OSError, AttachmentFormatError) as exc:
+                found = parse_attachment(parse_json(path.read_bytes()))
+            except (ValueError, OSError, AttachmentFormatError) as exc:
                 log.warning("attachment in %s is not read: %s", path, exc)
                 continue
             self._by_key[found.key] = found

@@ -50,6 +50,7 @@ from overlay.kernel.netns import namespace_of, own_namespace
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.model.address import IPAddress
 from overlay.model.attachment import Attachment
+from overlay.model.errors import shown
 from overlay.model.subnet import Subnet
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class CniService:
         if request.config.get("mode", "ptp") != "ptp":
             raise CniError(
                 UNSUPPORTED,
-                f'"mode" {request.config["mode"]!r} is not in this version',
+                f'"mode" {shown(request.config["mode"])} is not in this version',
                 'use "ptp"',
             )
         if netns is None:
@@ -257,7 +258,7 @@ class CniService:
 def _mtu(request: CniRequest, mtu: int) -> int:
     wanted: Any = request.config.get("mtu", 0)
     if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted <= 65535:
-        raise CniError(BAD_CONFIG, f'"mtu" {wanted!r} is not a size in bytes')
+        raise CniError(BAD_CONFIG, f'"mtu" {shown(wanted)} is not a size in bytes')
     if wanted > mtu:
         raise CniError(BAD_CONFIG, f'"mtu" {wanted}: the fabric carries {mtu} bytes; lower it')
     return wanted or mtu

@@ -4,7 +4,6 @@ Source: CNI specification 1.1.0 (containernetworking/cni, SPEC.md). Nothing
 here touches the kernel or remembers anything.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, Final
 from overlay.kernel.pods import Expected, link_name
 from overlay.model.address import IPAddress, MacAddress, parse_mac
 from overlay.model.attachment import AttachmentKey
+from overlay.model.document import parse_json
 from overlay.model.errors import OverlayError
 
 VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -33,7 +33,9 @@ _NEEDS: Final = {
     "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
 }
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
-_INTERFACE: Final = re.compile(r"[^/:%\s\x00]{1,15}\Z")  # the kernel counts up where it reads %d
+_INTERFACE: Final = re.compile(
+    r"[^/:%\s\x00\ud800-\udfff]{1,15}\Z"
+)  # the kernel counts up where it reads %d
 _IFNAMSIZ: Final = 15  # usable bytes of an interface name
 _LONGEST_NAME: Final = 255  # bytes: it becomes part of a file's name
 
@@ -75,7 +77,7 @@ def parse_request(variables: Mapping[str, str], text: bytes) -> CniRequest:
     command = values.get("CNI_COMMAND", "")
     if command not in _COMMANDS:
         raise CniError(
-            BAD_VARIABLE, f"CNI_COMMAND {command!r} is unknown", f"it is one of {_COMMANDS}"
+            BAD_VARIABLE, f"CNI_COMMAND {_shown(command)} is unknown", f"it is one of {_COMMANDS}"
         )
     config = _parse_config(text)
     version = _parse_version(config, command)
@@ -104,8 +106,8 @@ def parse_request(variables: Mapping[str, str], text: bytes) -> CniRequest:
 def version_for_errors(text: bytes) -> str:
     """Return the version to answer an error in, whatever the input is."""
     try:
-        version = json.loads(text).get("cniVersion")
-    except (ValueError, AttributeError, RecursionError):
+        version = parse_json(text).get("cniVersion")
+    except (ValueError, AttributeError):
         return LATEST
     return version if isinstance(version, str) and version in VERSIONS else LATEST
 
@@ -233,8 +235,8 @@ def _is_interface(name: str) -> bool:
 
 def _parse_config(text: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as exc:
+        document = parse_json(text)
+    except ValueError as exc:
         raise CniError(UNDECODABLE, f"the network configuration is not JSON: {exc}") from exc
     if not isinstance(document, dict):
         raise CniError(UNDECODABLE, "the network configuration is not a JSON object")

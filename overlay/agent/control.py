@@ -35,6 +35,7 @@ from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import Snapshot, Status
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.unix import is_answered
+from overlay.model.document import parse_json
 from overlay.model.errors import OverlayError
 from overlay.model.lease import Lease
 from overlay.model.node import NodeIdentity
@@ -107,9 +108,9 @@ class ControlServer:
 
     def _answer(self, client: socket.socket, begun: bytes) -> dict[str, Any]:
         try:
-            request = json.loads(_read_line(client, begun))
+            request = parse_json(_read_line(client, begun))
             version, name = request["overlay"], request["call"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             return _error("bad-request", 'write one line like {"overlay": 1, "call": "status"}')
         if version != PROTOCOL:
             return _error("bad-version", f"this agent speaks version {PROTOCOL}")

@@ -1,7 +1,6 @@
 """Removing everything that the agent made on this node, and nothing else."""
 
 import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,7 @@ from overlay.kernel.nft import NftTable
 from overlay.kernel.pods import detach
 from overlay.kernel.unix import is_answered
 from overlay.model.attachment import parse_attachment
+from overlay.model.document import parse_json
 from overlay.model.errors import OverlayError, UsageError
 from overlay.model.kernel import VxlanLink
 from overlay.plan.diff import diff
@@ -69,7 +69,7 @@ def _reset_pods(directory: Path, done: Callable[[str], None], failed: list[str])
     for path in sorted(directory.iterdir()):
         try:
             if path.suffix == ".json":
-                link = parse_attachment(json.loads(path.read_text(encoding="utf-8"))).link
+                link = parse_attachment(parse_json(path.read_bytes())).link
                 if link and detach(link):
                     done(f"link {link}")
             path.unlink()

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final
 
-from overlay.model.address import IPAddress, MacAddress
-from overlay.model.errors import OverlayError
+from overlay.model.address import IPAddress, MacAddress, parse_mac
+from overlay.model.errors import OverlayError, shown
 
 FORMAT: Final = 1  # of the JSON form; a newer one is not read
+_MAX_MTU: Final = 65535  # bytes, an IP packet's length field
 
 
 class AttachmentFormatError(OverlayError):
@@ -64,24 +65,48 @@ class Attachment:
 
 def parse_attachment(document: Any) -> Attachment:
     """Return the attachment that ``to_json`` wrote. Raises AttachmentFormatError."""
+    if not isinstance(document, dict):
+        msg = "attachment cannot be read: not an object"
+        raise AttachmentFormatError(msg)
+    if document.get("format") != FORMAT:
+        msg = f"attachment of format {shown(document.get('format'))}; this version reads {FORMAT}"
+        raise AttachmentFormatError(msg)
+
+    def text(name: str) -> str:
+        value = document.get(name)
+        if not isinstance(value, str):
+            raise _unreadable(name, value)
+        return value
+
+    mac, mtu, arguments = (document.get(name) for name in ("mac", "mtu", "arguments"))
+    if isinstance(mtu, bool) or not isinstance(mtu, int) or not 0 <= mtu <= _MAX_MTU:
+        raise _unreadable("mtu", mtu)
+    if not isinstance(arguments, dict) or not all(isinstance(v, str) for v in arguments.values()):
+        raise _unreadable("arguments", arguments)
     try:
-        if document["format"] != FORMAT:
-            msg = f"attachment of format {document['format']!r}; this version reads {FORMAT}"
-            raise AttachmentFormatError(msg)
-        texts = {name: document[name] for name in ("network", "container", "interface", "link")}
-        if not all(isinstance(text, str) for text in (*texts.values(), document["sandbox"])):
-            msg = "attachment with a name that is no text"
-            raise AttachmentFormatError(msg)
-        return Attachment(
-            key=AttachmentKey(texts["network"], texts["container"], texts["interface"]),
-            sandbox=document["sandbox"],
-            addresses=tuple(ip_address(text) for text in document["addresses"]),
-            link=texts["link"],
-            mac=document["mac"],
-            mtu=int(document["mtu"]),
-            arguments={str(k): str(v) for k, v in document["arguments"].items()},
-            is_complete=document["complete"] is True,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
-        msg = f"attachment cannot be read: {exc!r}"
-        raise AttachmentFormatError(msg) from exc
+        mac = parse_mac(mac) if mac is not None else None
+    except (ValueError, AttributeError) as exc:
+        raise _unreadable("mac", mac) from exc
+    return Attachment(
+        key=AttachmentKey(text("network"), text("container"), text("interface")),
+        sandbox=text("sandbox"),
+        addresses=_parse_addresses(document.get("addresses")),
+        link=text("link"),
+        mac=mac,
+        mtu=mtu,
+        arguments=arguments,
+        is_complete=document.get("complete") is True,
+    )
+
+
+def _parse_addresses(listed: Any) -> tuple[IPAddress, ...]:
+    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+        raise _unreadable("addresses", listed)
+    try:
+        return tuple(ip_address(each) for each in listed)
+    except ValueError as exc:
+        raise _unreadable("addresses", listed) from exc
+
+
+def _unreadable(name: str, value: Any) -> AttachmentFormatError:
+    return AttachmentFormatError(f"attachment cannot be read: {name} {shown(value)}")

@@ -29,7 +29,7 @@ class ConfigError(OverlayError):
         self.key = key
         self.value = value
         self.problem = problem
-        super().__init__(f"network config: {key} {_shown(value)}: {problem}")
+        super().__init__(f"network config: {key} {shown(value)}: {problem}")
 
 
 class LeaseFormatError(OverlayError):
@@ -40,6 +40,11 @@ class PlanConflictError(OverlayError):
     """Two desired kernel objects share one kernel key."""
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return ``value`` for a message: text in quotes, and of what is long the beginning.
+
+    >>> shown("a" * 100)[-8:], shown([1])
+    ('aaaaa...', '[1]')
+    """
     text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from overlay.model.address import FAMILIES, Family, IPAddress, parse_node_address
-from overlay.model.errors import LeaseFormatError
+from overlay.model.document import parse_json
+from overlay.model.errors import LeaseFormatError, shown
 from overlay.model.network import NetworkConfig
 from overlay.model.subnet import Subnet, parse_subnet_key
 
-Json: TypeAlias = Any  # what json.loads returns; narrowed where it enters
+Json: TypeAlias = Any  # what parse_json returns; narrowed where it enters
 
 RESERVATION: Final = "reservation"  # BackendType of a subnet kept for a node that is not there yet
 _MAX_VALUE: Final = 64 * 1024  # bytes; flannel's values have some 150
@@ -140,7 +141,7 @@ def parse_attributes(key: str, value: bytes) -> LeaseAttributes:
     document = _parse_object(key, value)
     backend_type = document.get("BackendType")
     if not isinstance(backend_type, str) or not backend_type:
-        msg = f"lease {key}: BackendType {backend_type!r} is not a name"
+        msg = f"lease {key}: BackendType {shown(backend_type)} is not a name"
         raise LeaseFormatError(msg)
     public: dict[Family, IPAddress] = {}
     backend_data: dict[Family, Mapping[str, Json]] = {}
@@ -190,8 +191,8 @@ def _parse_object(key: str, value: bytes) -> dict[str, Json]:
         msg = f"lease {key}: value of {len(value)} bytes; at most {_MAX_VALUE} are read"
         raise LeaseFormatError(msg)
     try:
-        document = json.loads(value)
-    except (ValueError, RecursionError) as exc:
+        document = parse_json(value)
+    except ValueError as exc:
         msg = f"lease {key}: value is not JSON: {exc}"
         raise LeaseFormatError(msg) from exc
     if not isinstance(document, dict):
@@ -204,7 +205,7 @@ def _parse_public(key: str, text: Json, family: Family) -> IPAddress | None:
     if text in (None, "", "0.0.0.0", "::"):  # noqa: S104 - flannel's spelling of "none"
         return None
     if not isinstance(text, str):
-        msg = f"lease {key}: {_PUBLIC_KEY[family]} {text!r} is not an address"
+        msg = f"lease {key}: {_PUBLIC_KEY[family]} {shown(text)} is not an address"
         raise LeaseFormatError(msg)
     try:
         return parse_node_address(text, family)

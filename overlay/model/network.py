@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from typing import Any, Final
 
 from overlay.model.address import FAMILIES, Family, IPAddress, IPNetwork, family_of
+from overlay.model.document import parse_json
 from overlay.model.egress import DEFAULT_EGRESS, Egress, EgressMode
 from overlay.model.errors import ConfigError
 from overlay.model.subnet import Subnet
@@ -191,8 +192,8 @@ def _load(text: str | bytes) -> dict[str, Any]:
     if len(text) > _MAX_CONFIG:
         raise ConfigError("(whole)", f"{len(text)} bytes", f"at most {_MAX_CONFIG} are read")
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as exc:
+        document = parse_json(text)
+    except ValueError as exc:
         shown = text if isinstance(text, str) else text.decode(errors="replace")
         raise ConfigError("(whole)", shown[:60], f"not JSON: {exc}") from exc
     if not isinstance(document, dict):

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from overlay.agent.cni_request import (
@@ -24,6 +25,10 @@ from overlay.agent.cni_request import (
     wanted_addresses,
     wanted_mac,
 )
+from overlay.agent.cni_result import format_error, format_result
+from overlay.model.attachment import Attachment, AttachmentKey
+from overlay.model.document import is_plain
+from tests.unit import odd
 
 T = TypeVar("T")
 
@@ -328,18 +333,20 @@ def test_list_of_attachments_that_is_none_deletes_nothing(listed: Any) -> None:
     assert caught.value.code == BAD_CONFIG
 
 
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
 names = st.sampled_from(["", *VARIABLES, "CNI_ARGS"])
-texts = st.text() | st.sampled_from(["ADD", "DEL", "CHECK", "GC", "STATUS", "c1", "eth0", "IP=1;="])
+texts = odd.texts | st.sampled_from(["ADD", "DEL", "CHECK", "GC", "STATUS", "c1", "eth0", "IP=1;="])
 keys = st.sampled_from(
     ["prevResult", "cniVersion", "name", "type", "runtimeConfig", "args", "ipam", VALID]
 )
 inner_keys = st.sampled_from(["interfaces", "routes", "ips", "IPs", "mac", "cni", "type"])
-configs = st.dictionaries(keys, values | st.dictionaries(inner_keys, values, max_size=3))
+configs = st.dictionaries(
+    keys, odd.anything | st.dictionaries(inner_keys, odd.anything, max_size=3)
+)
+
+
+ATTACHED = Attachment(
+    AttachmentKey("fabric", "c1", "eth0"), "/run/netns/pod", (ip_address("10.1.0.2"),), "opod1"
+)
 
 
 def outcome(function: Callable[[], T]) -> T | CniError:
@@ -354,9 +361,12 @@ def judge(variables: dict[str, str], text: bytes) -> None:
     request = outcome(lambda: parse_request(variables, text))
     if isinstance(request, CniError):
         assert 0 < request.code < 50
-        assert str(request)
+        assert len(str(request)) < 200
+        json.loads(format_error(request, version_for_errors(text)))
         return
     assert isinstance(request.is_ipam, bool)
+    for name in ("container", "network", "interface"):
+        assert is_plain(getattr(request.key, name))
     for function in (
         wanted_addresses,
         wanted_mac,
@@ -365,6 +375,11 @@ def judge(variables: dict[str, str], text: bytes) -> None:
     ):
         found = outcome(partial(function, request))
         assert not isinstance(found, CniError) or found.code == BAD_CONFIG
+    answer = outcome(lambda: format_result(request, ATTACHED, "02:00:00:00:00:02"))
+    if isinstance(answer, bytes):  # a runtime reads JSON, and Go's reads no NaN
+        json.loads(answer, parse_constant=pytest.fail)
+    else:
+        assert answer.code == BAD_CONFIG
 
 
 @given(st.dictionaries(names, texts), st.binary())
@@ -373,8 +388,16 @@ def test_any_bytes_are_a_request_or_an_error(variables: dict[str, str], text: by
 
 
 @given(st.dictionaries(names, texts), configs)
+@example({"CNI_IFNAME": "\ud800"}, {})
+@example({"CNI_NETNS": "\ud800\0"}, {})
+@example({}, {"dns": {"a": float("nan")}})
+@example({}, {"prevResult": {"interfaces": [{"name": float("inf")}]}})
+@example({}, {"prevResult": {"dns": odd.Deep(900)}})
+@example({}, {"prevResult": {"interfaces": [{"name": "eth0", "sandbox": "x", "mac": 5}]}})
+@example({}, {"name": odd.Deep(900)})
+@example({}, {"runtimeConfig": {"ips": [10**4000]}})
 def test_any_document_is_a_request_or_an_error(
     variables: dict[str, str], config: dict[str, Any]
 ) -> None:
-    judge({**VARIABLES, **variables}, json.dumps({**PLAIN, **config}).encode())
-    judge(VARIABLES, json.dumps(config).encode())
+    judge({**VARIABLES, **variables}, odd.dumped({**PLAIN, **config}))
+    judge(VARIABLES, odd.dumped(config))

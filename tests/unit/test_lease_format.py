@@ -5,7 +5,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from overlay.model.address import Family
@@ -17,6 +17,8 @@ from overlay.model.lease import (
     parse_attributes,
     parse_lease,
 )
+from overlay.model.subnet import parse_subnet_key
+from tests.unit import odd
 
 KEY = "10.244.3.0-24"
 FLANNEL = (
@@ -89,29 +91,42 @@ def test_ill_formed_facts_of_ours_count_as_absent(facts: Any) -> None:
     assert parse_attributes(KEY, value).owner is None
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.ip_addresses().map(str),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=5,
-)
 names = st.sampled_from(
     ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "Overlay"]
 )
 
 
-@given(st.dictionaries(names, json_values))
+def check(key: str, value: bytes) -> None:
+    """Assert that ``value`` is refused in one line, or read into what is written the same way."""
+    lease = odd.outcome(LeaseFormatError, lambda: parse_lease(key, value))
+    if isinstance(lease, LeaseFormatError):
+        assert len(str(lease)) < 1000 + 2 * len(key)
+        return
+    assert lease.subnet.key == key or parse_subnet_key(lease.subnet.key) == lease.subnet
+    again = format_attributes(lease.attributes)
+    json.loads(again, parse_constant=pytest.fail)
+    assert parse_attributes(key, again) == lease.attributes
+    assert lease.node
+
+
+@given(st.dictionaries(names, odd.anything))
+@example({"BackendData": {"VNI": float("nan")}})
+@example({"BackendType": odd.Deep(900)})
+@example({"BackendData": {"a": odd.Deep(900)}})
+@example({"Overlay": {"NodeID": "\ud800"}})
+@example({"PublicIP": 10**4000})
+@example({"PublicIP": [], "PublicIPv6": {}})
 def test_any_object_parses_or_is_a_format_error(document: dict[str, Any]) -> None:
-    value = json.dumps({**json.loads(FLANNEL), **document}).encode()
-    try:
-        attributes = parse_attributes(KEY, value)
-    except LeaseFormatError:
-        return
-    assert parse_attributes(KEY, format_attributes(attributes)) == attributes
+    check(KEY, odd.dumped({**json.loads(FLANNEL), **document}))
 
 
-@given(st.text(), st.binary())
+@given(odd.texts, st.binary())
 def test_any_key_and_value_parse_or_are_a_format_error(key: str, value: bytes) -> None:
-    try:
-        parse_lease(key, value)
-    except LeaseFormatError:
-        return
+    check(key, value)
+    check(key, FLANNEL)
+
+
+@given(odd.damaged(FLANNEL), odd.damaged(b"10.244.3.0-24&fd00:1:2:3::-64"))
+def test_damaged_lease_parses_or_is_a_format_error(value: bytes, key: bytes) -> None:
+    check(key.decode(errors="backslashreplace"), FLANNEL)
+    check(KEY, value)

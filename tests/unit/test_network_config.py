@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from overlay.model.address import Family
@@ -12,6 +12,7 @@ from overlay.model.egress import EgressMode
 from overlay.model.errors import ConfigError
 from overlay.model.network import format_network_config, parse_network_config
 from overlay.model.subnet import parse_subnet
+from tests.unit import odd
 
 V4: dict[str, Any] = {"Network": "10.244.0.0/16"}
 V6: dict[str, Any] = {"EnableIPv6": True, "IPv6Network": "fd00:1::/48"}
@@ -145,38 +146,46 @@ def test_what_a_config_covers_and_offers(subnet: str, is_covered: bool, is_offer
     assert config.offers(parse_subnet(subnet)) == is_offered
 
 
-anything = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=20)
-    | st.ip_addresses().map(str)
-    | st.sampled_from(["10.0.0.0/8", "fd00::/48", "10.0.0.0/26", "vxlan", "island"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=5,
+likely = st.sampled_from(
+    ["10.0.0.0/8", "fd00::/48", "10.0.0.0/26", "vxlan", "island", 0, 24, 30, 64, True]
 )
 families = ["Network", "SubnetLen", "SubnetMin", "SubnetMax"]
 keys = st.sampled_from(
     ["EnableIPv4", "EnableIPv6", "Backend", "Egress", *families, *(f"IPv6{k}" for k in families)]
 )
+inner = st.dictionaries(
+    st.sampled_from(["Type", "Mode", "NonMasqueradeCIDRs", "RandomFully", "VNI"]),
+    odd.anything | likely | st.lists(likely, max_size=2),
+)
 
 
-@given(st.dictionaries(keys, anything), st.booleans())
-def test_any_document_parses_or_is_a_config_error(document: dict[str, Any], start: bool) -> None:
-    try:
-        config = parse_network_config(json.dumps({**(V4 if start else {}), **document}))
-    except ConfigError:
+def check(text: str | bytes) -> None:
+    """Assert that a config is refused in few words, or means the same when written out."""
+    config = odd.outcome(ConfigError, lambda: parse_network_config(text))
+    if isinstance(config, ConfigError):
+        assert len(str(config)) < 1000
         return
+    assert parse_network_config(format_network_config(config)) == config
     for span in config.ranges.values():
         assert span.subnet(0) in span
         assert span.subnet(span.count - 1).subnet_of(span.network)  # type: ignore[arg-type]  # one family
         assert span.subnet(span.count) not in span
 
 
-@given(st.binary() | st.text())
+@given(st.dictionaries(keys, odd.anything | likely | inner), st.booleans())
+@example({"Network": odd.Deep(900)}, False)
+@example({"Backend": {"Type": "x", "A": float("nan")}}, True)
+@example({"SubnetLen": 10**4000}, True)
+@example({"Egress": {"Mode": odd.Deep(900)}}, True)
+def test_any_document_parses_or_is_a_config_error(document: dict[str, Any], start: bool) -> None:
+    check(odd.dumped({**(V4 if start else {}), **document}))
+
+
+@given(st.binary() | odd.texts)
 def test_any_text_parses_or_is_a_config_error(text: str | bytes) -> None:
-    try:
-        parse_network_config(text)
-    except ConfigError:
-        return
+    check(text)
+
+
+@given(odd.damaged(json.dumps({**V4, **V6, "Backend": {"Type": "vxlan", "VNI": 7}}).encode()))
+def test_damaged_config_parses_or_is_a_config_error(text: bytes) -> None:
+    check(text)
