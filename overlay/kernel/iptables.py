@@ -10,22 +10,24 @@ to list a legacy table makes it, so the kernel is asked first. All runs in the
 network namespace of the calling thread.
 """
 
-import json
 import logging
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from overlay.model.address import FAMILIES, Family, IPNetwork, family_of
+from overlay.model.document import parse_json
 
 CHAIN: Final = "OVERLAY-FORWARD"
 COMMENT: Final = "overlay-fabric"
 
 _TIMEOUT_S: Final = 15.0
+_PLACE: Final = ("family", "table", "name")  # what names a chain
 _LOCK_WAIT_S: Final = 5  # for the lock that all legacy iptables processes share
 _LOG: Final = logging.getLogger(__name__)
 _MARK: Final = f"-m comment --comment {COMMENT}"
@@ -129,7 +131,7 @@ def _drops(line: str) -> bool:
     words = line.split()
     if words[:1] == ["-P"]:
         return words[-1] == "DROP"
-    return "-j" in words and words[words.index("-j") + 1] in {"DROP", "REJECT"}
+    return any(pair in {("-j", "DROP"), ("-j", "REJECT")} for pair in pairwise(words))
 
 
 def _leads_to_us(forward: list[str]) -> bool:
@@ -172,10 +174,23 @@ def _program(family: Family, variant: str) -> str | None:
 
 def _nft_chains() -> list[dict[str, Any]]:
     try:
-        document = json.loads(_run(["nft", "-j", "list", "chains"]))
-    except (_ToolError, ValueError):
+        return _parse_chains(_run(["nft", "-j", "list", "chains"]))
+    except _ToolError:
         return []  # no nft, no nftables: whoever applies our own table says so
-    return [item["chain"] for item in document["nftables"] if "chain" in item]
+
+
+def _parse_chains(text: str) -> list[dict[str, Any]]:
+    """Return the chains in an answer of ``nft -j``; what has not the form of one is left out."""
+    try:
+        items = parse_json(text)["nftables"]
+        chains = [item["chain"] for item in items if "chain" in item]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [
+        chain
+        for chain in chains
+        if isinstance(chain, dict) and all(isinstance(chain.get(name), str) for name in _PLACE)
+    ]
 
 
 def _is_iptables_forward(chain: dict[str, Any], family: Family) -> bool:
@@ -210,8 +225,13 @@ def _listed(command: str) -> dict[str, list[str]]:
     All at once: of a chain that is missing alone, iptables-nft 1.8.9 says that
     it is incompatible.
     """
+    return _parse_rules(_run([command, "-w", str(_LOCK_WAIT_S), "-S"]))
+
+
+def _parse_rules(text: str) -> dict[str, list[str]]:
+    """Return the lines of ``iptables -S`` by the chain that they are of."""
     chains: dict[str, list[str]] = {}
-    for line in _run([command, "-w", str(_LOCK_WAIT_S), "-S"]).splitlines():
+    for line in text.splitlines():
         words = _words(line)
         if len(words) > 1:
             chains.setdefault(words[1], []).append(shlex.join(words))

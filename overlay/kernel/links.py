@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
-from overlay.kernel.rtnl import RtnlSocket, attributes
+from overlay.kernel.rtnl import RtnlSocket, attributes, decoder, head
 from overlay.model.address import Family, IPAddress, MacAddress, family_of
 from overlay.model.kernel import LINK_ALIAS, VxlanLink
 
@@ -94,9 +94,10 @@ def list_links(rtnl: RtnlSocket) -> dict[str, LinkInfo]:
     return {link.name: link for link in links}
 
 
+@decoder
 def parse_link(data: bytes, start: int, end: int) -> LinkInfo:
-    """Return the interface that one link message describes."""
-    _family, _pad, _type, index, flags, _change = _IFINFOMSG.unpack_from(data, start)
+    """Return the interface that one link message describes. Raises MessageError."""
+    _family, _pad, _type, index, flags, _change = head(_IFINFOMSG, data, start, end)
     parts = attributes(data, start + 16, end)
     return LinkInfo(
         index=index,

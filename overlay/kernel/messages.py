@@ -1,7 +1,8 @@
 """Kernel objects as rtnetlink messages, and back.
 
 Layouts: linux/rtnetlink.h (rtmsg, rtattr), linux/neighbour.h (ndmsg),
-linux/if_addr.h (ifaddrmsg), linux/fib_rules.h (fib_rule_hdr).
+linux/if_addr.h (ifaddrmsg), linux/fib_rules.h (fib_rule_hdr). What cannot be
+read raises MessageError.
 """
 
 import socket
@@ -17,6 +18,8 @@ from overlay.kernel.rtnl import (
     Request,
     attribute,
     attributes,
+    decoder,
+    head,
 )
 from overlay.model.address import Family, IPAddress, IPNetwork, MacAddress, family_of
 from overlay.model.kernel import (
@@ -60,6 +63,7 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD: Final = 0x02
 _FRA_SRC, _FRA_PRIORITY, _FRA_TABLE, _FRA_PROTOCOL = 2, 6, 15, 21
 _FR_ACT_TO_TBL: Final = 1
+_MAC_BYTES: Final = 6
 
 _MAKE_OR_CHANGE: Final = NLM_F_CREATE | NLM_F_REPLACE
 
@@ -215,10 +219,11 @@ def route_query(prefix: IPNetwork) -> bytes:
     return body + attribute(_RTA_DST, address)
 
 
+@decoder
 def route_maker(message: tuple[bytes, int, int]) -> tuple[int, int]:
     """Return the protocol number and the interface index of a route."""
     data, start, end = message
-    protocol = _RTMSG.unpack_from(data, start)[5]
+    protocol = head(_RTMSG, data, start, end)[5]
     return protocol, _u32(attributes(data, start + 12, end), _RTA_OIF)
 
 
@@ -250,11 +255,12 @@ def rules_request(family: Family) -> bytes:
     return _RULE.pack(AF[family], 0, 0, 0, 0, 0, 0, 0, 0)
 
 
+@decoder
 def routes(messages: Messages, names: Mapping[int, str]) -> list[Route | UnreachableRoute]:
     """Return our routes. One on a device that ``names`` lacks gets the device ``#INDEX``."""
     found: list[Route | UnreachableRoute] = []
     for data, start, end in messages:
-        family, length, _s, _t, table, protocol, _sc, kind, flags = _RTMSG.unpack_from(data, start)
+        family, length, _s, _t, table, protocol, _sc, kind, flags = head(_RTMSG, data, start, end)
         if protocol != ROUTE_PROTOCOL or family not in _FAMILY:
             continue
         parts = attributes(data, start + 12, end)
@@ -276,48 +282,54 @@ def routes(messages: Messages, names: Mapping[int, str]) -> list[Route | Unreach
     return found
 
 
+@decoder
 def route_place(data: bytes, start: int, end: int) -> tuple[IPNetwork, int, int]:
     """Return prefix, table and metric of any route."""
-    family, length, _s, _t, table, *_rest = _RTMSG.unpack_from(data, start)
+    family, length, _s, _t, table, *_rest = head(_RTMSG, data, start, end)
     parts = attributes(data, start + 12, end)
     prefix = _network(family, parts.get(_RTA_DST), length)
     return prefix, _u32(parts, _RTA_TABLE) or table, _u32(parts, _RTA_PRIORITY)
 
 
+@decoder
 def route_way(data: bytes, start: int, end: int) -> tuple[IPNetwork, IPAddress | None]:
     """Return prefix and gateway of any route."""
-    family, length = _RTMSG.unpack_from(data, start)[:2]
+    family, length = head(_RTMSG, data, start, end)[:2]
     parts = attributes(data, start + 12, end)
     gateway = parts.get(_RTA_GATEWAY)
     prefix = _network(family, parts.get(_RTA_DST), length)
     return prefix, _parse(gateway) if gateway is not None else None
 
 
+@decoder
 def neighbor_address(data: bytes, start: int, end: int) -> IPAddress | None:
     """Return whose neighbor a message is about, whatever its state."""
     packed = attributes(data, start + 12, end).get(_NDA_DST)
     return _parse(packed) if packed is not None and len(packed) in {4, 16} else None
 
 
+@decoder
 def neighbors(messages: Messages, device: str, ifindex: int) -> list[Neighbor]:
     """Return a device's permanent neighbors; the kernel's own passing ones are left out."""
     found: list[Neighbor] = []
     for data, start, end in messages:
-        family, _p, _q, index, state, _flags, _type = _NDMSG.unpack_from(data, start)
+        family, _p, _q, index, state, _flags, _type = head(_NDMSG, data, start, end)
         if index != ifindex or state != _NUD_PERMANENT or family not in _FAMILY:
             continue
         parts = attributes(data, start + 12, end)
         address, mac = parts.get(_NDA_DST), parts.get(_NDA_LLADDR)
-        if address is not None and mac is not None:
+        # Other kinds of devices have other link addresses: InfiniBand 20 bytes.
+        if address is not None and mac is not None and len(mac) == _MAC_BYTES:
             found.append(Neighbor(device, _parse(address), _mac(mac)))
     return found
 
 
+@decoder
 def fdb(messages: Messages, device: str, ifindex: int) -> list[FdbEntry]:
     """Return a device's forwarding entries; of several destinations of one MAC, each."""
     found: list[FdbEntry] = []
     for data, start, end in messages:
-        _family, _p, _q, index, _state, _flags, _type = _NDMSG.unpack_from(data, start)
+        _family, _p, _q, index, _state, _flags, _type = head(_NDMSG, data, start, end)
         if index != ifindex:
             continue
         parts = attributes(data, start + 12, end)
@@ -327,11 +339,12 @@ def fdb(messages: Messages, device: str, ifindex: int) -> list[FdbEntry]:
     return found
 
 
+@decoder
 def addresses(messages: Messages, device: str, ifindex: int) -> list[LinkAddress]:
     """Return a device's addresses, link-local ones left out: the kernel makes those."""
     found: list[LinkAddress] = []
     for data, start, end in messages:
-        _family, length, _flags, _scope, index = _IFADDRMSG.unpack_from(data, start)
+        _family, length, _flags, _scope, index = head(_IFADDRMSG, data, start, end)
         if index != ifindex:
             continue
         parts = attributes(data, start + 8, end)
@@ -344,11 +357,12 @@ def addresses(messages: Messages, device: str, ifindex: int) -> list[LinkAddress
     return found
 
 
+@decoder
 def rules(messages: Messages) -> list[Rule]:
     """Return the rules that carry our protocol number."""
     found: list[Rule] = []
     for data, start, end in messages:
-        family, _d, length, _tos, table, _r1, _r2, _action, _flags = _RULE.unpack_from(data, start)
+        family, _d, length, _tos, table, _r1, _r2, _action, _flags = head(_RULE, data, start, end)
         parts = attributes(data, start + 12, end)
         if parts.get(_FRA_PROTOCOL) != bytes((ROUTE_PROTOCOL,)) or family not in _FAMILY:
             continue
@@ -366,7 +380,12 @@ def _u32(parts: Mapping[int, bytes], kind: int) -> int:
 def _parse(packed: bytes) -> IPAddress:
     # From an integer: twice as fast as from bytes (2026-11, CPython 3.11).
     number = int.from_bytes(packed, "big")
-    return IPv4Address(number) if len(packed) == 4 else IPv6Address(number)
+    if len(packed) == 4:
+        return IPv4Address(number)
+    if len(packed) == 16:
+        return IPv6Address(number)
+    msg = f"address of {len(packed)} bytes"
+    raise ValueError(msg)
 
 
 def _network(family: int, packed: bytes | None, length: int) -> IPNetwork:
@@ -376,4 +395,7 @@ def _network(family: int, packed: bytes | None, length: int) -> IPNetwork:
 
 
 def _mac(packed: bytes) -> MacAddress:
+    if len(packed) != _MAC_BYTES:
+        msg = f"MAC address of {len(packed)} bytes"
+        raise ValueError(msg)
     return MacAddress(packed.hex(":"))

@@ -6,6 +6,7 @@ answer is ``OVERFLOW``, and whoever listens dumps everything.
 """
 
 import errno
+import logging
 import select
 import socket
 import struct
@@ -14,9 +15,11 @@ from typing import Final, TypeAlias
 
 from overlay.kernel import messages
 from overlay.kernel.links import list_links, names_by_index, parse_link
-from overlay.kernel.rtnl import RtnlSocket, attributes
+from overlay.kernel.rtnl import MessageError, RtnlSocket, attributes, decoder, head, split
 from overlay.model.kernel import KernelObject, Key, LinkAddress, Verb, VxlanLink
 from overlay.model.node import POD_LINK_PREFIX
+
+log = logging.getLogger(__name__)
 
 OVERFLOW: Final = "overflow"
 RULESET: Final = "ruleset"  # some table of nftables, ours or not
@@ -33,9 +36,9 @@ _NFNLGRP_NFTABLES: Final = 7  # linux/netfilter/nfnetlink.h
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _SO_RCVBUFFORCE: Final = 33
 _BUFFER: Final = 8 << 20  # bytes
-_HEADER: Final = struct.Struct("=IHHII")
 _RTM_NEWLINK, _RTM_DELLINK = 16, 17
 _RTM_NEWNETCONF: Final = 80
+_FAMILY_AND_INDEX: Final = struct.Struct("=BxxxI")  # as ndmsg and ifaddrmsg begin
 _NETCONFA_IFINDEX: Final = 1
 _NETCONFA_IFINDEX_ALL: Final = b"\xff\xff\xff\xff"
 _NETLINK_NETFILTER: Final = 12
@@ -85,15 +88,15 @@ class Monitor:
             self._names = names_by_index(list_links(rtnl))
 
     def _parse(self, data: bytes) -> Iterator[Notice]:
-        offset = 0
-        while offset + 16 <= len(data):
-            length, kind, _flags, _sequence, port = _HEADER.unpack_from(data, offset)
-            if length < _HEADER.size:
-                yield OVERFLOW
-                return
-            if port == 0 or port != self.own_port:  # VXLAN's forwarding entries never carry one
-                yield from self._notices(kind, data, offset + 16, offset + length)
-            offset += length + (-length % 4)
+        """Yield what a datagram tells; OVERFLOW where it cannot be read: something was missed."""
+        try:
+            for kind, _flags, _sequence, _data, start, end in split(data):
+                port = int.from_bytes(data[start - 4 : start], "little")
+                if port == 0 or port != self.own_port:  # VXLAN's entries never carry one
+                    yield from self._notices(kind, data, start, end)
+        except MessageError as exc:
+            log.warning("%s", exc)
+            yield OVERFLOW
 
     def _notices(self, kind: int, data: bytes, start: int, end: int) -> Iterator[Notice]:
         verb: Verb = "del" if kind & 1 else "set"
@@ -107,15 +110,13 @@ class Monitor:
         elif kind in {messages.RTM_NEWNEIGH, messages.RTM_DELNEIGH}:
             yield from self._neighbor(verb, data, start, end)
         elif kind in {messages.RTM_NEWADDR, messages.RTM_DELADDR}:
-            index = _index(data, start)
+            index = _index(data, start, end)
             found = messages.addresses(message, self._names.get(index, ""), index)
             yield from ((verb, item.key, item) for item in found)
             if not self._names.get(index, "").startswith(POD_LINK_PREFIX):
                 yield UNDERLAY
-        elif kind == _RTM_NEWNETCONF:
-            parts = attributes(data, start + 4, end)
-            if parts.get(_NETCONFA_IFINDEX) == _NETCONFA_IFINDEX_ALL:
-                yield SYSCTL
+        elif kind == _RTM_NEWNETCONF and _is_for_all(data, start, end):
+            yield SYSCTL
 
     def _route_notice(self, verb: Verb, data: bytes, start: int, end: int) -> Iterator[Notice]:
         ours = messages.routes([(data, start, end)], self._names)
@@ -127,10 +128,10 @@ class Monitor:
                 yield ("set", ("route", table, prefix, 0), None)
 
     def _neighbor(self, verb: Verb, data: bytes, start: int, end: int) -> Iterator[Notice]:
-        index = _index(data, start)
+        index = _index(data, start, end)
         name = self._names.get(index, "")
         message = [(data, start, end)]
-        if data[start] == _AF_BRIDGE:
+        if _family(data, start, end) == _AF_BRIDGE:
             yield from ((verb, item.key, item) for item in messages.fdb(message, name, index))
             return
         address = messages.neighbor_address(data, start, end)
@@ -143,7 +144,9 @@ class Monitor:
         yield ("set", key, permanent[0]) if is_set else ("del", key, None)
 
     def _link(self, verb: Verb, data: bytes, start: int, end: int) -> Iterator[Notice]:
-        if data[start] == _AF_BRIDGE:  # a bridge's word about a port, not about the link
+        if (
+            _family(data, start, end) == _AF_BRIDGE
+        ):  # a bridge's word about a port, not about the link
             return
         info = parse_link(data, start, end)
         before = self._names.get(info.index)
@@ -179,9 +182,22 @@ def _is_passing(item: KernelObject | None) -> bool:
     return isinstance(item, LinkAddress) and item.address.ip.is_link_local
 
 
-def _index(data: bytes, start: int) -> int:
+@decoder
+def _index(data: bytes, start: int, end: int) -> int:
     """Return the interface index of a neighbor or address message."""
-    return int.from_bytes(data[start + 4 : start + 8], "little")
+    return int(head(_FAMILY_AND_INDEX, data, start, end)[1])
+
+
+@decoder
+def _family(data: bytes, start: int, end: int) -> int:
+    """Return the address family that every message but one about settings begins with."""
+    return int(head(_FAMILY_AND_INDEX, data, start, end)[0])
+
+
+@decoder
+def _is_for_all(data: bytes, start: int, end: int) -> bool:
+    """Return whether a message about settings is about those for all interfaces at once."""
+    return attributes(data, start + 4, end).get(_NETCONFA_IFINDEX) == _NETCONFA_IFINDEX_ALL
 
 
 def _listen(protocol: int, groups: tuple[int, ...]) -> socket.socket:

@@ -195,15 +195,20 @@ def generation() -> int:
 
 
 def _parse_generation(answer: bytes) -> int:
-    _, kind, *_ = _HEADER.unpack_from(answer)
-    if kind == _NLMSG_ERROR:
-        (code,) = struct.unpack_from("=i", answer, _HEADER.size)
-        msg = f"the ruleset's generation cannot be read: {os.strerror(-code)}"
-        raise NftError(msg)
+    """Return what NFT_MSG_GETGEN was answered. Raises NftError for everything else."""
+    try:
+        _, kind, *_ = _HEADER.unpack_from(answer)
+        if kind == _NLMSG_ERROR:
+            (code,) = struct.unpack_from("=i", answer, _HEADER.size)
+            msg = f"the ruleset's generation cannot be read: {os.strerror(-code)}"
+            raise NftError(msg)
+    except (struct.error, OverflowError) as exc:  # cut off; an error number that is none
+        msg = f"the kernel's answer holds no generation: {exc}"
+        raise NftError(msg) from exc
     offset = _HEADER.size + _FAMILY.size
     while kind == _NFT_MSG_NEWGEN and offset + _ATTRIBUTE.size <= len(answer):
         length, name = _ATTRIBUTE.unpack_from(answer, offset)
-        if name == _NFTA_GEN_ID:
+        if name == _NFTA_GEN_ID and length == 8 and offset + length <= len(answer):
             return int.from_bytes(answer[offset + 4 : offset + 8], "big")
         offset += max(_ATTRIBUTE.size, (length + 3) & ~3)
     msg = "the kernel's answer holds no generation"

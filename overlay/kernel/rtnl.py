@@ -7,12 +7,13 @@ Sources: linux/netlink.h, linux/rtnetlink.h, RFC 3549.
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 from overlay.kernel.base import KernelError
 
@@ -35,6 +36,9 @@ _NLMSGERR_ATTR_MSG: Final = 1
 _NLM_F_CAPPED: Final = 0x100
 _NLM_F_ACK_TLVS: Final = 0x200
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ERROR: Final = struct.Struct("=i")
 _ATTRIBUTE: Final = struct.Struct("=HH")  # length, type
@@ -44,6 +48,25 @@ _TIMEOUT_S: Final = 10.0
 _DUMP_TRIES: Final = 5
 
 
+class MessageError(KernelError):
+    """A netlink message is cut off, or is none at all."""
+
+
+def decoder(function: Callable[P, T]) -> Callable[P, T]:
+    """Return ``function``, which takes messages apart, so that MessageError alone leaves it."""
+
+    @functools.wraps(function)
+    def decode(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        # OverflowError: an error number that is none.
+        except (struct.error, ValueError, IndexError, OverflowError) as exc:
+            msg = f"rtnetlink: a message cannot be read: {exc}"
+            raise MessageError(msg) from exc
+
+    return decode
+
+
 def attribute(kind: int, payload: bytes) -> bytes:
     """Return one netlink attribute, padded to four bytes."""
     length = 4 + len(payload)
@@ -51,15 +74,27 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 
 def attributes(data: bytes, start: int, end: int) -> dict[int, bytes]:
-    """Return the attributes between two offsets; the last one of a kind wins."""
+    """Return the attributes between two offsets; the last one of a kind wins.
+
+    Raises ValueError for one that reaches beyond ``end``.
+    """
     found: dict[int, bytes] = {}
     while start + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, start)
-        if length < 4:
-            break
+        if length < 4 or start + length > end:
+            msg = f"attribute {kind} of {length} bytes, where there are {end - start}"
+            raise ValueError(msg)
         found[kind & 0x3FFF] = data[start + 4 : start + length]  # less NLA_F_NESTED, _NET_BYTEORDER
         start += length + (-length % 4)
     return found
+
+
+def head(layout: struct.Struct, data: bytes, start: int, end: int) -> tuple[Any, ...]:
+    """Return the fixed part that a message begins with. Raises ValueError where it is cut off."""
+    if end - start < layout.size:
+        msg = f"{end - start} bytes, where {layout.size} are the least"
+        raise ValueError(msg)
+    return layout.unpack_from(data, start)
 
 
 class Request:
@@ -149,7 +184,7 @@ class RtnlSocket:
                 for kind, flags, sequence, data, start, end in self._receive():
                     if kind != _NLMSG_ERROR or sequence < base:
                         continue
-                    number = -_ERROR.unpack_from(data, start)[0]
+                    number = _error_number(data, start, end)
                     index = first + sequence - base
                     if number:
                         text = _extended_text(flags, data, start, end)
@@ -226,7 +261,7 @@ class RtnlSocket:
                         continue
                     interrupted |= bool(flags & _NLM_F_DUMP_INTR)
                     if answer in {_NLMSG_DONE, _NLMSG_ERROR}:
-                        number = -_ERROR.unpack_from(data, start)[0] if end - start >= 4 else 0
+                        number = _error_number(data, start, end) if end - start >= 4 else 0
                         if number and number != errno.ENODEV:
                             msg = f"rtnetlink dump {kind}: {os.strerror(number)}"
                             raise KernelError(msg)
@@ -237,16 +272,20 @@ class RtnlSocket:
             raise KernelError(msg) from exc
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes, int, int]]:
-        return _messages(self._socket.recv(_RECEIVE))
+        return split(self._socket.recv(_RECEIVE))
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes, int, int]]:
-    """Yield (type, flags, sequence, buffer, start, end) for the messages of one datagram."""
+def split(data: bytes) -> Iterator[tuple[int, int, int, bytes, int, int]]:
+    """Yield (type, flags, sequence, buffer, start, end) for the messages of one datagram.
+
+    Raises MessageError for one that is cut off.
+    """
     offset = 0
     while offset + 16 <= len(data):
         length, kind, flags, sequence, _port = _HEADER.unpack_from(data, offset)
-        if length < 16:
-            return
+        if length < 16 or offset + length > len(data):
+            msg = f"rtnetlink: a message of {length} bytes, where there are {len(data) - offset}"
+            raise MessageError(msg)
         yield kind, flags, sequence, data, offset + 16, offset + length
         offset += length + (-length % 4)
 
@@ -254,12 +293,12 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes, int, int]]:
 def _await_echo(told: socket.socket, kind: int, wanted: int) -> Refusal | None:
     try:
         while True:
-            for answer, flags, sequence, data, start, end in _messages(told.recv(_RECEIVE)):
+            for answer, flags, sequence, data, start, end in split(told.recv(_RECEIVE)):
                 if sequence != wanted:
                     continue
                 if answer == kind:
                     return None
-                number = -_ERROR.unpack_from(data, start)[0]
+                number = _error_number(data, start, end)
                 text = _extended_text(flags, data, start, end)
                 return Refusal(0, number, text) if number else None
     except OSError as exc:
@@ -267,6 +306,15 @@ def _await_echo(told: socket.socket, kind: int, wanted: int) -> Refusal | None:
         raise KernelError(msg) from exc
 
 
+@decoder
+def _error_number(data: bytes, start: int, end: int) -> int:
+    """Return the error number of an acknowledgement, 0 for none (struct nlmsgerr)."""
+    number = -int(_ERROR.unpack_from(data[start:end])[0])
+    os.strerror(number)  # what is no int to C is no error number either
+    return number
+
+
+@decoder
 def _extended_text(flags: int, data: bytes, start: int, end: int) -> str:
     """Return the kernel's own words for an error (NETLINK_EXT_ACK), or an empty text."""
     if not flags & _NLM_F_ACK_TLVS:

@@ -9,7 +9,7 @@ from typing import Final
 
 from overlay.kernel.links import LinkInfo, list_links
 from overlay.kernel.messages import AF, RTM_GETADDR, RTM_GETROUTE
-from overlay.kernel.rtnl import RtnlSocket, attribute, attributes
+from overlay.kernel.rtnl import RtnlSocket, attribute, attributes, decoder, head
 from overlay.model.address import FAMILIES, Family, IPAddress, IPInterface, family_of
 from overlay.model.errors import UsageError
 from overlay.model.node import Underlay
@@ -144,11 +144,12 @@ def _by_pattern(pattern: str, interfaces: Mapping[str, _Interface]) -> _Interfac
     return None
 
 
+@decoder
 def _list_interfaces(rtnl: RtnlSocket) -> dict[str, _Interface]:
     """Return every interface but the loopback and our own devices, with lasting addresses."""
     found: dict[int, list[IPInterface]] = {}
     for data, start, end in rtnl.dump(RTM_GETADDR, _IFADDRMSG.pack(0, 0, 0, 0, 0)):
-        _family, length, flags, _scope, index = _IFADDRMSG.unpack_from(data, start)
+        _family, length, flags, _scope, index = head(_IFADDRMSG, data, start, end)
         parts = attributes(data, start + 8, end)
         packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS)
         if _IFA_FLAGS in parts:
@@ -165,6 +166,7 @@ def _list_interfaces(rtnl: RtnlSocket) -> dict[str, _Interface]:
     }
 
 
+@decoder
 def _towards(rtnl: RtnlSocket, text: str) -> int:
     try:
         address = ip_address(text)
@@ -180,12 +182,13 @@ def _towards(rtnl: RtnlSocket, text: str) -> int:
     return int.from_bytes(attributes(data, start + 12, end).get(_RTA_OIF, b""), "little")
 
 
+@decoder
 def _default_route(rtnl: RtnlSocket, family: Family) -> int:
     """Return the interface index of the best default route, 0 where there is none."""
     best = (1 << 32, 0)
     body = _RTMSG.pack(AF[family], 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0)
     for data, start, end in rtnl.dump(RTM_GETROUTE, body):
-        if _RTMSG.unpack_from(data, start)[1] != 0:
+        if head(_RTMSG, data, start, end)[1] != 0:
             continue
         parts = attributes(data, start + 12, end)
         metric = int.from_bytes(parts.get(_RTA_PRIORITY, b""), "little")

@@ -1,0 +1,163 @@
+"""Real dumps and notifications of this kernel, damaged: read, or refused as a whole."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from overlay.kernel import links, messages
+from overlay.kernel.monitor import OVERFLOW, RULESET, SYSCTL, UNDERLAY, Monitor
+from overlay.kernel.netlink import NetlinkKernel
+from overlay.kernel.rtnl import MessageError, RtnlSocket, split
+from overlay.model.address import FAMILIES
+from overlay.model.kernel import KernelObject, Op
+from overlay.plan.diff import diff
+from overlay.plan.planner import desired
+from tests.kernel.netns import MakeNetns, Netns
+from tests.unit import odd
+from tests.unit.worlds import by_key, lease, site
+
+pytestmark = pytest.mark.kernel
+
+WORDS = {OVERFLOW, RULESET, UNDERLAY, SYSCTL}
+
+
+def busy_node(make: MakeNetns) -> Netns:
+    """Return a node that the fabric was set up on, with an underlay of both families."""
+    netns = make()
+    netns.ip("link", "add", "eth0", "type", "veth", "peer", "name", "far0")
+    netns.ip("addr", "add", "192.0.2.1/24", "dev", "eth0")
+    netns.ip("addr", "add", "2001:db8::1/64", "dev", "eth0", "nodad")
+    netns.ip("link", "set", "far0", "up")
+    netns.ip("link", "set", "eth0", "up")
+    return netns
+
+
+def set_up() -> None:
+    kernel = NetlinkKernel()
+    wanted = desired(site(), by_key(*(lease(i) for i in range(2, 6)))).objects.values()
+    for _ in range(3):
+        assert kernel.apply(diff(wanted, kernel.dump())) == ()
+    kernel.close()
+
+
+@pytest.fixture(scope="module")
+def node(make_module_netns: MakeNetns) -> Netns:
+    return busy_node(make_module_netns)
+
+
+@pytest.fixture(scope="module")
+def told(node: Netns) -> list[bytes]:
+    """Return every datagram that the kernel told while the fabric was set up and a link renamed."""
+
+    def listen() -> list[bytes]:
+        with ExitStack() as stack:
+            monitor = Monitor()
+            stack.callback(monitor.close)
+            set_up()
+            node.ip("link", "set", "far0", "down")
+            node.ip("link", "set", "far0", "name", "other0")
+            node.sysctl("net/ipv4/ip_forward", 1)
+            datagrams = []
+            while True:
+                try:
+                    datagrams.append(monitor._route.recv(1 << 20))
+                except BlockingIOError:
+                    return datagrams
+
+    return node.call(listen)
+
+
+@pytest.fixture(scope="module")
+def dumps(node: Netns, told: list[bytes]) -> list[bytes]:
+    """Return the body of every message in dumps of all kinds, after the set-up."""
+    del told  # set up by then
+    requests = [(links.RTM_GETLINK, bytes(16)), (messages.RTM_GETADDR, bytes(8))]
+    for family in FAMILIES:
+        requests.append((messages.RTM_GETROUTE, messages.routes_request(family)))
+        requests.append((messages.RTM_GETRULE, messages.rules_request(family)))
+        requests.append((messages.RTM_GETNEIGH, bytes([messages.AF[family]]) + bytes(11)))
+    requests.append((messages.RTM_GETNEIGH, messages.fdb_request(0)))
+
+    def collect() -> list[bytes]:
+        with RtnlSocket() as rtnl:
+            return [
+                data[start:end]
+                for kind, body in requests
+                for data, start, end in rtnl.dump(kind, body)
+            ]
+
+    return node.call(collect)
+
+
+def objects(body: bytes) -> list[KernelObject]:
+    """Return all that any reader makes of a message. Nothing but MessageError may leave one."""
+    whole = (body, 0, len(body))
+    places: tuple[Callable[[], object], ...] = (
+        lambda: messages.route_place(*whole),
+        lambda: messages.route_way(*whole),
+        lambda: messages.route_maker(whole),
+        lambda: messages.neighbor_address(*whole),
+        lambda: links.parse_link(*whole),
+    )
+    for place in places:
+        odd.outcome(MessageError, place)
+    lists: tuple[Callable[[], Sequence[KernelObject]], ...] = (
+        lambda: messages.routes([whole], {}),
+        lambda: messages.neighbors([whole], "x", int.from_bytes(body[4:8], "little")),
+        lambda: messages.fdb([whole], "x", int.from_bytes(body[4:8], "little")),
+        lambda: messages.addresses([whole], "x", int.from_bytes(body[4:8], "little")),
+        lambda: messages.rules([whole]),
+    )
+    found: list[KernelObject] = []
+    for read in lists:
+        items = odd.outcome(MessageError, read)
+        found += () if isinstance(items, MessageError) else items
+    return found
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_damaged_dump_is_read_or_refused(dumps: list[bytes], data: st.DataObject) -> None:
+    assert len(dumps) > 30
+    for item in objects(data.draw(odd.damaged(data.draw(st.sampled_from(dumps))))):
+        # Whatever was read, the kernel could be asked for.
+        index = {getattr(item, "device", ""): 3}
+        assert messages.request(Op("set", item), index).body
+        assert str(item)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_damaged_notification_is_told_as_what_may_have_been_missed(
+    node: Netns, told: list[bytes], data: st.DataObject
+) -> None:
+    datagram = data.draw(odd.damaged(data.draw(st.sampled_from(told))) | st.binary(max_size=200))
+    monitor = node.call(Monitor)
+    try:
+        notices = list(monitor._parse(datagram))
+    finally:
+        monitor.close()
+    for notice in notices:
+        if isinstance(notice, str):
+            assert notice in WORDS
+            continue
+        verb, key, item = notice
+        assert verb in {"set", "del"}
+        assert item is None or (isinstance(item, KernelObject) and item.key == key)
+    is_whole = not isinstance(
+        odd.outcome(MessageError, lambda: list(split(datagram))), MessageError
+    )
+    assert is_whole or OVERFLOW in notices
+
+
+def test_undamaged_notifications_are_all_read(node: Netns, told: list[bytes]) -> None:
+    monitor = node.call(Monitor)
+    notices = [notice for datagram in told for notice in monitor._parse(datagram)]
+    monitor.close()
+    assert OVERFLOW not in notices
+    keys = {notice[1][0] for notice in notices if not isinstance(notice, str)}
+    assert keys == {"link", "addr", "neigh", "fdb", "route", "rule"}
+    assert {UNDERLAY, SYSCTL} <= {notice for notice in notices if isinstance(notice, str)}
