@@ -3,6 +3,7 @@
 from argparse import Namespace
 from typing import Any
 
+from overlay.cli import shapes
 from overlay.cli.control import call
 from overlay.cli.flags import Parser, socket_path, with_output
 from overlay.cli.out import Output
@@ -23,7 +24,7 @@ def add_parsers(commands: Any) -> None:
 
 def show_status(args: Namespace, out: Output) -> int:
     """Print the agent's state; return 1 when it is not ready or names a problem."""
-    status = call(socket_path(args), "status")
+    status = call(socket_path(args), "status", like=shapes.STATUS)
     node, store = status.get("node") or {}, status.get("store") or {}
     underlay = status.get("underlay") or {}
     facts: dict[str, object] = {
@@ -51,7 +52,7 @@ def show_status(args: Namespace, out: Output) -> int:
 
 def show_peers(args: Namespace, out: Output) -> int:
     """Print the peers, by subnet."""
-    result = call(socket_path(args), "peers")
+    result = call(socket_path(args), "peers", like=shapes.PEERS)
     rows = [
         [p["subnet"], p["node"], p["public"], p["backend"], p["mac"], "yes" if p["flannel"] else ""]
         for p in result.get("peers", [])
@@ -62,7 +63,7 @@ def show_peers(args: Namespace, out: Output) -> int:
 
 def show_diff(args: Namespace, out: Output) -> int:
     """Print what would change in the kernel, in ``ip`` and ``bridge`` words; 1 when anything."""
-    result = call(socket_path(args), "diff")
+    result = call(socket_path(args), "diff", like=shapes.DIFF)
     ops = result.get("ops", [])
     if not out.is_table:
         out.document(result)

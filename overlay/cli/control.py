@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from overlay.cli.shapes import Shape, misfit
+from overlay.model.document import parse_json
 from overlay.model.errors import OverlayError
 
 PROTOCOL: Final = 1
@@ -38,9 +40,10 @@ def call(
     name: str,
     args: Mapping[str, Any] | None = None,
     *,
+    like: Shape = dict,
     timeout_s: float = _ANSWER_S,
 ) -> dict[str, Any]:
-    """Return the result of the agent's call ``name``.
+    """Return the result of the agent's call ``name``, which has the shape ``like``.
 
     Raises AgentUnreachableError naming the socket and what to look at, and
     AgentRefusedError.
@@ -65,7 +68,15 @@ def call(
             "(systemctl status overlayd), and is this its --cni-socket?"
         )
         raise AgentUnreachableError(msg) from exc
-    return _result(path, line)
+    result = _result(path, line)
+    place = misfit(result, like)
+    if place is not None:
+        msg = (
+            f"{path}: the answer to {name!r} has no {place or 'content'} that can be shown; "
+            "do both programs have one version?"
+        )
+        raise AgentUnreachableError(msg)
+    return result
 
 
 def _read(client: socket.socket, deadline: float) -> bytes:
@@ -88,8 +99,8 @@ def _read(client: socket.socket, deadline: float) -> bytes:
 
 def _result(path: Path, line: bytes) -> dict[str, Any]:
     try:
-        answer = json.loads(line)
-    except (ValueError, RecursionError):
+        answer = parse_json(line)
+    except ValueError:
         answer = None
     if not isinstance(answer, dict) or answer.get("overlay") != PROTOCOL:
         msg = f"{path}: the answer is not overlayd's; do both programs have one version?"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from overlay.cli.out import FORMATS, Output
+from overlay.model.document import is_plain
 from overlay.model.errors import UsageError
 from overlay.store.base import LeaseStore
 from overlay.store.etcd_config import DEFAULT_ENDPOINT, DEFAULT_PREFIX, EtcdConfig
@@ -80,6 +81,8 @@ def resolve(args: argparse.Namespace, environment: Mapping[str, str]) -> None:
     for flag in _COMMON:
         if not hasattr(args, flag.attribute):
             setattr(args, flag.attribute, environment.get(flag.variable, flag.default))
+        if not is_plain(getattr(args, flag.attribute)):
+            raise UsageError(f"--{flag.name}: not UTF-8 text, or a NUL byte in it")
     if args.output not in FORMATS:
         raise UsageError(f"--output {args.output!r}: use {', '.join(FORMATS)}")
 

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from typing import Any
 
+from overlay.cli import shapes
 from overlay.cli.control import call
 from overlay.cli.flags import Parser, socket_path, with_output
 from overlay.cli.out import Output
@@ -27,7 +28,7 @@ def add_parser(commands: Any) -> None:
 
 def show_list(args: Namespace, out: Output) -> int:
     """Print the attachments."""
-    result = call(socket_path(args), "ipam")
+    result = call(socket_path(args), "ipam", like=shapes.IPAM)
     rows = [
         [
             a["addresses"],
@@ -48,7 +49,7 @@ def show_list(args: Namespace, out: Output) -> int:
 
 def show_check(args: Namespace, out: Output) -> int:
     """Print what does not fit together; return 1 when anything does not."""
-    result = call(socket_path(args), "ipam")
+    result = call(socket_path(args), "ipam", like=shapes.IPAM)
     findings = [
         f"{', '.join(a['addresses'])}: {a['interface']} of container {a['container']} is gone; "
         f"`overlayctl ipam release {a['container']}` frees them"
@@ -69,7 +70,9 @@ def show_check(args: Namespace, out: Output) -> int:
 
 def release(args: Namespace, out: Output) -> int:
     """Release a container's attachments; return 1 when it has none."""
-    result = call(socket_path(args), "ipam-release", {"container": args.container})
+    result = call(
+        socket_path(args), "ipam-release", {"container": args.container}, like=shapes.RELEASED
+    )
     if not out.is_table:
         out.document(result)
     else:
@@ -83,4 +86,4 @@ def release(args: Namespace, out: Output) -> int:
 def _pod(attachment: dict[str, Any]) -> str:
     arguments = attachment["arguments"]
     parts = (arguments.get("K8S_POD_NAMESPACE"), arguments.get("K8S_POD_NAME"))
-    return "/".join(part for part in parts if part)
+    return "/".join(str(part) for part in parts if part)

@@ -57,12 +57,12 @@ class Output:
 
             yaml.safe_dump(document, self._stream, sort_keys=False, default_flow_style=False)
         else:
-            self.line(json.dumps(document, indent=2))
+            self._write(json.dumps(document, indent=2))
 
     def event(self, text: str, document: Any) -> None:
         """Print one event at once: a line for people, a JSON line or a YAML document."""
         if self.form == "json":
-            self.line(json.dumps(document, separators=(",", ":")))
+            self._write(json.dumps(document, separators=(",", ":")))
         elif self.form == "yaml":
             self.line("---")
             self.document(document)
@@ -71,7 +71,10 @@ class Output:
         self._stream.flush()
 
     def line(self, text: str) -> None:
-        """Print one line as it is."""
+        """Print one line; what could steer a terminal is shown."""
+        self._write(printable(text) if text else "")
+
+    def _write(self, text: str) -> None:
         self._stream.write(text + "\n")
 
     def _align(self, row: Sequence[str], widths: Sequence[int]) -> None:
