@@ -6,7 +6,7 @@ import tempfile
 from ipaddress import ip_interface
 from pathlib import Path
 
-from overlay.model.address import FAMILIES, Family, IPNetwork
+from overlay.model.address import FAMILIES, Family, IPNetwork, family_of
 from overlay.model.network import NetworkConfig
 from overlay.model.subnet import Subnet, subnet_of
 
@@ -40,12 +40,15 @@ def read_subnet_file(path: Path) -> Subnet | None:
         return None
     values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     networks: list[IPNetwork] = []
-    for _network, mine in _NAMES.values():
+    for family, (_network, mine) in _NAMES.items():
         if mine in values:
             try:
-                networks.append(ip_interface(values[mine].strip()).network)
+                interface = ip_interface(values[mine].strip())
             except ValueError:
                 return None
+            if family_of(interface) is not family or "%" in values[mine]:
+                return None
+            networks.append(interface.network)
     return subnet_of(*networks) if networks else None
 
 

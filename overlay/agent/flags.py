@@ -17,13 +17,19 @@ from typing import Any, Final, NoReturn
 from overlay import __version__
 from overlay.kernel.underlay import UnderlayFlags
 from overlay.model.address import Family, IPAddress, parse_node_address
+from overlay.model.document import is_plain
 from overlay.model.errors import UsageError
 from overlay.model.node import NodeIdentity
 from overlay.store.etcd_config import EtcdConfig
 
+_LOG_FORMATS: Final = ("text", "json")
+_LOG_LEVELS: Final = ("debug", "info", "warning")
 _MACHINE_ID: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_VARIABLE: Final = "OVERLAYD_"
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_S: Final = 10 * 365 * 86400  # etcd takes 285 years at most
+_SHORTEST_LEASE_S: Final = 1  # etcd counts in seconds
 _NODE_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
 
 
@@ -53,12 +59,24 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Flags:
     """Return the flags in ``argv`` and ``environment``. Raises UsageError in one line."""
+    _refuse_odd_bytes(argv, environment)
     parser = _parser(environment)
     args = parser.parse_args([_double_dash(a) for a in argv])
     if args.kube_subnet_mgr:
         raise UsageError(
             "--kube-subnet-mgr: leases from the Kubernetes API are not in this version; "
             "leave the flag out and name an etcd with --etcd-endpoints"
+        )
+    for name, value, choices in (
+        ("log-format", args.log_format, _LOG_FORMATS),
+        ("log-level", args.log_level, _LOG_LEVELS),
+    ):
+        if value not in choices:  # argparse does not look at what comes from the environment
+            raise UsageError(f"--{name} {value[:40]!r}: use {', '.join(choices)}")
+    if args.subnet_lease_ttl < _SHORTEST_LEASE_S:
+        raise UsageError(
+            f"--subnet-lease-ttl {args.subnet_lease_ttl:g} s: a lease lasts at least "
+            f"{_SHORTEST_LEASE_S} s"
         )
     if args.subnet_lease_renew_margin >= args.subnet_lease_ttl:
         raise UsageError(
@@ -96,6 +114,16 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
     )
 
 
+def _refuse_odd_bytes(argv: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Raise UsageError for what no file, no etcd key and no host can be called."""
+    # By its place alone: it may be a password.
+    given = [(f"argument {place}", argument) for place, argument in enumerate(argv, 1)]
+    given += [(name, v) for name, v in environment.items() if name.startswith(_VARIABLE)]
+    for name, value in given:
+        if not is_plain(value):
+            raise UsageError(f"{name}: not UTF-8 text, or a NUL byte in it")
+
+
 def parse_duration(text: str) -> float:
     """Return the seconds in a duration such as ``90s``, ``1h30m`` or ``24h``.
 
@@ -104,11 +132,11 @@ def parse_duration(text: str) -> float:
     """
     parts = _DURATION.findall(text)
     if not parts or "".join(n + u for n, u in parts) != text:
-        msg = f"{text!r} is not a duration such as 90s, 60m or 24h"
+        msg = f"{text[:40]!r} is not a duration such as 90s, 60m or 24h"
         raise argparse.ArgumentTypeError(msg)
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
-    if seconds <= 0:
-        msg = f"{text!r} is no time at all"
+    if not 0 < seconds <= _LONGEST_S:
+        msg = f"{text[:40]!r} is no time at all, or more than ten years"
         raise argparse.ArgumentTypeError(msg)
     return float(seconds)
 
@@ -173,7 +201,7 @@ def _parser(environment: Mapping[str, str]) -> _Parser:  # one flag after the ot
 
     def flag(name: str, default: Any, text: str, **options: Any) -> None:
         """Add a flag whose default the environment can set; the same parser reads both."""
-        value = environment.get("OVERLAYD_" + name.replace("-", "_").upper())
+        value = environment.get(_VARIABLE + name.replace("-", "_").upper())
         if options.get("action") == "append":
             default = [] if value is None else [v for v in value.split(",") if v]
         elif value is not None:
@@ -211,8 +239,8 @@ def _parser(environment: Mapping[str, str]) -> _Parser:  # one flag after the ot
     flag("healthz-ip", ip_address("127.0.0.1"), "address of the HTTP server", type=_any_address)
     flag("healthz-port", 9470, "its port; 0 for no server", type=_port)
     flag("audit-interval", 60.0, "look at the whole kernel this often (60s)", type=parse_duration)
-    flag("log-format", "text", "text or json", choices=("text", "json"))
-    flag("log-level", "info", "debug, info or warning", choices=("debug", "info", "warning"))
+    flag("log-format", "text", "text or json", choices=_LOG_FORMATS)
+    flag("log-level", "info", "debug, info or warning", choices=_LOG_LEVELS)
     flag(
         "kube-subnet-mgr",
         False,  # noqa: FBT003

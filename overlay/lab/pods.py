@@ -71,7 +71,7 @@ def parse_subnet_file(text: str) -> SubnetFile:
 def read_subnet_file(path: Path) -> SubnetFile:
     """Return what an agent's subnet file says. Raises LabError."""
     try:
-        return parse_subnet_file(path.read_text())
+        return parse_subnet_file(path.read_text(errors="replace"))
     except OSError as exc:
         msg = f"subnet file {path}: {exc.strerror}"
         raise LabError(msg) from exc

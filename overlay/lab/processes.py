@@ -31,8 +31,13 @@ class Process:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Process":
-        """Return the process that ``to_json`` wrote."""
-        return cls(document["role"], document["pid"], document["start_time"])
+        """Return the process that ``to_json`` wrote. Raises ValueError, KeyError, TypeError."""
+        role, pid, began = document["role"], document["pid"], document["start_time"]
+        # Of negative numbers, kill(2) makes process groups.
+        if type(role) is not str or type(pid) is not int or type(began) is not int or pid <= 0:
+            msg = "a process without role, pid or start time"
+            raise ValueError(msg)
+        return cls(role, pid, began)
 
     @property
     def is_alive(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Final
 from overlay.lab.errors import LabError, LabExistsError, NoLabError
 from overlay.lab.processes import Process
 from overlay.lab.topology import LabOptions
+from overlay.model.document import parse_json
 
 STATE_ROOT: Final = Path("/run/overlay-lab")
 _FORMAT: Final = 1
@@ -78,21 +79,21 @@ class StateDir:
     def read(self) -> LabState:
         """Return the state. Raises NoLabError, and LabError for one that cannot be read."""
         try:
-            document = json.loads((self.path / "state.json").read_text())
+            document = parse_json((self.path / "state.json").read_bytes())
+            if not isinstance(document, dict) or document.get("format") != _FORMAT:
+                msg = f"{self.path / 'state.json'}: written by another version"
+                raise LabError(msg)
+            return LabState(
+                options=LabOptions.from_json(document["options"]),
+                is_ready=document["ready"] is True,
+                processes=tuple(Process.from_json(p) for p in document["processes"]),
+            )
         except FileNotFoundError as exc:
             msg = f"lab {self.path.name} is not up; `overlayctl lab up` makes one"
             raise NoLabError(msg) from exc
-        except ValueError as exc:
-            msg = f"{self.path / 'state.json'}: not JSON: {exc}"
+        except (ValueError, LookupError, TypeError, AttributeError) as exc:
+            msg = f"{self.path / 'state.json'} cannot be read: {exc!r}"
             raise LabError(msg) from exc
-        if document.get("format") != _FORMAT:
-            msg = f"{self.path / 'state.json'}: written by another version"
-            raise LabError(msg)
-        return LabState(
-            options=LabOptions.from_json(document["options"]),
-            is_ready=document["ready"],
-            processes=tuple(Process.from_json(p) for p in document["processes"]),
-        )
 
     def write(self, state: LabState) -> None:
         """Write the state as a whole: a reader sees the old one or the new one."""
