@@ -14,7 +14,7 @@ TIERS := tests/unit tests/sim tests/kernel tests/etcd tests/e2e tests/runtime
 # pip asks an index of its own for news otherwise; no answer would cost time.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint bench lock clean help system
+.PHONY: setup demo test lint fuzz bench lock clean help system
 
 setup: system $(STAMP) $(BIN)/overlay ## install everything that the other targets need
 
@@ -50,6 +50,13 @@ lint: setup ## style, types, layers, shell scripts
 	@for script in $(SCRIPTS); do bash -n $$script || exit 1; done
 	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
 	else echo "lint: shellcheck is not installed; scripts were only parsed"; fi
+
+# Not among the locked packages: see docs/dependencies.md.
+FUZZ_S ?= 60
+fuzz: setup ## search for input that breaks a parser, FUZZ_S=60 seconds each (Linux on x86-64)
+	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/fuzz/requirements.txt
+	$(BIN)/python -m tests.fuzz cni $(FUZZ_S)
+	$(BIN)/python -m tests.fuzz netlink $(FUZZ_S)
 
 bench: setup ## measure against the numbers that docs and changelog claim (root)
 	@$(BIN)/python -m bench

@@ -1,10 +1,7 @@
 """What a runtime asks: every bad input of the specification is named, and nothing escapes."""
 
 import json
-from collections.abc import Callable
-from functools import partial
-from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -18,19 +15,14 @@ from overlay.agent.cni_request import (
     VERSIONS,
     CniError,
     CniRequest,
-    expected_by,
     parse_request,
     valid_attachments,
     version_for_errors,
     wanted_addresses,
     wanted_mac,
 )
-from overlay.agent.cni_result import format_error, format_result
-from overlay.model.attachment import Attachment, AttachmentKey
-from overlay.model.document import is_plain
+from tests.fuzz.targets import judge_request
 from tests.unit import odd
-
-T = TypeVar("T")
 
 VARIABLES = {
     "CNI_COMMAND": "ADD",
@@ -344,47 +336,9 @@ configs = st.dictionaries(
 )
 
 
-ATTACHED = Attachment(
-    AttachmentKey("fabric", "c1", "eth0"), "/run/netns/pod", (ip_address("10.1.0.2"),), "opod1"
-)
-
-
-def outcome(function: Callable[[], T]) -> T | CniError:
-    try:
-        return function()
-    except CniError as exc:
-        return exc
-
-
-def judge(variables: dict[str, str], text: bytes) -> None:
-    assert version_for_errors(text) in VERSIONS
-    request = outcome(lambda: parse_request(variables, text))
-    if isinstance(request, CniError):
-        assert 0 < request.code < 50
-        assert len(str(request)) < 200
-        json.loads(format_error(request, version_for_errors(text)))
-        return
-    assert isinstance(request.is_ipam, bool)
-    for name in ("container", "network", "interface"):
-        assert is_plain(getattr(request.key, name))
-    for function in (
-        wanted_addresses,
-        wanted_mac,
-        expected_by,
-        lambda r: valid_attachments(r.config),
-    ):
-        found = outcome(partial(function, request))
-        assert not isinstance(found, CniError) or found.code == BAD_CONFIG
-    answer = outcome(lambda: format_result(request, ATTACHED, "02:00:00:00:00:02"))
-    if isinstance(answer, bytes):  # a runtime reads JSON, and Go's reads no NaN
-        json.loads(answer, parse_constant=pytest.fail)
-    else:
-        assert answer.code == BAD_CONFIG
-
-
 @given(st.dictionaries(names, texts), st.binary())
 def test_any_bytes_are_a_request_or_an_error(variables: dict[str, str], text: bytes) -> None:
-    judge(variables, text)
+    judge_request(variables, text)
 
 
 @given(st.dictionaries(names, texts), configs)
@@ -399,5 +353,5 @@ def test_any_bytes_are_a_request_or_an_error(variables: dict[str, str], text: by
 def test_any_document_is_a_request_or_an_error(
     variables: dict[str, str], config: dict[str, Any]
 ) -> None:
-    judge({**VARIABLES, **variables}, odd.dumped({**PLAIN, **config}))
-    judge(VARIABLES, odd.dumped(config))
+    judge_request({**VARIABLES, **variables}, odd.dumped({**PLAIN, **config}))
+    judge_request(VARIABLES, odd.dumped(config))

@@ -89,7 +89,9 @@ def test_entry_points_lead_somewhere() -> None:
             assert hasattr(importlib.import_module(module), name), line
 
 
-@pytest.mark.parametrize("target", ["setup", "demo", "test", "lint", "bench", "clean", "help"])
+@pytest.mark.parametrize(
+    "target", ["setup", "demo", "test", "lint", "fuzz", "bench", "clean", "help"]
+)
 def test_make_target_is_there(target: str) -> None:
     assert re.search(rf"^{target}:.* ## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
 

@@ -1,0 +1,126 @@
+"""What must hold for any bytes: of a CNI request on the socket, of a netlink datagram.
+
+Each target takes bytes and raises AssertionError, or whatever escapes a parser.
+"""
+
+import json
+import socket
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from ipaddress import ip_address
+from typing import Final, TypeVar
+
+from overlay.agent.cni_request import (
+    BAD_CONFIG,
+    VERSIONS,
+    CniError,
+    expected_by,
+    parse_request,
+    valid_attachments,
+    version_for_errors,
+    wanted_addresses,
+    wanted_mac,
+)
+from overlay.agent.cni_result import format_error, format_result
+from overlay.agent.cni_wire import Opening, WireError, read_request
+from overlay.kernel import messages
+from overlay.kernel.links import parse_link
+from overlay.kernel.monitor import OVERFLOW, RULESET, SYSCTL, UNDERLAY, Monitor
+from overlay.kernel.rtnl import MessageError, split
+from overlay.model.attachment import Attachment, AttachmentKey
+from overlay.model.document import is_plain
+
+T = TypeVar("T")
+
+_ATTACHED: Final = Attachment(
+    AttachmentKey("fabric", "c1", "eth0"), "/run/netns/pod", (ip_address("10.1.0.2"),), "opod1"
+)
+_MOST: Final = 64 * 1024  # bytes; more do not fit into a socket that nobody reads
+
+
+def judge_request(variables: Mapping[str, str], text: bytes) -> None:
+    """Assert that a request is refused in few words with a code, or all of it can be used."""
+    assert version_for_errors(text) in VERSIONS
+    request = _outcome(lambda: parse_request(variables, text))
+    if isinstance(request, CniError):
+        assert 0 < request.code < 50
+        assert len(str(request)) < 200
+        json.loads(format_error(request, version_for_errors(text)))
+        return
+    assert isinstance(request.is_ipam, bool)
+    for name in ("container", "network", "interface"):
+        assert is_plain(getattr(request.key, name))
+    for function in (
+        wanted_addresses,
+        wanted_mac,
+        expected_by,
+        lambda r: valid_attachments(r.config),
+    ):
+        found = _outcome(partial(function, request))
+        assert not isinstance(found, CniError) or found.code == BAD_CONFIG
+    answer = _outcome(lambda: format_result(request, _ATTACHED, "02:00:00:00:00:02"))
+    if isinstance(answer, bytes):
+        json.loads(answer, parse_constant=_no_json)  # a runtime reads no NaN
+    else:
+        assert answer.code == BAD_CONFIG
+
+
+def cni(data: bytes) -> None:
+    """Judge what a client of the agent's socket may send."""
+    data = data[:_MOST]
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with near, far:
+        near.sendall(data)
+        near.shutdown(socket.SHUT_WR)
+        try:
+            variables, text, netns = read_request(far, Opening())
+        except WireError:
+            return
+    assert netns is None
+    assert len(text) + sum(map(len, variables)) <= len(data) * 4  # \\xff for one byte
+    judge_request(variables, text)
+
+
+def netlink(data: bytes) -> None:
+    """Judge what a netlink socket may be told."""
+    monitor = _monitor()
+    for notice in monitor._parse(data):
+        if isinstance(notice, str):
+            assert notice in {OVERFLOW, RULESET, SYSCTL, UNDERLAY}
+        else:
+            verb, key, item = notice
+            assert verb in {"set", "del"}
+            assert item is None or item.key == key
+            hash(key)
+    monitor._names.clear()
+    try:
+        parts = list(split(data))
+    except MessageError:
+        return
+    for _kind, _flags, _sequence, buffer, start, end in parts:
+        assert 16 <= start <= end <= len(data)
+        for read in (messages.route_way, messages.neighbor_address, parse_link):
+            try:
+                read(buffer, start, end)
+            except MessageError:
+                continue
+
+
+TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {"cni": cni, "netlink": netlink}
+
+
+def _outcome(function: Callable[[], T]) -> T | CniError:
+    try:
+        return function()
+    except CniError as exc:
+        return exc
+
+
+def _no_json(word: str) -> None:
+    msg = f"{word} in an answer"
+    raise AssertionError(msg)
+
+
+@cache
+def _monitor() -> Monitor:
+    return Monitor()
