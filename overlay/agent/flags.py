@@ -5,6 +5,7 @@ Flannel's single-dash spelling is taken too.
 """
 
 import argparse
+import hashlib
 import os
 import re
 import socket
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from overlay import __version__
+from overlay.kernel.base import KernelError
+from overlay.kernel.netns import own_namespace
 from overlay.kernel.underlay import UnderlayFlags
 from overlay.model.address import Family, IPAddress, parse_node_address
 from overlay.model.document import is_plain
@@ -25,6 +28,7 @@ from overlay.store.etcd_config import EtcdConfig
 _LOG_FORMATS: Final = ("text", "json")
 _LOG_LEVELS: Final = ("debug", "info", "warning")
 _MACHINE_ID: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _VARIABLE: Final = "OVERLAYD_"
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -260,7 +264,7 @@ def _identity(node_name: str) -> NodeIdentity:
             raise UsageError(
                 f"--node-name {node_name[:80]!r}: use letters, digits, dots and dashes only"
             )
-        return NodeIdentity(node_name, node_name)
+        return NodeIdentity(node_name, node_name, _boot())
     name = socket.gethostname()
     for path in _MACHINE_ID:
         try:
@@ -268,8 +272,22 @@ def _identity(node_name: str) -> NodeIdentity:
         except (OSError, UnicodeDecodeError):
             continue
         if re.fullmatch(r"[0-9a-f]{32}", machine_id):
-            return NodeIdentity(machine_id, name)
+            return NodeIdentity(machine_id, name, _boot())
     raise UsageError(
         "this host has no machine id (/etc/machine-id): make one with "
         "`systemd-machine-id-setup`, or name the node with --node-name"
     )
+
+
+def _boot() -> str:
+    """Return what tells this host from a clone of it until the next boot; empty where unknown.
+
+    With the network namespace, since several nodes may live on one kernel.
+    """
+    try:
+        boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
+        namespace = own_namespace()
+    except (OSError, UnicodeDecodeError, KernelError):
+        return ""
+    seed = f"{boot_id}\0{namespace.device}\0{namespace.inode}".encode()
+    return hashlib.sha256(seed).hexdigest()[:16]

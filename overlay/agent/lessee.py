@@ -7,7 +7,7 @@ away: with the store down, forwarding goes on with the last one.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,16 +23,20 @@ from overlay.agent.status import (
     Mailbox,
     Status,
 )
+from overlay.agent.twins import Twins
 from overlay.kernel.base import DeviceConflictError
 from overlay.model.address import family_of
+from overlay.model.attachment import Attachment
 from overlay.model.errors import ConfigError, OverlayError
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner
 from overlay.model.network import NetworkConfig
 from overlay.model.node import Underlay
+from overlay.model.subnet import Subnet
 from overlay.plan.backend import Backend, UnderlayError
 from overlay.plan.planner import Site
 from overlay.store.base import (
     Claim,
+    ContestedLeaseError,
     DuplicateNodeError,
     LeaseLostError,
     LeaseStore,
@@ -45,6 +49,7 @@ _RETRY_FIRST_S: Final = 0.5
 _RETRY_MOST_S: Final = 30.0
 
 Check = Callable[[Backend, Underlay], None]
+PodsOutside = Callable[[Subnet], Sequence[Attachment]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,8 @@ class Lessee:
     """Runs in a thread of its own; ``views`` wakes it, ``sites`` is what it hands over.
 
     ``check`` is asked before the first claim whether the kernel has room for
-    the backend's devices; it raises DeviceConflictError.
+    the backend's devices; it raises DeviceConflictError. ``pods_outside``
+    returns the pods that have no address of a subnet.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Lessee:
         check: Check,
         clock: Callable[[], float] = time.monotonic,
         host: Host | None = None,
+        pods_outside: PodsOutside = lambda _subnet: (),
     ) -> None:
         self._flags = flags
         self._store = store
@@ -81,12 +88,17 @@ class Lessee:
         self._check = check
         self._clock = clock
         self._host = host if host is not None else Host()
+        self._pods_outside = pods_outside
+        self._twins = Twins(store, flags.node, clock)
         self._bell = self._host.bell()
         self.views: Mailbox[LeaseView] = Mailbox(self._bell)
         self.fatal: OverlayError | None = None
         self._site: Site | None = None
         self._wanted: _Wanted | None = None
         self._seen_config: NetworkConfig | None = None
+        self._seen_revision = 0  # of the last view
+        self._settled_at = 0  # views before this revision do not show the own lease as it is
+        self._is_rival_sought = False
         self._renew_at = float("inf")
         self._look_at = float("inf")  # at the underlay; the first config makes the first look
         self._must_look = False
@@ -110,7 +122,7 @@ class Lessee:
             try:
                 self._step()
                 self._retry_s = 0.0
-                wake_at = min(self._renew_at, self._look_at)
+                wake_at = min(self._renew_at, self._look_at, self._twins.decide_at)
             except (UnderlayError, DeviceConflictError, DuplicateNodeError) as exc:
                 if self._site is None:
                     self.fatal = exc
@@ -143,10 +155,15 @@ class Lessee:
         wanted = self._wanted
         if wanted is None:
             return
+        if view.revision < self._seen_revision:
+            self._settled_at = 0  # the store was put back: what it shows now counts
+        self._seen_revision = view.revision
         if self._site is None:
-            self._claim(wanted)
+            self._claim(wanted, view)
         else:
             self._keep(self._site, wanted, view)
+        if self._twins.is_asking:
+            return
         if self._status.get().lessee_error is not None:
             log.info("own lease is in order again")
             self._status.update(lessee_error=None)
@@ -218,7 +235,7 @@ class Lessee:
             backend_type=config.backend.type,
             public=dict(underlay.public),
             backend_data=dict(backend.lease_data(underlay)),
-            owner=Owner(node.id, node.name, __version__, self._claimed_at),
+            owner=Owner(node.id, node.name, __version__, self._claimed_at, node.boot),
         )
 
     def _claimed_before(self) -> str:
@@ -228,68 +245,107 @@ class Lessee:
         mine = (o for o in owners if o is not None and o.node_id == self._flags.node.id)
         return next((owner.claimed_at for owner in mine if owner.claimed_at), "")
 
-    def _claim(self, wanted: _Wanted) -> None:
+    def _claim(self, wanted: _Wanted, view: LeaseView) -> None:
         self._status.update(phase=CLAIMING)
-        previous = self._site.own.subnet if self._site is not None else None
+        if self._twins.is_waiting(view, wanted.attributes):
+            return
+        known = self._site.own if self._site is not None else None
+        previous = known.subnet if known is not None else None
         claim = Claim(
             node=self._flags.node,
             config=wanted.config,
             attributes=wanted.attributes,
             ttl_s=self._flags.lease_ttl_s,
             preferred=previous or self._host.read_subnet_file(self._flags.subnet_file),
+            assured=self._twins.assured() | ({known.mod_revision} if known is not None else set()),
         )
-        own = self._store.acquire(claim)
+        self._twins.will_write(wanted.attributes)
+        try:
+            own = self._store.acquire(claim)
+        except ContestedLeaseError as exc:
+            self._twins.ask(exc.lease, wanted.attributes)
+            return
+        except OverlayError:
+            self._twins.forget()
+            raise
+        self._twins.forget()
+        self._is_rival_sought = True
         if previous is None:
             log.info("leased %s", own.subnet)
         elif previous == own.subnet:
             log.warning("own lease %s was gone; claimed again", own.subnet)
         else:
             log.error(
-                "subnet %s is lost to another node; this node now leases %s, and pods with "
-                "addresses of the old subnet are cut off: recreate them",
-                previous,
-                own.subnet,
+                "subnet %s is lost to another node; this node now leases %s", previous, own.subnet
             )
+        self._name_stranded(own.subnet)
+        self._written(own)
         self._hand_over(wanted, own)
-        self._schedule(own)
+
+    def _name_stranded(self, subnet: Subnet) -> None:
+        stranded = self._pods_outside(subnet)
+        if stranded:
+            log.error(
+                "%d pods have no address of %s and are cut off from other nodes; recreate them: %s",
+                len(stranded),
+                subnet,
+                "; ".join(attachment.shown for attachment in stranded),
+            )
 
     def _keep(self, site: Site, wanted: _Wanted, view: LeaseView) -> None:
         own = site.own
         if not wanted.config.offers(own.subnet) and not own.is_permanent:
             log.warning("the network config no longer offers %s", own.subnet)
-            self._claim(wanted)
+            self._claim(wanted, view)
             return
-        if view.revision > own.mod_revision:
+        if view.revision >= self._settled_at:
             stored = view.leases.get(own.subnet.key)
             if stored is None or not _is_same_claim(stored, own):
-                self._claim(wanted)
+                self._claim(wanted, view)
                 return
-            self._refuse_twin(stored, own)
+            self._refuse_twins(stored, own, view)
             own = replace(stored, attributes=own.attributes)
-        if wanted.attributes != own.attributes or self._clock() >= self._renew_at:
+        if wanted.attributes.public != own.attributes.public:
+            self._twins.refuse_address(wanted.attributes, view.leases.values())
+        if wanted.config == site.config and wanted.underlay != site.underlay:
+            # The device follows at once, whether or not the store is there to be told.
+            self._hand_over(wanted, own)
+        must_answer = self._twins.must_answer(view, own)
+        if wanted.attributes != own.attributes or self._clock() >= self._renew_at or must_answer:
+            self._twins.will_write(wanted.attributes)
             try:
                 own = self._store.renew(own, wanted.attributes, self._flags.lease_ttl_s)
             except LeaseLostError as exc:
                 log.warning("%s", exc)
-                self._claim(wanted)
+                self._claim(wanted, view)
                 return
             log.info("renewed the lease of %s", own.subnet)
-            self._schedule(own)
+            self._written(own)
         self._hand_over(wanted, own)
 
-    def _refuse_twin(self, stored: Lease, own: Lease) -> None:
-        """Raise DuplicateNodeError when another node writes our lease under our identity."""
-        theirs, ours = (_shown(lease.attributes) for lease in (stored, own))
-        if theirs == ours:
-            return
-        self._status.update(phase=CLAIMING)
-        node = self._flags.node
-        msg = (
-            f"lease {own.subnet.key} of node {node.name} ({ours}) was taken over from {theirs} "
-            f"under the same identity {node.id}: two nodes must not share one; give one of them "
-            "a --node-name of its own (a cloned host has a cloned /etc/machine-id) and restart both"
-        )
-        raise DuplicateNodeError(msg)
+    def _refuse_twins(self, stored: Lease, own: Lease, view: LeaseView) -> None:
+        """Raise DuplicateNodeError when another node has our identity or address, and came first.
+
+        Whoever claimed second gives its lease back.
+        """
+        try:
+            self._twins.refuse_taken_over(stored, own)
+        except DuplicateNodeError:
+            self._status.update(phase=CLAIMING)
+            raise
+        if self._is_rival_sought:
+            try:
+                self._twins.refuse_second(stored, view)
+            except DuplicateNodeError:
+                self._store.release(stored)
+                self._site = None
+                raise
+            self._is_rival_sought = False
+
+    def _written(self, own: Lease) -> None:
+        self._twins.has_written(own.attributes)
+        self._settled_at = own.mod_revision
+        self._schedule(own)
 
     def _schedule(self, own: Lease) -> None:
         due_s = self._flags.lease_ttl_s - self._flags.renew_margin_s
@@ -305,10 +361,6 @@ class Lessee:
         # In this order: the reconciler makes "programming" to "running".
         self._status.update(phase=PROGRAMMING, lessee_error=None)
         self._sites.put(site)
-
-
-def _shown(attributes: LeaseAttributes) -> str:
-    return ", ".join(str(address) for address in attributes.public.values())
 
 
 def _is_same_claim(stored: Lease, own: Lease) -> bool:

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from overlay.ipam.subnets import Choose, count_all, is_free, pick_subnet
 from overlay.model.address import Family, IPAddress
 from overlay.model.errors import LeaseFormatError
-from overlay.model.lease import Lease, LeaseView
+from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner
 from overlay.model.network import NetworkConfig
 from overlay.model.node import NodeIdentity
 from overlay.model.subnet import Subnet, parse_subnet_key
@@ -24,11 +24,16 @@ _V4_PART: Final = re.compile(r"\d+\.\d+\.\d+\.\d+-\d+")
 
 @dataclass(frozen=True, slots=True)
 class Claimant:
-    """Who asks: the node, where peers reach it, and the subnet that it would like back."""
+    """Who asks: the node, where peers reach it, and the subnet that it would like back.
+
+    ``assured`` are the revisions of leases under the node's id that are known
+    to be nobody else's: it wrote them itself, or their holder shows no life.
+    """
 
     node: NodeIdentity
     public: Mapping[Family, IPAddress]
     preferred: Subnet | None = None
+    assured: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,13 @@ class Duplicate:
 
 
 @dataclass(frozen=True, slots=True)
+class Contest:
+    """Not yet: ``lease`` may be the claimant's own, or that of a living twin (decision 0007)."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
 class Exhausted:
     """Refused: none of the ``count`` subnets is free."""
 
@@ -64,22 +76,26 @@ class Exhausted:
     reserved: int
 
 
-Decision: TypeAlias = Adopt | Create | Duplicate | Exhausted
+Decision: TypeAlias = Adopt | Create | Duplicate | Contest | Exhausted
 
 
 def decide(view: LeaseView, claimant: Claimant, config: NetworkConfig, choose: Choose) -> Decision:
     """Return what ``claimant`` gets from ``view``.
 
     In this order: refusal while another node's lease stands under one of its
-    addresses; its own oldest lease that ``config`` still offers and that no
-    older lease overlaps; a reservation made for it; ``claimant.preferred``; any
-    free subnet. Own leases that are not kept are to be released.
+    addresses; a question, while a lease under its id may be a twin's; its own
+    oldest lease that ``config`` still offers and that no older lease overlaps;
+    a reservation made for it; ``claimant.preferred``; any free subnet. Own
+    leases that are not kept are to be released.
     """
     leases = sorted(view.leases.values(), key=lambda lease: lease.create_revision)
-    clash = _same_address(leases, claimant)
+    clash = same_address(leases, claimant)
     if clash is not None:
         return clash
     own = [lease for lease in leases if is_own(lease, claimant)]
+    doubtful = next((lease for lease in own if _may_be_a_twins(lease, claimant)), None)
+    if doubtful is not None:
+        return Contest(doubtful)
     kept = next((lease for lease in own if _is_tenable(lease, leases, claimant, config)), None)
     release = tuple(lease for lease in own if lease is not kept)
     if kept is not None:
@@ -154,6 +170,50 @@ def gives_way(lease: Lease, others: Iterable[Lease]) -> bool:
     )
 
 
+def is_same_place(ours: LeaseAttributes, theirs: LeaseAttributes) -> bool:
+    """Return whether both were written by one host between two boots, as far as they tell.
+
+    Families that only one of them has say nothing, and neither does a boot
+    that one of them leaves out.
+    """
+    common = ours.public.keys() & theirs.public.keys()
+    is_same_address = all(ours.public[family] == theirs.public[family] for family in common)
+    mine, other = ours.owner, theirs.owner
+    if mine is None or other is None:
+        return is_same_address
+    return (
+        is_same_address
+        and mine.node_name == other.node_name
+        and (not mine.boot or not other.boot or mine.boot == other.boot)
+    )
+
+
+def rival_of(own: Lease, leases: Iterable[Lease]) -> Lease | None:
+    """Return the older lease of another host under the identity or an address of ``own``.
+
+    Of two that claim in the same moment neither sees the other before it has
+    claimed.
+    """
+    mine = own.attributes.owner
+    if mine is None:
+        return None
+    node = NodeIdentity(mine.node_id, mine.node_name, mine.boot)
+    claimant = Claimant(node, own.attributes.public)
+    older = [other for other in leases if other.create_revision < own.create_revision]
+    clash = same_address(older, claimant)
+    if clash is not None:
+        return clash.lease
+    return next((o for o in older if is_own(o, claimant) and _may_be_a_twins(o, claimant)), None)
+
+
+def _may_be_a_twins(lease: Lease, claimant: Claimant) -> bool:
+    node = claimant.node
+    if lease.attributes.owner is None or lease.mod_revision in claimant.assured:
+        return False
+    mine = LeaseAttributes("", claimant.public, owner=Owner(node.id, node.name, boot=node.boot))
+    return not is_same_place(mine, lease.attributes)
+
+
 def _is_tenable(
     lease: Lease, leases: Sequence[Lease], claimant: Claimant, config: NetworkConfig
 ) -> bool:
@@ -165,7 +225,8 @@ def _is_tenable(
     return config.offers(lease.subnet) and not gives_way(lease, others)
 
 
-def _same_address(leases: Iterable[Lease], claimant: Claimant) -> Duplicate | None:
+def same_address(leases: Iterable[Lease], claimant: Claimant) -> Duplicate | None:
+    """Return the lease of another node that stands under one of the claimant's addresses."""
     for lease in leases:
         owner = lease.attributes.owner
         if lease.is_vacant or owner is None or owner.node_id == claimant.node.id:

@@ -46,6 +46,14 @@ class Attachment:
     arguments: Mapping[str, str] = field(default_factory=dict)
     is_complete: bool = False  # False while, or if, it was cut off half way
 
+    @property
+    def shown(self) -> str:
+        """Return whose interface this is, with its addresses, as an operator would say it."""
+        names = (self.arguments.get("K8S_POD_NAMESPACE"), self.arguments.get("K8S_POD_NAME"))
+        pod = "/".join(name for name in names if name)
+        whose = f"pod {pod} (container {self.key.container})" if pod else str(self.key)
+        return f"{whose} {', '.join(map(str, self.addresses))}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the form that is kept between runs of the agent."""
         return {

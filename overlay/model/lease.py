@@ -29,13 +29,14 @@ class Owner:
     """Who claimed a lease: our own facts, absent from flannel's leases.
 
     ``claimed_at`` is the claimer's wall clock, RFC 3339, for people to read;
-    nothing is decided by it.
+    nothing is decided by it. ``boot`` is the host's, see ``NodeIdentity``.
     """
 
     node_id: str
     node_name: str = ""
     version: str = ""
     claimed_at: str = ""
+    boot: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +98,23 @@ class SkippedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Challenge:
+    """Somebody who starts under a node id asks its holder for a sign of life.
+
+    ``attributes`` are what the asker would write into the lease.
+    """
+
+    attributes: LeaseAttributes
+    mod_revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseView:
     """Everything the store holds for one fabric, at one revision.
 
     ``leases`` is keyed by lease key (``Subnet.key``). ``config`` is None where
     none is written yet or where it cannot be read; ``config_error`` tells the
-    two apart.
+    two apart. ``challenges`` is keyed by node id.
     """
 
     revision: int
@@ -110,6 +122,7 @@ class LeaseView:
     config: NetworkConfig | None = None
     config_error: str | None = None
     skipped: tuple[SkippedKey, ...] = ()
+    challenges: Mapping[str, Challenge] = field(default_factory=dict)
 
 
 def parse_lease(
@@ -182,6 +195,7 @@ def format_attributes(attributes: LeaseAttributes) -> bytes:
             "NodeName": owner.node_name,
             "Version": owner.version,
             "ClaimedAt": owner.claimed_at,
+            **({"Boot": owner.boot} if owner.boot else {}),
         }
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -224,4 +238,6 @@ def _parse_owner(document: Mapping[str, Json]) -> Owner | None:
         value = facts.get(name)
         return value if isinstance(value, str) else ""
 
-    return Owner(facts["NodeID"], text("NodeName"), text("Version"), text("ClaimedAt"))
+    return Owner(
+        facts["NodeID"], text("NodeName"), text("Version"), text("ClaimedAt"), text("Boot")
+    )

@@ -13,10 +13,15 @@ POD_LINK_PREFIX: Final = "opod"  # the host's end of a pod's veth pair
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """Who a node is: ``id`` is its machine id or ``--node-name`` and survives a new address."""
+    """Who a node is: ``id`` is its machine id or ``--node-name`` and survives a new address.
+
+    ``boot`` tells hosts of one id apart: another one after each boot of the
+    host, empty where it is not known.
+    """
 
     id: str
     name: str
+    boot: str = ""
 
 
 @dataclass(frozen=True, slots=True)

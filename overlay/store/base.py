@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from overlay.model.errors import OverlayError
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView
@@ -43,6 +43,22 @@ class DuplicateNodeError(StoreError):
     exit_code = 6
 
 
+class ContestedLeaseError(StoreError):
+    """``lease`` stands under this node's identity, and may be that of a living twin.
+
+    Ask its holder with ``challenge``; where it shows no life, claim again with
+    the lease's revision in ``Claim.assured``.
+    """
+
+    exit_code = 6
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        super().__init__(
+            f"lease {lease.subnet} stands under this node's identity, written by {lease.node}"
+        )
+
+
 class SubnetTakenError(StoreError):
     """The subnet that was asked for is leased or reserved already."""
 
@@ -55,11 +71,15 @@ class ConfigConflictError(StoreError):
     exit_code = 1
 
 
+CHALLENGE_TTL_S: Final = 10  # how long a challenge stands, in seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a node asks for.
 
     ``preferred`` is a subnet that the node had before and would like back.
+    ``assured`` are revisions of leases under the node's id that are no twin's.
     """
 
     node: NodeIdentity
@@ -67,6 +87,7 @@ class Claim:
     attributes: LeaseAttributes
     ttl_s: int
     preferred: Subnet | None = None
+    assured: frozenset[int] = frozenset()
 
 
 class LeaseStore(Protocol):
@@ -88,8 +109,17 @@ class LeaseStore(Protocol):
         ``claim.preferred`` if that is free, else any free subnet at random.
         Repeating it is safe.
 
-        Raises NoFreeSubnetError, and DuplicateNodeError when another node
-        holds a lease with the same public address.
+        Raises NoFreeSubnetError; DuplicateNodeError when another node holds
+        a lease with the same public address; and ContestedLeaseError when the
+        lease under its id was written at another address, under another name
+        or before another boot, and is not assured.
+        """
+
+    def challenge(self, attributes: LeaseAttributes) -> None:
+        """Ask whoever holds a lease under the owner of ``attributes`` for a sign of life.
+
+        It shows in the views of all for CHALLENGE_TTL_S; the holder answers by
+        renewing its lease. Repeating it asks again.
         """
 
     def renew(self, lease: Lease, attributes: LeaseAttributes, ttl_s: int) -> Lease:

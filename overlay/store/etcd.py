@@ -14,6 +14,7 @@ from overlay.model.lease import Lease, LeaseAttributes, LeaseView, parse_attribu
 from overlay.model.network import NetworkConfig
 from overlay.model.subnet import Subnet, parse_subnet_key
 from overlay.store.base import (
+    CHALLENGE_TTL_S,
     Claim,
     ConfigConflictError,
     StopSignal,
@@ -91,6 +92,10 @@ class EtcdLeaseStore:
                 msg = f"no lease after {_ACQUIRE_S:.0f} s: {problem}; try again"
                 raise StoreUnavailableError(msg)
             self._sleep(self._uniform(0, _RACE_PAUSE_S))
+
+    def challenge(self, attributes: LeaseAttributes) -> None:
+        """Ask for a sign of life. See ``LeaseStore``."""
+        self._writer.put_challenge(attributes, self._writer.grant(CHALLENGE_TTL_S))
 
     def renew(self, lease: Lease, attributes: LeaseAttributes, ttl_s: int) -> Lease:
         """Start the lease's time anew. See ``LeaseStore``.

@@ -6,7 +6,7 @@ import etcd3.utils
 
 from overlay.store.etcd_connection import EtcdConnection
 from overlay.store.etcd_errors import CompactedError
-from overlay.store.etcd_table import CONFIG, SUBNETS, KeyValue, Listing
+from overlay.store.etcd_table import CHALLENGES, CONFIG, SUBNETS, KeyValue, Listing
 
 # Keys a page: 25,000 leases in one answer exceed gRPC's 4 MiB, and one page
 # at a time keeps the peak of memory low.
@@ -62,17 +62,21 @@ def key_value(found: Any) -> KeyValue:
 
 
 def _list_once(connection: EtcdConnection, root: str) -> Listing:
-    # The first answer's revision pins all later ones.
-    answer = _page(connection, f"{root}{CONFIG}".encode(), None, None)
-    revision, cluster_id = int(answer.header.revision), int(answer.header.cluster_id)
-    keys = [key_value(kv) for kv in answer.kvs]
-    start, end = prefix_range(f"{root}{SUBNETS}")
-    while True:
-        answer = _page(connection, start, end, revision)
-        keys += [key_value(kv) for kv in answer.kvs]
-        if not answer.more or not answer.kvs:
-            return Listing(revision, cluster_id, tuple(keys))
-        start = bytes(answer.kvs[-1].key) + b"\0"
+    keys: list[KeyValue] = []
+    revision: int | None = None  # the first answer's pins all later ones
+    # Config and challenges are neighbors in etcd's order: one question for both.
+    config_end = f"{root}{CONFIG}\0".encode()
+    challenges, _ = prefix_range(f"{root}{CHALLENGES}")
+    for first, end in ((challenges, config_end), prefix_range(f"{root}{SUBNETS}")):
+        start = first
+        while True:
+            answer = _page(connection, start, end, revision)
+            revision = int(answer.header.revision) if revision is None else revision
+            keys += [key_value(kv) for kv in answer.kvs]
+            if not answer.more or not answer.kvs:
+                break
+            start = bytes(answer.kvs[-1].key) + b"\0"
+    return Listing(revision or 0, int(answer.header.cluster_id), tuple(keys))
 
 
 def _page(

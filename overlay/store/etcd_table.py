@@ -11,13 +11,21 @@ from dataclasses import dataclass
 from typing import Final
 
 from overlay.model.errors import ConfigError, LeaseFormatError
-from overlay.model.lease import Lease, LeaseView, SkippedKey, parse_lease
+from overlay.model.lease import (
+    Challenge,
+    Lease,
+    LeaseView,
+    SkippedKey,
+    parse_attributes,
+    parse_lease,
+)
 from overlay.model.network import NetworkConfig, parse_network_config
 
 log = logging.getLogger(__name__)
 
 CONFIG: Final = "config"  # below the prefix
 SUBNETS: Final = "subnets/"
+CHALLENGES: Final = "challenges/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +115,7 @@ class LeaseTable:
         self._reader = reader
         self._leases: dict[str, Lease] = {}
         self._skipped: dict[str, SkippedKey] = {}
+        self._challenges: dict[str, Challenge] = {}
         self._config: NetworkConfig | None = None
         self._config_error: str | None = None
         self.config_revision = 0  # 0 where there is no config
@@ -118,6 +127,7 @@ class LeaseTable:
         """Take over a whole listing; what is not in it is gone."""
         self._reader.retain(found.key for found in listing.keys)
         before, self._leases, self._skipped = self._leases, {}, {}
+        self._challenges = {}
         self._set_config(None)
         for found in listing.keys:
             kept = before.get(self._reader.name(found.key)) if self._is_lease(found) else None
@@ -144,6 +154,7 @@ class LeaseTable:
             config=self._config,
             config_error=self._config_error,
             skipped=tuple(self._skipped.values()),
+            challenges=dict(self._challenges),
         )
 
     def _is_lease(self, found: KeyValue) -> bool:
@@ -153,6 +164,8 @@ class LeaseTable:
         if found.key == self._reader.root + CONFIG.encode():
             self._set_config(found if found.value is not None else None)
             return True
+        if found.key.startswith(self._reader.root + CHALLENGES.encode()):
+            return self._take_challenge(found)
         if not self._is_lease(found):
             return False
         name = self._reader.name(found.key)
@@ -166,6 +179,25 @@ class LeaseTable:
             self._leases[name] = result
         else:
             self._skipped[name] = result
+        return True
+
+    def _take_challenge(self, found: KeyValue) -> bool:
+        """Note who is asked for a sign of life; that one ends is no news to anybody.
+
+        What cannot be read asks nobody: an agent wrote none of it.
+        """
+        name = found.key[len(self._reader.root) + len(CHALLENGES) :].decode(errors="replace")
+        self._challenges.pop(name, None)
+        if found.value is None:
+            return False
+        try:
+            attributes = parse_attributes(name, found.value)
+        except LeaseFormatError as exc:
+            log.debug("challenge is skipped: %s", exc)
+            return False
+        if attributes.owner is None or attributes.owner.node_id != name:
+            return False
+        self._challenges[name] = Challenge(attributes, found.mod_revision)
         return True
 
     def _set_config(self, found: KeyValue | None) -> None:

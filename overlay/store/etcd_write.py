@@ -16,7 +16,7 @@ from overlay.store.base import StoreError
 from overlay.store.etcd_connection import EtcdConnection
 from overlay.store.etcd_errors import GoneError, OutcomeUnknownError
 from overlay.store.etcd_keys import prefix_range, read_key
-from overlay.store.etcd_table import SUBNETS, KeyValue
+from overlay.store.etcd_table import CHALLENGES, SUBNETS, KeyValue
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,16 @@ class EtcdWriter:
         """Write over the text of ``key`` if that is still at revision ``seen``, 0 for none."""
         found = self._replace(f"{self._root}{key}".encode(), text.encode(), 0, seen)
         return found is not None
+
+    def put_challenge(self, attributes: LeaseAttributes, lease_id: int) -> None:
+        """Write a challenge over whatever was asked before, bound to an etcd lease."""
+        owner = attributes.owner
+        if owner is not None:
+            key = f"{self._root}{CHALLENGES}{owner.node_id}".encode()
+            value = format_attributes(attributes)
+            self._connection.read(
+                lambda client: client.transaction([], [Put(key, value, lease_id)], [])
+            )
 
     def delete(self, lease: Lease) -> bool:
         """Delete a lease that is still as it was seen; return whether it is gone by that."""

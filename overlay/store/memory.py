@@ -15,10 +15,10 @@ from typing import Final
 from overlay.ipam.claim import Adopt, Create, decide
 from overlay.ipam.subnets import Choose
 from overlay.model.errors import ConfigError
-from overlay.model.lease import Lease, LeaseAttributes, LeaseView
+from overlay.model.lease import Challenge, Lease, LeaseAttributes, LeaseView
 from overlay.model.network import NetworkConfig, parse_network_config
 from overlay.model.subnet import Subnet
-from overlay.store.base import Claim, StopSignal, StoreError
+from overlay.store.base import CHALLENGE_TTL_S, Claim, StopSignal, StoreError
 from overlay.store.refusals import checked_config, claimant_of, lost, refusal, reservation_of
 
 _POLL_S: Final = 0.05  # how late a watch notices a stop, and a lease that ran out
@@ -46,6 +46,7 @@ class MemoryLeaseStore:
         self._revision = 1
         self._last_lease_id = 0
         self._config_text: str | None = None
+        self._challenges: dict[str, tuple[Challenge, float]] = {}  # and when it ends
         self._outage: StoreError | None = None
 
     @property
@@ -68,7 +69,10 @@ class MemoryLeaseStore:
                     config = parse_network_config(self._config_text)
                 except ConfigError as exc:
                     config_error = str(exc)
-            return LeaseView(self._revision, dict(self._leases), config, config_error)
+            challenges = {key: asked for key, (asked, _) in self._challenges.items()}
+            return LeaseView(
+                self._revision, dict(self._leases), config, config_error, challenges=challenges
+            )
 
     def acquire(self, claim: Claim) -> Lease:
         """Return the node's lease. See ``LeaseStore``."""
@@ -83,6 +87,15 @@ class MemoryLeaseStore:
             for old in decision.release:
                 self._delete(old.subnet.key)
             return lease
+
+    def challenge(self, attributes: LeaseAttributes) -> None:
+        """Ask for a sign of life. See ``LeaseStore``."""
+        with self._open():
+            if attributes.owner is not None:
+                self._advance()
+                asked = Challenge(attributes, self._revision)
+                ends_at = self._clock() + CHALLENGE_TTL_S
+                self._challenges[attributes.owner.node_id] = (asked, ends_at)
 
     def renew(self, lease: Lease, attributes: LeaseAttributes, ttl_s: int) -> Lease:
         """Start the lease's time anew. See ``LeaseStore``."""
@@ -179,6 +192,9 @@ class MemoryLeaseStore:
             for key, lease in tuple(self._leases.items()):
                 if lease.lease_id and self._ends_at[lease.lease_id] <= now:
                     self._delete(key)
+            for node_id, (_, ends_at) in tuple(self._challenges.items()):
+                if ends_at <= now:
+                    del self._challenges[node_id]
             yield
 
     def _seen(self, lease: Lease) -> Lease:

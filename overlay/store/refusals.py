@@ -1,7 +1,16 @@
 """What both stores refuse, and in which words."""
 
+from typing import Final
+
 from overlay.ipam.change import broken_by
-from overlay.ipam.claim import Claimant, Duplicate, Exhausted, is_kept_for, taken_subnets
+from overlay.ipam.claim import (
+    Claimant,
+    Contest,
+    Duplicate,
+    Exhausted,
+    is_kept_for,
+    taken_subnets,
+)
 from overlay.model.errors import UsageError
 from overlay.model.lease import RESERVATION, Lease, LeaseAttributes, LeaseView, Owner
 from overlay.model.network import NetworkConfig, parse_network_config
@@ -10,6 +19,7 @@ from overlay.model.subnet import Subnet
 from overlay.store.base import (
     Claim,
     ConfigConflictError,
+    ContestedLeaseError,
     DuplicateNodeError,
     LeaseLostError,
     NoFreeSubnetError,
@@ -17,29 +27,57 @@ from overlay.store.base import (
     SubnetTakenError,
 )
 
+TWIN_WAY_OUT: Final = (
+    "give one of them a --node-name of its own, or, on a cloned host, a machine id of its own "
+    "(rm /etc/machine-id; systemd-machine-id-setup), and restart overlayd there"
+)
+
 
 def claimant_of(claim: Claim) -> Claimant:
     """Return the part of a claim that decisions are made from."""
-    return Claimant(claim.node, claim.attributes.public, claim.preferred)
+    return Claimant(claim.node, claim.attributes.public, claim.preferred, claim.assured)
 
 
-def refusal(decision: Duplicate | Exhausted, node: NodeIdentity) -> StoreError:
+def refusal(decision: Duplicate | Contest | Exhausted, node: NodeIdentity) -> StoreError:
     """Return the error for a claim that was refused."""
+    if isinstance(decision, Contest):
+        return ContestedLeaseError(decision.lease)
     if isinstance(decision, Exhausted):
         return NoFreeSubnetError(
             f"none of the network's {decision.count} subnets is free: {decision.leased} leased, "
             f"{decision.reserved} reserved; widen the network, or release leases of nodes that "
             "are gone (overlayctl leases release SUBNET)"
         )
-    lease = decision.lease
+    return same_address_refusal(node, decision)
+
+
+def same_address_refusal(node: NodeIdentity, found: Duplicate) -> DuplicateNodeError:
+    """Return the error for a node that has another node's address."""
+    lease = found.lease
     other = lease.attributes.owner
     other_id = other.node_id if other is not None else "?"
     return DuplicateNodeError(
-        f"node {node.name or node.id} (id {node.id}) has the address {decision.address} of node "
+        f"node {node.name or node.id} (id {node.id}) has the address {found.address} of node "
         f"{lease.node} (id {other_id}), which holds {lease.subnet}; give one of them another "
         "address, or, if the other node is gone: "
         f"overlayctl leases release {','.join(map(str, lease.subnet.networks()))}"
     )
+
+
+def twin_refusal(attributes: LeaseAttributes, lease: Lease) -> DuplicateNodeError:
+    """Return the error for a node under whose identity another one lives and holds ``lease``."""
+    mine = attributes.owner
+    name, node_id = (mine.node_name, mine.node_id) if mine is not None else ("?", "?")
+    return DuplicateNodeError(
+        f"node {name} ({shown_addresses(attributes)}) has the identity {node_id} of node "
+        f"{lease.node} ({shown_addresses(lease.attributes)}), which is alive and holds "
+        f"{lease.subnet}: two nodes must not share one; {TWIN_WAY_OUT}"
+    )
+
+
+def shown_addresses(attributes: LeaseAttributes) -> str:
+    """Return a node's addresses as an operator would write them."""
+    return ", ".join(str(address) for address in attributes.public.values())
 
 
 def checked_config(text: str, view: LeaseView, *, force: bool) -> NetworkConfig:

@@ -181,6 +181,39 @@ def test_what_cannot_be_read_is_skipped_and_changes_nothing_else(
     assert etcd_store.acquire(claim(50, config=config)).subnet == subnet(11)
 
 
+def test_challenges_end_by_themselves_and_garbage_among_them_asks_nobody(
+    etcd_store: EtcdLeaseStore, raw: Any, prefix: str
+) -> None:
+    asker = format_attributes(attributes(1))
+    garbage = {
+        "x": b"",
+        "": asker,
+        "id-2": asker,  # another's name in it
+        "id-3": b"\xff{",
+        "id-4": b'{"BackendType":"vxlan","PublicIP":"192.0.2.1"}',
+        "id-5/deep": format_attributes(attributes(5)),
+    }
+    with watched(etcd_store) as seen:
+        seen.wait(lambda _: True)
+        for name, content in garbage.items():
+            raw.put(f"{prefix}/challenges/{name}", content)
+        for number in range(600):  # more than one page
+            raw.put(f"{prefix}/challenges/junk{number}", b"junk")
+        raw.put(key(1, prefix), value(1))
+        seen.wait_for(subnet(1))
+        etcd_store.challenge(attributes(1))
+        view = seen.wait(lambda view: "id-1" in view.challenges)
+        assert set(view.challenges) == {"id-1"}
+        assert set(etcd_store.view().challenges) == {"id-1"}
+        assert not view.skipped
+        _, meta = raw.get(f"{prefix}/challenges/id-1")
+        assert 0 < raw.get_lease_info(meta.lease_id).grantedTTL <= 10
+        raw.delete(f"{prefix}/challenges/id-1")
+        eventually(lambda: not etcd_store.view().challenges)
+        raw.put(key(2, prefix), value(2))
+        assert not seen.wait_for(subnet(1), subnet(2)).challenges
+
+
 def test_malformed_value_never_removes_a_working_peer(
     etcd_store: EtcdLeaseStore, raw: Any, prefix: str
 ) -> None:

@@ -11,6 +11,7 @@ from overlay.model.lease import Lease
 from overlay.model.subnet import Subnet, parse_subnet
 from overlay.store.base import (
     ConfigConflictError,
+    ContestedLeaseError,
     DuplicateNodeError,
     LeaseLostError,
     LeaseStore,
@@ -59,10 +60,41 @@ def test_new_claim_is_in_the_view_as_it_was_returned(store: LeaseStore) -> None:
 
 def test_claiming_again_keeps_subnet_and_writes_attributes(store: LeaseStore) -> None:
     first = store.acquire(claim(1))
-    again = store.acquire(replace(claim(1), attributes=attributes(9)))
+    moved = replace(attributes(9), owner=attributes(1).owner)
+    assured = frozenset({first.mod_revision})
+    again = store.acquire(replace(claim(1), attributes=moved, assured=assured))
     assert again.subnet == first.subnet
     assert again.create_revision == first.create_revision
     assert store.view().leases[first.subnet.key].attributes.public == attributes(9).public
+
+
+def test_lease_of_a_node_elsewhere_is_contested_and_left_alone(store: LeaseStore) -> None:
+    """The claimant has its id, but another address: itself, moved, or a living twin."""
+    first = store.acquire(claim(1))
+    moved = replace(attributes(9), owner=attributes(1).owner)
+    with pytest.raises(ContestedLeaseError) as caught:
+        store.acquire(replace(claim(1), attributes=moved))
+    assert caught.value.lease == first
+    assert store.view().leases == {first.subnet.key: first}
+    renewed = store.renew(first, attributes(1), 60)
+    late = replace(claim(1), attributes=moved, assured=frozenset({first.mod_revision}))
+    with pytest.raises(ContestedLeaseError):
+        store.acquire(late)
+    assert store.view().leases == {first.subnet.key: renewed}
+
+
+def test_challenge_shows_in_the_views_of_all_and_again_when_repeated(store: LeaseStore) -> None:
+    asker = attributes(1)
+    with watched(store) as seen:
+        seen.wait(lambda view: not view.challenges)
+        store.challenge(asker)
+        first = seen.wait(lambda view: "id-1" in view.challenges).challenges["id-1"]
+        assert first.attributes == asker
+        assert store.view().challenges == {"id-1": first}
+        store.challenge(asker)
+        seen.wait(lambda v: v.challenges["id-1"].mod_revision > first.mod_revision)
+    assert store.acquire(claim(1)).mod_revision > first.mod_revision
+    assert not seen.troubles
 
 
 def test_preferred_subnet_is_taken_if_free(store: LeaseStore) -> None:

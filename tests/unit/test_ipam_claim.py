@@ -1,5 +1,6 @@
 """What a node that asks for a lease is given, case by case."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Final
 
@@ -8,14 +9,17 @@ import pytest
 from overlay.ipam.claim import (
     Adopt,
     Claimant,
+    Contest,
     Create,
     Decision,
     Duplicate,
     Exhausted,
     decide,
+    is_same_place,
+    rival_of,
     subnet_behind,
 )
-from overlay.model.address import family_of
+from overlay.model.address import Family, family_of
 from overlay.model.lease import RESERVATION, Lease, LeaseAttributes, LeaseView, Owner, SkippedKey
 from overlay.model.network import parse_network_config
 from overlay.model.node import NodeIdentity
@@ -52,6 +56,8 @@ def spelled(decision: Decision) -> str:
             words = f"adopt {kept.subnet}"
         case Create(subnet, release):
             words = f"create {subnet}"
+        case Contest(other):
+            return f"ask: {other.subnet}"
         case Duplicate(other, address):
             return f"refuse: {address} is {other.node}'s"
         case Exhausted(count, leased, reserved):
@@ -64,7 +70,7 @@ def spelled(decision: Decision) -> str:
     [
         pytest.param([], "create 10.244.1.0/24", id="nothing there"),
         pytest.param(
-            ["10.244.2.0/24 id-1 192.0.2.9 @5"], "adopt 10.244.2.0/24", id="own, other address"
+            ["10.244.2.0/24 id-1 192.0.2.9 @5"], "ask: 10.244.2.0/24", id="own id, other address"
         ),
         pytest.param(
             ["10.244.2.0/24 flannel 192.0.2.1 @5"],
@@ -160,6 +166,63 @@ def test_preferred_subnet(preferred: str, expected: str) -> None:
     claimant = Claimant(NODE, CLAIMANT.public, parse_subnet(preferred))
     decision = decide(LeaseView(9, {held.subnet.key: held}), claimant, CONFIG, lambda _: 0)
     assert spelled(decision) == expected
+
+
+PLACE: Final = LeaseAttributes("vxlan", CLAIMANT.public, owner=Owner("id-1", "node-1", boot="b1"))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [
+        pytest.param(PLACE, True, id="the same"),
+        pytest.param(replace(PLACE, owner=Owner("id-1", "node-1", "2.0")), True, id="no boot told"),
+        pytest.param(replace(PLACE, owner=Owner("id-1", "node-1", boot="b2")), False, id="boot"),
+        pytest.param(replace(PLACE, owner=Owner("id-1", "other", boot="b1")), False, id="name"),
+        pytest.param(
+            replace(PLACE, public={Family.IPV4: ip_address("192.0.2.1")}), True, id="one family"
+        ),
+        pytest.param(
+            replace(PLACE, public={Family.IPV6: ip_address("fc00::2")}), False, id="one address"
+        ),
+    ],
+)
+def test_hosts_are_told_apart(theirs: LeaseAttributes, *, expected: bool) -> None:
+    assert is_same_place(PLACE, theirs) is expected
+    assert is_same_place(theirs, PLACE) is expected
+
+
+def test_lease_of_the_own_id_is_adopted_where_it_is_assured() -> None:
+    held = lease("10.244.2.0/24 id-1 192.0.2.9 @5")
+    view = LeaseView(9, {held.subnet.key: held})
+    assured = replace(CLAIMANT, assured=frozenset({5}))
+    assert spelled(decide(view, assured, CONFIG, lambda _: 0)) == "adopt 10.244.2.0/24"
+    outdated = replace(CLAIMANT, assured=frozenset({4}))
+    assert spelled(decide(view, outdated, CONFIG, lambda _: 0)) == "ask: 10.244.2.0/24"
+
+
+def test_every_lease_of_the_own_id_is_asked_about_before_one_is_let_go() -> None:
+    held = [lease("10.244.1.0/24 id-1 192.0.2.1 @3"), lease("10.244.2.0/24 id-1 192.0.2.9 @5")]
+    view = LeaseView(9, {each.subnet.key: each for each in held})
+    assert spelled(decide(view, CLAIMANT, CONFIG, lambda _: 0)) == "ask: 10.244.2.0/24"
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        pytest.param([], None, id="alone"),
+        pytest.param(["10.244.3.0/24 id-1 192.0.2.9 @4"], "10.244.3.0/24", id="identity, older"),
+        pytest.param(["10.244.3.0/24 id-1 192.0.2.9 @6"], None, id="identity, younger"),
+        pytest.param(["10.244.3.0/24 id-1 192.0.2.1 @4"], None, id="its own older one"),
+        pytest.param(["10.244.3.0/24 id-2 192.0.2.1 @4"], "10.244.3.0/24", id="address, older"),
+        pytest.param(["10.244.3.0/24 id-2 192.0.2.1 @6"], None, id="address, younger"),
+        pytest.param(["10.244.3.0/24 id-2 192.0.2.2 @4"], None, id="any other node"),
+    ],
+)
+def test_first_of_two_that_claim_in_one_moment_is_known(
+    others: list[str], expected: str | None
+) -> None:
+    found = rival_of(lease("10.244.2.0/24 id-1 192.0.2.1 @5"), map(lease, others))
+    assert (found and str(found.subnet)) == expected
 
 
 def test_unreadable_keys_are_not_claimed() -> None:
