@@ -1,7 +1,8 @@
 """The attachments of this node: one file each, so that a restart forgets none.
 
 They die with the node's boot, as the pods do: their files belong in /run, and
-those of another boot are not read.
+those of another boot are not read. A record that cannot be read is kept, and
+what it, or the kernel, tells of its addresses is not given to anybody else.
 """
 
 import contextlib
@@ -9,12 +10,14 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 from overlay.agent.files import write_file
+from overlay.agent.salvage import HeldAddresses
 from overlay.ipam.pool import allocate
 from overlay.model.address import IPAddress
 from overlay.model.attachment import (
@@ -48,6 +51,13 @@ class AttachmentGoneError(OverlayError):
         super().__init__(f"{attachment.key} was released while it was being attached")
 
 
+class AttachmentUnreadError(OverlayError):
+    """There is a record under that key, or a link, that is not understood."""
+
+    def __init__(self, key: AttachmentKey) -> None:
+        super().__init__(f"{key} was attached before, and its record cannot be read")
+
+
 class Attachments:
     """All attachments, for any thread; ``directory`` is made when the first one is written."""
 
@@ -55,6 +65,7 @@ class Attachments:
         self._directory = directory
         self._lock = threading.Lock()
         self._by_key: dict[AttachmentKey, Attachment] = {}
+        self._held = HeldAddresses()
         self._given: tuple[IPAddress, ...] = ()  # the last address of each family
         self._is_marked = False  # with this boot
         self._load()
@@ -69,6 +80,30 @@ class Attachments:
             found = self._by_key.values()
             return [a for a in found if network is None or a.key.network == network]
 
+    def outside(self, subnet: Subnet) -> Sequence[Attachment]:
+        """Return those that have an address outside ``subnet``, in the order they were made."""
+        networks = subnet.networks()
+        return [
+            attachment
+            for attachment in self.list()
+            if not all(any(a in network for network in networks) for a in attachment.addresses)
+        ]
+
+    def held(self) -> Sequence[IPAddress]:
+        """Return the addresses that are in use, or may be, without a record that can be read."""
+        with self._lock:
+            return self._held.addresses()
+
+    def settle(self, look: Callable[[], Mapping[str, Sequence[IPAddress]]]) -> None:
+        """Keep what the kernel says is in use: ``look`` returns the addresses behind each link.
+
+        Repeating it is safe: links that are gone hold nothing any more. It
+        looks under the lock: a link is there only while its attachment is.
+        """
+        with self._lock:
+            known = {attachment.link for attachment in self._by_key.values()}
+            self._held.settle(look(), known)
+
     def add(
         self,
         subnet: Subnet,
@@ -78,13 +113,17 @@ class Attachments:
     ) -> Attachment:
         """Allocate addresses, write the attachment that ``make`` returns, and return it.
 
-        On an error nothing is kept. Raises AttachmentExistsError, the errors
-        of ``overlay.ipam.pool``, and OSError when it cannot be written.
+        On an error nothing is kept. Raises AttachmentExistsError,
+        AttachmentUnreadError, the errors of ``overlay.ipam.pool``, and OSError
+        when it cannot be written.
         """
         with self._lock:
             if key in self._by_key:
                 raise AttachmentExistsError(self._by_key[key])
+            if self._held.is_about(self._path(key)):
+                raise AttachmentUnreadError(key)
             taken = {address for a in self._by_key.values() for address in a.addresses}
+            taken.update(self._held.addresses())
             addresses = allocate(subnet, taken, self._given, wanted)
             attachment = make(addresses)
             self._write(attachment)
@@ -118,8 +157,10 @@ class Attachments:
                 self._forget(attachment.key)
 
     def _forget(self, key: AttachmentKey) -> Attachment | None:
+        path = self._path(key)
         with contextlib.suppress(FileNotFoundError):
-            self._path(key).unlink()
+            path.unlink()
+        self._held.forget(path)
         return self._by_key.pop(key, None)
 
     def _path(self, key: AttachmentKey) -> Path:
@@ -129,18 +170,23 @@ class Attachments:
     def _load(self) -> None:
         if not self._directory.is_dir():
             return
-        boot = _boot_id()
-        self._is_marked = is_ours = _read_marker(self._directory / _MARKER) == boot
+        boot, marked = _boot_id(), _read_marker(self._directory / _MARKER)
+        self._is_marked = marked == boot
+        if not marked:
+            log.warning(
+                "%s cannot be read; attachments are taken for those of this boot",
+                self._directory / _MARKER,
+            )
         for leftover in self._directory.glob(".*.json.*"):  # of a write that was cut off
-            leftover.unlink(missing_ok=True)
+            _remove(leftover)
         for path in sorted(self._directory.glob("*.json"), key=_age):
-            if not is_ours:
-                path.unlink(missing_ok=True)
+            if marked and marked != boot:
+                _remove(path)
                 continue
             try:
                 found = parse_attachment(parse_json(path.read_bytes()))
             except (ValueError, OSError, AttachmentFormatError) as exc:
-                log.warning("attachment in %s is not read: %s", path, exc)
+                self._held.note(path, str(exc))
                 continue
             self._by_key[found.key] = found
             self._given = found.addresses
@@ -156,9 +202,16 @@ class Attachments:
 def _read_marker(path: Path) -> str:
     """Return the boot that the files are of, empty where that cannot be told."""
     try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
+        return str(UUID(path.read_text(encoding="ascii").strip()))
+    except (OSError, ValueError):
         return ""
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        log.warning("%s cannot be removed: %s", path, exc.strerror)
 
 
 def _age(path: Path) -> int:

@@ -5,13 +5,14 @@ next start removes both. Each runs in the thread of its client.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from overlay.agent.attachments import (
     AttachmentExistsError,
     AttachmentGoneError,
     Attachments,
+    AttachmentUnreadError,
 )
 from overlay.agent.cni_request import (
     BAD_CONFIG,
@@ -37,7 +38,7 @@ from overlay.agent.cni_request import (
     wanted_mac,
 )
 from overlay.agent.cni_result import format_error, format_ipam_result, format_result
-from overlay.agent.status import Snapshot, Status
+from overlay.agent.status import CLAIMING, Snapshot, Status
 from overlay.ipam.pool import (
     AddressOutsideError,
     AddressRange,
@@ -83,6 +84,8 @@ class CniService:
             error = exc
         except AttachmentExistsError as exc:
             error = CniError(EXISTS, str(exc), "delete it first; the first one is kept")
+        except AttachmentUnreadError as exc:
+            error = CniError(EXISTS, str(exc), "delete it first")
         except AttachmentGoneError as exc:
             error = CniError(TRY_LATER, str(exc))
         except PoolExhaustedError as exc:
@@ -108,6 +111,12 @@ class CniService:
                 pods.detach(attachment.link)
             self._attachments.release(attachment.key)
             log.info("%s is gone; its addresses are free again", attachment.key)
+        self._attachments.settle(_addresses_in_use)
+
+    def stranded(self) -> Sequence[Attachment]:
+        """Return the pods that have an address which this node's subnet has not."""
+        site = self._status.get().site
+        return self._attachments.outside(site.own.subnet) if site is not None else ()
 
     def calls(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """Return what ``overlayctl ipam`` asks over the node's socket."""
@@ -129,6 +138,7 @@ class CniService:
         site = self._status.get().site
         spans = [AddressRange(n) for n in site.own.subnet.networks()] if site is not None else []
         used = [address for attachment in held for address in attachment.addresses]
+        used += self._attachments.held()
         return [
             {
                 "network": str(span.network),
@@ -198,7 +208,13 @@ class CniService:
                 arguments=dict(request.arguments),
             )
 
-        return self._attachments.add(subnet, wanted_addresses(request), request.key, make)
+        wanted = wanted_addresses(request)
+        try:
+            return self._attachments.add(subnet, wanted, request.key, make)
+        except (PoolExhaustedError, AddressTakenError):
+            # Links without a record may have gone meanwhile: nobody is told of that.
+            self._attachments.settle(_addresses_in_use)
+            return self._attachments.add(subnet, wanted, request.key, make)
 
     def _delete(self, request: CniRequest, netns: int | None) -> bytes:
         del netns  # the host's end is found without it
@@ -241,6 +257,7 @@ class CniService:
         del request, netns
         subnet, _ = self._ready(UNAVAILABLE)
         used = [address for a in self._attachments.list() for address in a.addresses]
+        used += self._attachments.held()
         for network in subnet.networks():
             span = AddressRange(network)
             if sum(address in span for address in used) >= span.count:
@@ -249,10 +266,16 @@ class CniService:
 
     def _ready(self, code: int = TRY_LATER) -> tuple[Subnet, int]:
         snapshot: Snapshot = self._status.get()
-        if snapshot.site is None or not snapshot.mtu:
+        # A node that is claiming may be about to lose its subnet to another.
+        if snapshot.site is None or not snapshot.mtu or snapshot.phase == CLAIMING:
             reason = "; ".join(snapshot.reasons) or snapshot.phase
-            raise CniError(code, f"this node has no subnet yet: {reason}")
+            raise CniError(code, f"this node has no subnet: {reason}")
         return snapshot.site.own.subnet, snapshot.mtu
+
+
+def _addresses_in_use() -> Mapping[str, Sequence[IPAddress]]:
+    with RtnlSocket() as rtnl:
+        return pods.addresses_in_use(rtnl)
 
 
 def _mtu(request: CniRequest, mtu: int) -> int:

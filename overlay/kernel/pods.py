@@ -198,6 +198,24 @@ def host_links(rtnl: RtnlSocket) -> dict[str, LinkInfo]:
     return {name: info for name, info in links.items() if name.startswith(POD_LINK_PREFIX)}
 
 
+def addresses_in_use(rtnl: RtnlSocket) -> dict[str, list[IPAddress]]:
+    """Return the host's ends there are, each with the addresses that are routed to it.
+
+    ``ip route show proto 80``
+    """
+    links = host_links(rtnl)
+    found: dict[str, list[IPAddress]] = {name: [] for name in links}
+    names = {info.index: name for name, info in links.items()}
+    for family in FAMILIES:
+        body = _RTMSG.pack(messages.AF[family], 0, 0, 0, _MAIN_TABLE, POD_ROUTE_PROTOCOL, 0, 0, 0)
+        for message in rtnl.dump(messages.RTM_GETROUTE, body):
+            protocol, index = messages.route_maker(message)
+            prefix, _ = messages.route_way(*message)
+            if protocol == POD_ROUTE_PROTOCOL and index in names and prefix.num_addresses == 1:
+                found[names[index]].append(prefix.network_address)
+    return found
+
+
 def pod_link(attachment: Attachment) -> PodLink:
     """Return what ``attach`` made for a stored attachment."""
     name = attachment.link

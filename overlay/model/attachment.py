@@ -86,7 +86,9 @@ def parse_attachment(document: Any) -> Attachment:
             raise _unreadable(name, value)
         return value
 
-    mac, mtu, arguments = (document.get(name) for name in ("mac", "mtu", "arguments"))
+    # What an older version did not write is left out.
+    mac, mtu = document.get("mac"), document.get("mtu", 0)
+    arguments = document.get("arguments", {})
     if isinstance(mtu, bool) or not isinstance(mtu, int) or not 0 <= mtu <= _MAX_MTU:
         raise _unreadable("mtu", mtu)
     if not isinstance(arguments, dict) or not all(isinstance(v, str) for v in arguments.values()):

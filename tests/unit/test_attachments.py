@@ -6,11 +6,16 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from overlay.agent.attachments import AttachmentExistsError, Attachments
+from overlay.agent.attachments import (
+    AttachmentExistsError,
+    Attachments,
+    AttachmentUnreadError,
+)
 from overlay.ipam.pool import AddressTakenError, PoolExhaustedError
 from overlay.model.address import IPAddress, MacAddress
 from overlay.model.attachment import Attachment, AttachmentKey
@@ -95,19 +100,31 @@ def test_list_is_of_one_network(tmp_path: Path) -> None:
     assert (len(here.list("fabric")), here.list("other")) == (1, [])
 
 
-@pytest.mark.parametrize("marker", ["other-boot\n", "", None])
-def test_another_boot_is_empty(tmp_path: Path, marker: str | None) -> None:
+def test_another_boot_is_empty(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     add(Attachments(folder), "one")
-    if marker is None:
-        (folder / "boot_id").unlink()
-    else:
-        (folder / "boot_id").write_text(marker)
+    (folder / "boot_id").write_text("6b6c0d5e-1f0b-4f0e-9d3a-0c5a4f3d2b1a\n")
     here = Attachments(folder)
     assert here.list() == []
     assert list(folder.glob("*.json")) == []
     add(here, "two")
     assert held(Attachments(folder)) == ["two 10.1.0.2 fd00::2"]
+
+
+@pytest.mark.parametrize("marker", [b"", b"other-boot\n", b"\xff\xfe", b"6b6c0d5e-1f", None])
+def test_boot_that_cannot_be_told_forgets_nothing(tmp_path: Path, marker: bytes | None) -> None:
+    """Rather an address too many in use than one given twice."""
+    folder = tmp_path / "a"
+    add(Attachments(folder), "one")
+    if marker is None:
+        (folder / "boot_id").unlink()
+    else:
+        (folder / "boot_id").write_bytes(marker)
+    here = Attachments(folder)
+    assert held(here) == ["one 10.1.0.2 fd00::2"]
+    add(here, "two")
+    assert held(Attachments(folder)) == ["one 10.1.0.2 fd00::2", "two 10.1.0.3 fd00::3"]
+    assert len((folder / "boot_id").read_text()) == 37, "written again"
 
 
 def written(**changes: object) -> bytes:
@@ -157,18 +174,116 @@ def test_infinite_mtu_is_skipped(tmp_path: Path) -> None:
     assert len(Attachments(folder).list()) == 1
 
 
-def test_garbage_for_a_boot_id_is_another_boot(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
-    add(Attachments(folder), "one")
-    (folder / "boot_id").write_bytes(b"\xff\xfe")
-    assert Attachments(folder).list() == []
-
-
 def test_dangling_link_is_skipped(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     add(Attachments(folder), "one")
     (folder / "0bad.json").symlink_to(folder / "nowhere")
     assert len(Attachments(folder).list()) == 1
+
+
+def record_of(folder: Path, name: str) -> Path:
+    (path,) = (p for p in folder.glob("*.json") if f'"{name}"' in p.read_text())
+    return path
+
+
+def stop_reading(path: Path, how: str) -> None:
+    """Make a record one that this version does not read."""
+    text = path.read_text()
+    damaged = {
+        "cut off": text[: text.index("fd00::2") + 9],
+        "newer": text.replace('"format": 1', '"format": 2').replace('"sandbox"', '"netns"'),
+        "garbage behind": text[:-1] + "\x00\x00",
+    }
+    path.write_text(damaged[how])
+
+
+@pytest.mark.parametrize("how", ["cut off", "newer", "garbage behind"])
+def test_addresses_of_a_record_that_cannot_be_read_are_not_given_again(
+    tmp_path: Path, how: str
+) -> None:
+    folder = tmp_path / "a"
+    add(Attachments(folder), "one")
+    path = record_of(folder, "one")
+    stop_reading(path, how)
+    before = path.read_bytes()
+    here = Attachments(folder)
+    assert held(here) == []
+    assert str(add(here, "two").addresses[0]) == "10.1.0.3"
+    assert sorted(map(str, here.held())) == ["10.1.0.2", "fd00::2"]
+    with pytest.raises(AttachmentUnreadError):
+        add(here, "one")
+    assert path.read_bytes() == before, "kept for a version that reads it"
+    here.release(key("one"))
+    assert (here.held(), path.exists()) == ([], False)
+    assert str(add(here, "one").addresses[0]) == "10.1.0.4"
+
+
+def test_kernel_says_which_addresses_are_in_use_where_no_record_does(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    add(Attachments(folder), "one")
+    path = record_of(folder, "one")
+    path.write_bytes(b"\x00" * 200)
+    here = Attachments(folder)
+    link = f"opod{path.stem[:11]}"
+    stray = "opod0123456789a"
+    there = {link: [ip_address("10.1.0.2")], stray: [ip_address("10.1.0.4")]}
+    here.settle(lambda: there)
+    given = [str(add(here, name).addresses[0]) for name in ("two", "three")]
+    assert given == ["10.1.0.3", "10.1.0.5"]
+    del there[stray]
+    here.settle(lambda: there)
+    assert [str(a) for a in here.held()] == ["10.1.0.2"]
+    here.release(key("one"))
+    assert here.held() == []
+
+
+def test_record_whose_pod_is_gone_frees_its_addresses(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    add(Attachments(folder), "one")
+    path = record_of(folder, "one")
+    path.write_text(path.read_text()[:-2] + "]")
+    here = Attachments(folder)
+    assert here.held()
+    here.settle(dict)
+    assert (here.held(), path.exists()) == ([], False)
+
+
+@pytest.mark.parametrize("how", ["newer", "addresses alone"])
+def test_record_that_may_be_of_a_living_pod_holds_its_addresses(tmp_path: Path, how: str) -> None:
+    """A newer version knows what its links are called; addresses alone have no link."""
+    folder = tmp_path / "a"
+    add(Attachments(folder), "one")
+    path = record_of(folder, "one")
+    text = path.read_text()
+    newer = text.replace('"format": 1', '"format": 2')
+    path.write_text(newer if how == "newer" else text.replace('"opod1"', '""')[:-2])
+    here = Attachments(folder)
+    here.settle(dict)
+    assert len(here.held()) == 2
+    assert path.exists()
+
+
+def test_record_of_this_format_with_unknown_keys_and_without_optional_ones_is_read(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "a"
+    add(Attachments(folder), "one")
+    path = record_of(folder, "one")
+    document = json.loads(path.read_text()) | {"added later": {"x": [1]}}
+    for name in ("mac", "mtu", "arguments"):
+        del document[name]
+    path.write_text(json.dumps(document))
+    assert held(Attachments(folder)) == ["one 10.1.0.2 fd00::2"]
+
+
+def test_pods_outside_a_subnet_are_found_and_named(tmp_path: Path) -> None:
+    here = Attachments(tmp_path / "a")
+    add(here, "one")
+    add(here, "two", "10.9.0.0/24")
+    (stranded,) = here.outside(SUBNET)
+    assert stranded.shown == "pod two (container two) 10.9.0.2"
+    here.release(key("two"))
+    assert here.outside(SUBNET) == []
 
 
 def test_half_written_file_of_a_killed_agent_is_removed(tmp_path: Path) -> None:
