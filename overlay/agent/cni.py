@@ -109,7 +109,11 @@ class CniService:
                 continue
             if attachment.link:
                 pods.detach(attachment.link)
-            self._attachments.release(attachment.key)
+            try:
+                self._attachments.release(attachment.key)
+            except OSError as exc:
+                log.warning("%s is gone, its record stays: %s", attachment.key, exc)
+                continue
             log.info("%s is gone; its addresses are free again", attachment.key)
         self._attachments.settle(_addresses_in_use)
 

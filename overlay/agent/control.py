@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,9 +32,10 @@ from overlay.agent.cni_wire import (
 )
 from overlay.agent.listen import clients, stop_listening
 from overlay.agent.reconciler import Reconciler
-from overlay.agent.status import Snapshot, Status
+from overlay.agent.status import Snapshot, Status, stranded_text
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.unix import is_answered
+from overlay.model.attachment import Attachment
 from overlay.model.document import parse_json
 from overlay.model.errors import OverlayError
 from overlay.model.lease import Lease
@@ -133,13 +134,17 @@ def refuse_second(path: Path) -> None:
 
 
 def calls(
-    node: NodeIdentity, status: Status, reconciler: Reconciler, started_at: float
+    node: NodeIdentity,
+    status: Status,
+    reconciler: Reconciler,
+    started_at: float,
+    stranded: Callable[[], Sequence[Attachment]],
 ) -> dict[str, Call]:
     """Return what the agent answers, by name. ``started_at`` is of the monotonic clock."""
 
     def show_status(_given: Arguments) -> dict[str, Any]:
         uptime_s = round(time.monotonic() - started_at, 3)
-        return {**_status(status.get()), "node": {"id": node.id, "name": node.name},
+        return {**_status(status.get(), stranded()), "node": {"id": node.id, "name": node.name},
                 "version": __version__, "uptime_s": uptime_s}  # fmt: skip
 
     def show_peers(_given: Arguments) -> dict[str, Any]:
@@ -162,7 +167,7 @@ def calls(
     return {"status": show_status, "peers": show_peers, "diff": show_diff}
 
 
-def _status(snapshot: Snapshot) -> dict[str, Any]:
+def _status(snapshot: Snapshot, stranded: Sequence[Attachment]) -> dict[str, Any]:
     site, view = snapshot.site, snapshot.view
     underlay = site.underlay if site else None
     skipped = view.skipped if view else ()
@@ -170,6 +175,7 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
     problems += [{"about": s.key, "text": s.reason} for s in skipped]
     extra = (snapshot.config_error, snapshot.lessee_error, *snapshot.warnings)
     problems += [{"about": "this node", "text": text} for text in extra if text]
+    problems += [{"about": str(a.key), "text": stranded_text(a, snapshot)} for a in stranded]
     return {
         "phase": snapshot.phase,
         "ready": snapshot.is_ready,
@@ -191,6 +197,7 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
             "revision": view.revision if view else 0,
         },
         "peers": snapshot.peers,
+        "stranded": [a.to_json() for a in stranded],
         "problems": problems,
     }
 

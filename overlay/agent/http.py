@@ -5,22 +5,25 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from overlay.agent.listen import clients, stop_listening
 from overlay.agent.metrics import render_metrics
-from overlay.agent.status import Status
+from overlay.agent.status import Status, stranded_text
 from overlay.model.address import IPAddress
+from overlay.model.attachment import Attachment
 
 log = logging.getLogger(__name__)
 
 IsAlive = Callable[[], bool]
+Stranded = Callable[[], Sequence[Attachment]]
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     status: ClassVar[Status]
     is_alive: ClassVar[IsAlive]
+    stranded: ClassVar[Stranded]
     server_version = "overlayd"
     sys_version = ""
     timeout = 10  # seconds for one client
@@ -34,17 +37,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif path == "/readyz":
             self._answer_ready()
         elif path == "/metrics":
-            kind, text = render_metrics(self.status.get())
+            kind, text = render_metrics(self.status.get(), len(type(self).stranded()))
             self._answer(200, kind, text)
         else:
             self._answer(404, "text/plain", "there are /healthz, /readyz and /metrics\n")
 
     def _answer_ready(self) -> None:
         snapshot = self.status.get()
+        stranded = [stranded_text(attachment, snapshot) for attachment in type(self).stranded()]
         document: dict[str, Any] = {
             "ready": snapshot.is_ready,
             "phase": snapshot.phase,
             "reasons": list(snapshot.reasons),
+            "warnings": [*snapshot.warnings, *stranded],
             "store_connected": snapshot.is_store_connected,
         }
         text = json.dumps(document, indent=2) + "\n"
@@ -66,9 +71,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 class HttpServer:
     """Serves in a thread of its own until ``close``. Raises OSError when the port is taken."""
 
-    def __init__(self, address: IPAddress, port: int, status: Status, is_alive: IsAlive) -> None:
+    def __init__(
+        self,
+        address: IPAddress,
+        port: int,
+        status: Status,
+        is_alive: IsAlive,
+        stranded: Stranded,
+    ) -> None:
         handler = type(
-            "_BoundHandler", (_Handler,), {"status": status, "is_alive": staticmethod(is_alive)}
+            "_BoundHandler",
+            (_Handler,),
+            {
+                "status": status,
+                "is_alive": staticmethod(is_alive),
+                "stranded": staticmethod(stranded),
+            },
         )
         server = type(
             "_Server",

@@ -67,9 +67,17 @@ class Agent:
             bell=self._host.bell(),
             write=self._host.write_file,
         )
-        self.cni = CniService(self.status, Attachments(flags.state_dir / "attachments"))
+        attachments = Attachments(flags.state_dir / "attachments")
+        self.cni = CniService(self.status, attachments)
         self.lessee = Lessee(
-            flags, store, self.status, self.reconciler.sites, self._check, clock, self._host
+            flags,
+            store,
+            self.status,
+            self.reconciler.sites,
+            self._check,
+            clock,
+            self._host,
+            attachments.outside,
         )
 
     def run(self) -> None:
@@ -103,7 +111,8 @@ class Agent:
 
     def _listen(self, stack: contextlib.ExitStack) -> None:
         flags = self._flags
-        answers = calls(flags.node, self.status, self.reconciler, self._started_at)
+        stranded = self.cni.stranded
+        answers = calls(flags.node, self.status, self.reconciler, self._started_at, stranded)
         answers |= self.cni.calls()
         try:
             refuse_second(flags.cni_socket)
@@ -115,7 +124,9 @@ class Agent:
         stack.callback(control.close)
         if flags.healthz_port:
             try:
-                http = HttpServer(flags.healthz_ip, flags.healthz_port, self.status, self._is_alive)
+                http = HttpServer(
+                    flags.healthz_ip, flags.healthz_port, self.status, self._is_alive, stranded
+                )
             except OSError as exc:
                 msg = (
                     f"--healthz-ip {flags.healthz_ip} --healthz-port {flags.healthz_port}: "

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 
-def render_metrics(snapshot: Snapshot) -> tuple[str, str]:
+def render_metrics(snapshot: Snapshot, stranded_pods: int) -> tuple[str, str]:
     """Return content type and text of ``/metrics``."""
     from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
     from prometheus_client.registry import Collector
 
     class _Snapshot(Collector):
         def collect(self) -> "Iterable[Metric]":
-            return list(_families(snapshot))
+            return list(_families(snapshot, stranded_pods))
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot())
@@ -26,7 +26,7 @@ def render_metrics(snapshot: Snapshot) -> tuple[str, str]:
     return "text/plain; version=0.0.4; charset=utf-8", text
 
 
-def _families(snapshot: Snapshot) -> "Iterable[Metric]":
+def _families(snapshot: Snapshot, stranded_pods: int) -> "Iterable[Metric]":
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
     def gauge(name: str, text: str, value: float) -> "Metric":
@@ -45,6 +45,7 @@ def _families(snapshot: Snapshot) -> "Iterable[Metric]":
     skipped = len(view.skipped) if view else 0
     yield gauge("lease_keys_skipped", "Keys in the store that could not be read.", skipped)
     yield gauge("lease_problems", "Leases that cannot be peers.", len(snapshot.problems))
+    yield gauge("stranded_pods", "Pods without an address of the node's subnet.", stranded_pods)
     yield gauge("store_revision", "Revision of the last view.", view.revision if view else 0)
     yield gauge("kernel_errors", "What the kernel refused last.", len(snapshot.kernel_errors))
     yield gauge("mtu_bytes", "Largest packet that a pod may send.", snapshot.mtu)

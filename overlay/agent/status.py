@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+from overlay.model.attachment import Attachment
 from overlay.model.lease import LeaseView
 from overlay.plan.planner import Problem, Site
 
@@ -69,6 +70,15 @@ class Snapshot:
             return self.kernel_errors
         known = (self.config_error, self.lessee_error, self.store_error)
         return (self.phase, *(text for text in known if text), *self.kernel_errors)
+
+
+def stranded_text(attachment: Attachment, snapshot: Snapshot) -> str:
+    """Return why ``attachment``, which has an address outside the node's subnet, needs a look."""
+    subnet = snapshot.site.own.subnet if snapshot.site is not None else "?"
+    return (
+        f"{attachment.shown} is stranded: this node now leases {subnet}, so other nodes do not "
+        "reach it; recreate it"
+    )
 
 
 class Status:
