@@ -118,6 +118,23 @@ def read_certificates(config: EtcdConfig) -> CertificateFiles:
     )
 
 
+def certificate_stamps(config: EtcdConfig) -> tuple[tuple[int, int, int] | None, ...]:
+    """Return what tells whether the certificate files were replaced; None for one that is away."""
+    return tuple(
+        _stamp(Path(path))
+        for path in (config.cafile, config.certfile, config.keyfile)
+        if path is not None
+    )
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _read(flag: str, path: str | None, kind: bytes) -> bytes | None:
     if path is None:
         return None

@@ -20,7 +20,12 @@ import tenacity
 
 from overlay.model.errors import UsageError
 from overlay.store.base import StoreError, StoreUnavailableError
-from overlay.store.etcd_config import EtcdConfig, parse_endpoint, read_certificates
+from overlay.store.etcd_config import (
+    EtcdConfig,
+    certificate_stamps,
+    parse_endpoint,
+    read_certificates,
+)
 from overlay.store.etcd_errors import (
     CALL_ERRORS,
     CertificateError,
@@ -61,10 +66,11 @@ _CHANNEL_OPTIONS: Final = (
 
 @dataclass(slots=True)
 class Member:
-    """One endpoint and the client that now talks to it."""
+    """One endpoint, the client that now talks to it, and the credentials it was made with."""
 
     url: str
     client: Client
+    credentials: object
 
 
 class EtcdConnection:
@@ -90,8 +96,14 @@ class EtcdConnection:
         self._attempt_s = max(config.timeout_s / len(config.endpoints), _MIN_ATTEMPT_S)
         self._lock = threading.Lock()  # the login, the members' clients, which member is next
         self._metadata: Metadata | None = None  # empty where etcd asks for no login
-        self._dial = dial if dial is not None else _GrpcDial(config, self._attempt_s)
-        self._members = [Member(url, self._client(url)) for url in config.endpoints]
+        self._credentials: Callable[[], object] = lambda: None
+        if dial is None:
+            certificates = _Certificates(config)
+            self._credentials = certificates.credentials
+            dial = _GrpcDial(certificates, self._attempt_s)
+        self._dial = dial
+        made_with = self._credentials()
+        self._members = [Member(url, self._client(url), made_with) for url in config.endpoints]
         self._current = 0
         self._is_closed = False
 
@@ -167,12 +179,18 @@ class EtcdConnection:
             return self._call(member, action)
 
     def failed(self, member: Member, error: StoreError) -> None:
-        """Turn to the next endpoint; a connection that went silent is made anew."""
+        """Turn to the next endpoint.
+
+        A connection that went silent is made anew, and so is one whose
+        certificates were replaced on disk.
+        """
         with self._lock:
             if self._is_closed:
                 return
-            if isinstance(error, StaleConnectionError):
+            credentials = self._credentials()
+            if isinstance(error, StaleConnectionError) or member.credentials is not credentials:
                 stale, member.client = member.client, self._client(member.url)
+                member.credentials = credentials
                 stale.close()
             if self._members[self._current] is member:
                 self._current = (self._current + 1) % len(self._members)
@@ -227,11 +245,32 @@ class EtcdConnection:
         return client
 
 
-class _GrpcDial:
-    """Makes etcd3's clients, all with the same certificates."""
+class _Certificates:
+    """gRPC's credentials, made of the certificate files as they now are."""
 
-    def __init__(self, config: EtcdConfig, timeout_s: float) -> None:
+    def __init__(self, config: EtcdConfig) -> None:
+        self._config = config
+        self._seen = certificate_stamps(config)
         self._credentials = _credentials(config)
+
+    def credentials(self) -> object:
+        """Return the credentials; others when the files were replaced and can be used."""
+        stamps = certificate_stamps(self._config)
+        if stamps != self._seen:
+            self._seen = stamps
+            try:
+                self._credentials = _credentials(self._config)
+                log.info("certificate files changed; new connections use them")
+            except UsageError as exc:
+                log.warning("certificate files changed and cannot be used: %s", exc)
+        return self._credentials
+
+
+class _GrpcDial:
+    """Makes etcd3's clients."""
+
+    def __init__(self, certificates: _Certificates, timeout_s: float) -> None:
+        self._certificates = certificates
         self._timeout_s = timeout_s
 
     def __call__(self, url: str) -> Client:
@@ -240,7 +279,7 @@ class _GrpcDial:
             address.host,
             address.port,
             secure=address.is_secure,
-            creds=self._credentials,
+            creds=self._certificates.credentials(),
             # Never refuse an endpoint because it failed before: etcd3 would do so
             # for 300 s, and with 0 still while the wall clock is behind.
             time_retry=float("-inf"),

@@ -1,6 +1,7 @@
 """Who is let in: users, tokens that run out, certificates; and what the others are told."""
 
 import logging
+import shutil
 import subprocess
 import threading
 import time
@@ -150,13 +151,19 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ca", "other"):
         files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
         openssl(folder, "req", "-x509", *NEW_KEY, *files, "-subj", f"/CN={name}", "-days", "2")
-    for name, ca in (("server", "ca"), ("client", "ca"), ("bad", "other")):
+    issue(folder, "ca", "server", "client")
+    issue(folder, "other", "bad")
+    return folder
+
+
+def issue(folder: Path, ca: str, *names: str) -> None:
+    """Make new keys and certificates, signed by ``ca``, over those of the same names."""
+    for name in names:
         files = ("-keyout", f"{name}.key", "-out", f"{name}.csr")
         openssl(folder, "req", *NEW_KEY, *files, "-subj", f"/CN={name}")
         signer = ("-CA", f"{ca}.pem", "-CAkey", f"{ca}.key", "-CAcreateserial")
         request = ("-req", "-in", f"{name}.csr", "-out", f"{name}.pem", "-days", "2")
         openssl(folder, "x509", *request, *signer, "-extfile", "ext")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +208,32 @@ def test_bad_certificates_name_the_flags(
     for word in (secure.endpoint, "--etcd-cafile", "--etcd-certfile"):
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_certificates_replaced_on_disk_are_used_without_a_restart(
+    certificates: Path, tmp_path: Path
+) -> None:
+    """A whole new authority: nothing of the old files lets anybody in afterwards."""
+    folder = tmp_path / "rotated"
+    shutil.copytree(certificates, folder)
+    tls = EtcdTls(folder / "ca.pem", folder / "server.pem", folder / "server.key")
+    etcd = EmbeddedEtcd(tmp_path / "etcd", tls=tls)
+    with etcd:
+        config = EtcdConfig((etcd.endpoint,), **files(folder, "ca", "client", "client"))
+        with opened(config) as store, watched(store) as seen:
+            lease = store.acquire(claim(1))
+            seen.wait_for(lease.subnet)
+            etcd.stop()
+            for suffix in ("pem", "key"):
+                (folder / f"other.{suffix}").replace(folder / f"ca.{suffix}")
+            issue(folder, "ca", "server")
+            (folder / "client.pem").write_text("half a fi")
+            etcd.start()
+            eventually(lambda: any(isinstance(t, StoreAccessError) for t in seen.troubles))
+            issue(folder, "ca", "client")
+            eventually(lambda: seen.troubles[-1] is None)
+            renewed = store.renew(lease, attributes(1), 60)
+            assert store.view().leases == {lease.subnet.key: renewed}
 
 
 def test_http_where_etcd_speaks_https_is_hinted_at(secure: EmbeddedEtcd) -> None:
