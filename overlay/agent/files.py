@@ -55,8 +55,11 @@ def read_subnet_file(path: Path) -> Subnet | None:
 def write_file(path: Path, text: str, *, sync: bool = True) -> None:
     """Replace ``path`` by ``text``, readable by root alone. Raises OSError; the old file stays.
 
-    Without ``sync`` it may be lost with the machine, not with the program.
+    Without ``sync`` it may be lost with the machine, not with the program. A
+    file that says so already is left alone: that needs no room on a full disk.
     """
+    if _says(path, text):
+        return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -70,3 +73,10 @@ def write_file(path: Path, text: str, *, sync: bool = True) -> None:
         with contextlib.suppress(OSError):
             Path(name).unlink()
         raise
+
+
+def _says(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False

@@ -2,9 +2,9 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ class HubNode:
         self.hub, self.number = hub, number
         self.netns = hub.netns()
         self.state = hub.place / f"n{number}"
+        self.root = Path("/")  # where the agent's files are found from outside its mounts
         self.agents: list[subprocess.Popen[bytes]] = []
         port = f"n{number}"
         hub.netns_of_hub.ip(
@@ -34,26 +35,21 @@ class HubNode:
         self.netns.ip("addr", "add", f"192.0.2.{number}/24", "dev", "eth0")
         self.netns.ip("link", "set", "eth0", "up")
 
-    def start(
-        self, *flags: str, name: str | None = "", endpoint: str = "", script: str = ""
-    ) -> RunningAgent:
+    def start(self, *flags: str, name: str | None = "", prefix: Sequence[str] = ()) -> RunningAgent:
         """Start ``overlayd``: under ``name``, under ``nNUMBER``, or, for None, its machine id.
 
-        ``script`` is a shell's, in a mount and host name namespace of its own,
-        before the agent.
+        ``prefix`` is what executes it, where it needs mounts of its own.
         """
         command = [
+            *prefix,
             str(BIN / "overlayd"),
-            f"--etcd-endpoints={endpoint or self.hub.etcd.endpoint}",
+            f"--etcd-endpoints={self.hub.etcd.endpoint}",
             f"--state-dir={self.state}",
             f"--subnet-file={self.state / 'subnet.env'}",
             "--iface=eth0",
             *([] if name is None else [f"--node-name={name or f'n{self.number}'}"]),
             *flags,
         ]
-        if script:
-            whole = f"set -e; {script}; exec {shlex.join(command)}"
-            command = ["unshare", "--mount", "--uts", "sh", "-c", whole]
         log = self.hub.place / f"overlayd-{self.number}-{len(self.agents)}.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OVERLAYD_")}
         with log.open("wb") as file:
@@ -104,13 +100,20 @@ class HubNode:
 
     @property
     def socket(self) -> str:
-        return str(self.state / "cni.sock")
+        return str(self.path("cni.sock"))
+
+    def path(self, name: str) -> Path:
+        """Return where a file of the state directory is found from outside."""
+        return self.root / str(self.state).lstrip("/") / name
+
+    def overlayctl(self, *words: str) -> str:
+        """Run ``overlayctl`` on the node and return its standard output, whatever its status."""
+        socket = f"--socket={self.socket}"
+        return self.netns.run(str(BIN / "overlayctl"), socket, *words, check=False)
 
     def status(self) -> dict[str, Any]:
         """Return what ``overlayctl status`` says."""
-        command = ("-o", "json", f"--socket={self.socket}", "status")
-        text = self.netns.run(str(BIN / "overlayctl"), *command, check=False)
-        document: dict[str, Any] = json.loads(text)
+        document: dict[str, Any] = json.loads(self.overlayctl("-o", "json", "status"))
         return document
 
 

@@ -24,20 +24,21 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
             made.close()
 
 
-def clone(hub: Hub, hostname: str) -> str:
-    """Return a script that makes a host what it would be as a clone: one machine id, its name."""
+def clone(hub: Hub, hostname: str) -> list[str]:
+    """Return what executes a program on a host that was cloned: one machine id, its own name."""
     path = hub.place / "machine-id"
     path.write_text(f"{MACHINE_ID}\n")
-    return f"hostname {hostname}; mount --bind {path} /etc/machine-id"
+    script = f'set -e; hostname {hostname}; mount --bind {path} /etc/machine-id; exec "$@"'
+    return ["unshare", "--mount", "--uts", "sh", "-c", script, "sh"]
 
 
 @pytest.mark.skipif(not Path("/etc/machine-id").exists(), reason="nothing to mount a clone's over")
 def test_cloned_host_refuses_with_both_names_and_the_first_works_on(hub: Hub) -> None:
     first, second = hub.node(1), hub.node(2)
-    agent = first.start(name=None, script=clone(hub, "alpha"))
+    agent = first.start(name=None, prefix=clone(hub, "alpha"))
     agent.wait_ready()
     before = hub.holders()
-    status, line = second.start(name=None, script=clone(hub, "beta")).wait_exit()
+    status, line = second.start(name=None, prefix=clone(hub, "beta")).wait_exit()
     assert status == 6, line
     for word in ("alpha", "192.0.2.1", "beta", "192.0.2.2", MACHINE_ID, "--node-name"):
         assert word in line
