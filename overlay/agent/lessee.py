@@ -310,6 +310,9 @@ class Lessee:
         if wanted.config == site.config and wanted.underlay != site.underlay:
             # The device follows at once, whether or not the store is there to be told.
             self._hand_over(wanted, own)
+            if wanted.underlay.local != site.underlay.local:
+                # What comes from an address that is gone would only run into its deadline.
+                self._store.reconnect()
         must_answer = self._twins.must_answer(view, own)
         if wanted.attributes != own.attributes or self._clock() >= self._renew_at or must_answer:
             self._twins.will_write(wanted.attributes)

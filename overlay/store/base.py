@@ -178,6 +178,9 @@ class LeaseStore(Protocol):
         is deleted or readable again. Each call is a watch of its own.
         """
 
+    def reconnect(self) -> None:
+        """Make connections anew: the address that they come from may be gone."""
+
     def close(self) -> None:
         """Give back connections. Leases stay."""
 

@@ -177,6 +177,10 @@ class EtcdLeaseStore:
         )
         watch.run(deliver, trouble, stop)
 
+    def reconnect(self) -> None:
+        """Make connections anew. See ``LeaseStore``."""
+        self._connection.reconnect()
+
     def close(self) -> None:
         """Close the connections. See ``LeaseStore``."""
         self._connection.close()

@@ -119,6 +119,13 @@ class EtcdConnection:
             for member in self._members:
                 member.client.close()
 
+    def reconnect(self) -> None:
+        """Make every channel anew; calls under way fail."""
+        with self._lock:
+            if not self._is_closed:
+                for member in self._members:
+                    self._replace_client(member)
+
     def read(self, action: Callable[[Client], T], *, rounds: int = 2) -> T:
         """Return what ``action`` returns; it may be done more than once.
 
@@ -187,13 +194,16 @@ class EtcdConnection:
         with self._lock:
             if self._is_closed:
                 return
-            credentials = self._credentials()
-            if isinstance(error, StaleConnectionError) or member.credentials is not credentials:
-                stale, member.client = member.client, self._client(member.url)
-                member.credentials = credentials
-                stale.close()
+            is_outdated = member.credentials is not self._credentials()
+            if is_outdated or isinstance(error, StaleConnectionError):
+                self._replace_client(member)
             if self._members[self._current] is member:
                 self._current = (self._current + 1) % len(self._members)
+
+    def _replace_client(self, member: Member) -> None:
+        stale, member.client = member.client, self._client(member.url)
+        member.credentials = self._credentials()
+        stale.close()
 
     def _attempt(self, action: Callable[[Client], T]) -> T:
         member = self.member()

@@ -161,6 +161,9 @@ class MemoryLeaseStore:
                 revision = view.revision
                 deliver(view)
 
+    def reconnect(self) -> None:
+        """Do nothing: there is no connection."""
+
     def close(self) -> None:
         """Do nothing: there is no connection."""
 
