@@ -1,4 +1,4 @@
-"""TCP proxies on loopback: one goes silent as a half-open connection does, one loses answers."""
+"""TCP proxies on loopback: one slow or silent as a half-open connection, one loses answers."""
 
 import contextlib
 import socket
@@ -7,15 +7,17 @@ from typing import Self
 
 
 class SilentProxy:
-    """Forwards to ``port`` until it is told to swallow; connections stay open then."""
+    """Forwards to ``port``, each way ``delay_s`` late; connections stay open when it swallows."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, delay_s: float = 0.0) -> None:
+        self._delay_s = delay_s
         self._target = port
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         self._swallowed: set[socket.socket] = set()
         self._open: list[socket.socket] = []
         self.accepted = 0
+        self.is_black_hole = False  # for connections that are taken from now on
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -39,12 +41,15 @@ class SilentProxy:
                 self.accepted += 1
                 server = socket.create_connection(("127.0.0.1", self._target))
                 self._open += [client, server]
+                if self.is_black_hole:
+                    self._swallowed.update((client, server))
                 for source, sink in ((client, server), (server, client)):
                     threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                threading.Event().wait(self._delay_s)  # how far away the other end is
                 if source not in self._swallowed:
                     sink.sendall(data)
             if source not in self._swallowed:

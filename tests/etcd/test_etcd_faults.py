@@ -117,6 +117,43 @@ def test_call_on_a_half_open_connection_ends_and_the_next_one_works(
         store.view()
 
 
+@pytest.mark.parametrize("delay_s", [0.003, 0.3], ids=["3 ms", "300 ms"])
+def test_store_that_is_far_away_is_slow_and_nothing_else(
+    own_etcd: EmbeddedEtcd, delay_s: float
+) -> None:
+    port = parse_endpoint(own_etcd.endpoint).port
+    with (
+        SilentProxy(port, delay_s) as proxy,
+        raw_of(own_etcd) as raw,
+        opened(f"http://127.0.0.1:{proxy.port}") as store,
+        watched(store) as seen,
+    ):
+        lease = store.acquire(claim(1, ttl_s=10))
+        renewed = store.renew(lease, attributes(1), 10)
+        seen.wait(lambda view: view.leases == {lease.subnet.key: renewed})
+        raw.put(key(9), value(9))
+        seen.wait_for(lease.subnet, subnet(9))
+        store.release(renewed)
+        seen.wait_for(subnet(9))
+        assert not seen.troubles
+        assert proxy.accepted == 1
+
+
+def test_store_that_swallows_all_is_named_and_costs_nothing_meanwhile(
+    own_etcd: EmbeddedEtcd,
+) -> None:
+    """A black hole from the first packet on: connections are taken and never answered."""
+    with SilentProxy(parse_endpoint(own_etcd.endpoint).port) as proxy:
+        proxy.is_black_hole = True
+        with opened(f"http://127.0.0.1:{proxy.port}", timeout_s=1.0) as store:
+            with watched(store) as seen:
+                eventually(lambda: bool(seen.troubles))
+                assert isinstance(seen.troubles[0], StoreUnavailableError)
+                proxy.is_black_hole = False
+                view = seen.wait(lambda _: True, timeout_s=15)
+            assert not view.leases
+
+
 def test_idle_watch_keeps_its_connection(own_etcd: EmbeddedEtcd) -> None:
     """A watch that pings too often is thrown out by etcd after nine seconds."""
     port = parse_endpoint(own_etcd.endpoint).port

@@ -89,6 +89,29 @@ def test_entry_points_lead_somewhere() -> None:
             assert hasattr(importlib.import_module(module), name), line
 
 
+# Who may look at the time of day: for people to read, never to decide by.
+WALL_CLOCK = {
+    "overlay/agent/host.py",  # when a lease was claimed
+    "overlay/agent/logs.py",
+    "overlay/cli/leases.py",  # when a lease ends
+}
+TIME_OF_DAY = re.compile(
+    r"\btime\.(time|time_ns|localtime|gmtime|ctime|strftime)\b|\bCLOCK_REALTIME\b"
+    r"|\bfrom time import (?!monotonic|sleep)|\b(datetime|date)\.(now|utcnow|today|fromtimestamp)\b"
+)
+
+
+def test_nothing_decides_by_the_time_of_day() -> None:
+    """The clock of a node may jump by years, either way."""
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("overlay", "backends", "cni")
+        for path in (ROOT / folder).rglob("*.py")
+        if TIME_OF_DAY.search(path.read_text())
+    }
+    assert found == WALL_CLOCK
+
+
 @pytest.mark.parametrize(
     "target", ["setup", "demo", "test", "lint", "fuzz", "bench", "clean", "help"]
 )

@@ -55,10 +55,24 @@ class Clock:
         return self.now
 
 
+class FarStore(MemoryLeaseStore):
+    """A store whose answer to a challenge takes ``call_s``."""
+
+    call_s = 0.0
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock=clock)
+        self._time = clock
+
+    def challenge(self, attributes: LeaseAttributes) -> None:
+        super().challenge(attributes)
+        self._time.now += self.call_s
+
+
 class Hosts:
     def __init__(self) -> None:
         self.clock = Clock()
-        self.store = MemoryLeaseStore(clock=self.clock)
+        self.store = FarStore(self.clock)
         self.first, self.second, self.third = (Host(self.store, n, self.clock) for n in (1, 2, 3))
 
 
@@ -93,6 +107,13 @@ def test_dead_holder_is_adopted_after_the_wait_and_not_before(hosts: Hosts) -> N
     assert hosts.second.acquire() is None
     hosts.clock.now = hosts.second.twins.decide_at
     assert claimed(hosts.second).subnet == own.subnet
+
+
+def test_where_the_store_is_slow_the_answer_is_waited_for_longer(hosts: Hosts) -> None:
+    claimed(hosts.first)
+    hosts.store.call_s = 0.5
+    assert hosts.second.acquire() is None
+    assert hosts.second.twins.decide_at - hosts.clock.now >= 2 + 4 * 0.5
 
 
 def test_sign_of_life_at_the_last_moment_still_counts(hosts: Hosts) -> None:
