@@ -151,6 +151,7 @@ class Agent:
             log.warning("%s; forwarding goes on with the last view", text)
         if text is None and before.store_error is not None:
             log.info("the store answers again")
+            self.lessee.wake()  # what it wanted to write waits for its next try otherwise
         troubles = before.counters.store_troubles + (text is not None)
         self.status.update(
             store_error=text,

@@ -80,6 +80,19 @@ def test_stranded_pods_are_named_again_after_a_restart(hub: Hub) -> None:
     assert metric(again, "overlay_stranded_pods") == 1
 
 
+def test_lease_that_ran_out_is_claimed_again_with_the_same_subnet(hub: Hub) -> None:
+    agent = hub.node(1).start(*SHORT)
+    agent.wait_ready()
+    before = hub.holders()
+    agent.process.send_signal(signal.SIGSTOP)
+    try:
+        eventually(lambda: not hub.holders(), timeout_s=20)
+    finally:
+        agent.process.send_signal(signal.SIGCONT)
+    eventually(lambda: hub.holders() == before, timeout_s=20, what=agent.log)
+    agent.wait_ready()
+
+
 def test_node_that_stood_still_past_its_lease_does_not_write_over_the_new_owner(hub: Hub) -> None:
     agent = hub.node(1).start(*SHORT)
     agent.wait_ready()
