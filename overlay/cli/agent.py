@@ -39,9 +39,10 @@ def show_status(args: Namespace, out: Output) -> int:
         "underlay": [underlay.get("device"), *underlay.get("addresses", [])] if underlay else None,
         "store": _store_words(store),
         "peers": status.get("peers"),
-        "stranded pods": len(status.get("stranded") or []),
         "uptime": f"{status.get('uptime_s', 0):.0f} s",
     }
+    if status.get("stranded"):
+        facts["stranded"] = f"{len(status['stranded'])} of this node's pods"
     reasons, problems = status.get("reasons") or [], status.get("problems") or []
     for number, reason in enumerate(reasons, 1):
         facts[f"reason {number}"] = reason

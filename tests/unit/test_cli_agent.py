@@ -25,6 +25,7 @@ STATUS: dict[str, Any] = {
     "underlay": {"device": "eth0", "mtu": 1500, "addresses": ["192.0.2.1"]},
     "store": {"connected": True, "error": None, "revision": 12},
     "peers": 2,
+    "stranded": [],
     "problems": [],
     "uptime_s": 61.2,
 }
@@ -103,6 +104,11 @@ def test_status_for_programs_is_the_agents_own(
         pytest.param({"problems": [{"about": "10.244.9.0-24", "text": "bad"}]}, "bad", id="peer"),
         pytest.param(
             {"store": {"connected": False, "error": "refused", "revision": 0}}, "refused", id="away"
+        ),
+        pytest.param(
+            {"stranded": [{}], "problems": [{"about": "pod", "text": "cut off"}]},
+            "1 of this node's pods",
+            id="stranded pods",
         ),
         pytest.param({"underlay": None, "reasons": ["claiming"]}, "underlay", id="no underlay"),
     ],
