@@ -122,12 +122,16 @@ class Lessee:
             try:
                 self._step()
                 self._retry_s = 0.0
-                wake_at = min(self._renew_at, self._look_at, self._twins.decide_at)
+                is_asking = self._twins.is_asking  # a renewal that is due waits for the answer
+                due_at = self._twins.decide_at if is_asking else self._renew_at
+                wake_at = min(due_at, self._look_at)
             except (UnderlayError, DeviceConflictError, DuplicateNodeError) as exc:
                 if self._site is None:
                     self.fatal = exc
                     failed()
                     return
+                if isinstance(exc, DuplicateNodeError):
+                    self._status.update(phase=CLAIMING)
                 wake_at = self._trouble(exc)
             except OverlayError as exc:
                 wake_at = self._trouble(exc)
@@ -331,11 +335,8 @@ class Lessee:
 
         Whoever claimed second gives its lease back.
         """
-        try:
-            self._twins.refuse_taken_over(stored, own)
-        except DuplicateNodeError:
-            self._status.update(phase=CLAIMING)
-            raise
+        self._twins.refuse_taken_over(stored, own)
+        self._twins.forget()
         if self._is_rival_sought:
             try:
                 self._twins.refuse_second(stored, view)

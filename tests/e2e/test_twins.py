@@ -96,9 +96,16 @@ def test_restart_asks_nobody(hub: Hub) -> None:
     assert "alive" not in again.log
 
 
-def test_first_that_was_cut_off_gives_way_loudly_and_does_not_write(hub: Hub) -> None:
+# The second one's pause at least: a renewal is due when the first is back.
+DUE = ("--subnet-lease-ttl=30s", "--subnet-lease-renew-margin=28s")
+
+
+@pytest.mark.parametrize("flags", [(), DUE], ids=["", "renewal due"])
+def test_first_that_was_cut_off_gives_way_loudly_and_does_not_write(
+    hub: Hub, flags: tuple[str, ...]
+) -> None:
     first, second = hub.node(1), hub.node(2)
-    agent = first.start(name="twin")
+    agent = first.start(*flags, name="twin")
     agent.wait_ready()
     (subnet,) = hub.holders()
     first.cut_off()
@@ -112,6 +119,7 @@ def test_first_that_was_cut_off_gives_way_loudly_and_does_not_write(hub: Hub) ->
         assert word in reason
     assert hub.holders() == after, "nothing is written over"
     assert other.get("/readyz")[0] == 200
+    assert agent.log.count("is not as it was seen") < 5, "it does not try again and again"
     status, result = first.cni("ADD", "late", hub.netns())
     assert (status, result["code"]) == (1, 11), "it gives no address of another's subnet"
 
@@ -125,5 +133,22 @@ def test_running_node_does_not_take_the_address_of_another(hub: Hub) -> None:
     second.netns.ip("addr", "add", "192.0.2.1/24", "dev", "eth0")
     second.netns.ip("addr", "del", "192.0.2.2/24", "dev", "eth0")
     # It cannot reach etcd any more: both have one address. What it may not do is write.
-    eventually(lambda: "n2" in agent.log and "has the address 192.0.2.1 of node n1" in agent.log)
+    agent.wait_for_reason("has the address 192.0.2.1 of node n1")
     assert hub.holders() == before
+
+
+def test_twin_of_a_node_whose_lease_ran_out_is_asked_before_anything_is_claimed(hub: Hub) -> None:
+    """The second claims anew, for there is nothing to adopt; the first is then the second."""
+    first, second = hub.node(1), hub.node(2)
+    agent = first.start("--subnet-lease-ttl=3s", "--subnet-lease-renew-margin=1s", name="twin")
+    agent.wait_ready()
+    first.cut_off()
+    eventually(lambda: not hub.holders(), timeout_s=20)
+    other = second.start(name="twin")
+    other.wait_ready()
+    after = hub.holders()
+    first.heal()
+    reason = " ".join(agent.wait_for_reason("is alive and holds")["reasons"])
+    assert all(word in reason for word in ("192.0.2.1", "192.0.2.2", "twin"))
+    assert hub.holders() == after
+    assert other.get("/readyz")[0] == 200
