@@ -85,6 +85,20 @@ def test_node_that_comes_back_with_another_address_keeps_its_subnet(hub: Hub) ->
     assert hub.holders() == {subnet: ["mover", "192.0.2.99"]}
 
 
+def test_of_two_clones_that_start_in_one_moment_one_stays(hub: Hub) -> None:
+    nodes = [hub.node(number) for number in (1, 2)]
+    agents = [node.start(name="twin") for node in nodes]
+
+    def ended() -> list[int]:
+        return [status for agent in agents if (status := agent.process.poll()) is not None]
+
+    assert eventually(ended, timeout_s=20) == [6]
+    (stays,) = (agent for agent in agents if agent.process.poll() is None)
+    stays.wait_ready()
+    address = f"192.0.2.{agents.index(stays) + 1}"
+    assert [*hub.holders().values()] == [["twin", address]]
+
+
 def test_restart_asks_nobody(hub: Hub) -> None:
     node = hub.node(1)
     agent = node.start()

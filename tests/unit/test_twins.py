@@ -151,6 +151,14 @@ def test_first_that_was_away_gives_way_and_says_to_whom(hosts: Hosts) -> None:
         assert word in str(caught.value)
 
 
+def test_of_two_that_claim_in_one_moment_the_younger_is_refused(hosts: Hosts) -> None:
+    older = hosts.store.put_lease(parse_subnet("10.244.1.0/24"), hosts.first.attributes, 60)
+    younger = hosts.store.put_lease(parse_subnet("10.244.2.0/24"), hosts.second.attributes, 60)
+    hosts.first.twins.refuse_second(older, hosts.store.view())
+    with pytest.raises(DuplicateNodeError, match="n1"):
+        hosts.second.twins.refuse_second(younger, hosts.store.view())
+
+
 def test_own_write_whose_answer_was_lost_is_no_twin(hosts: Hosts) -> None:
     """The address changed, the renewal was done, and nobody said so."""
     own = claimed(hosts.first)
