@@ -185,7 +185,8 @@ class CniService:
         attachment = self._allocate(request, subnet, mtu, link=pods.link_name(request.key))
         try:
             with RtnlSocket() as rtnl:
-                defaults = pods.attach(rtnl, netns, pods.pod_link(attachment))
+                beside = [pods.pod_link(other) for other in self._beside(attachment)]
+                defaults = pods.attach(rtnl, netns, pods.pod_link(attachment), beside)
         except KernelError:
             self._attachments.undo(attachment)
             raise
@@ -197,6 +198,17 @@ class CniService:
             raise
         host_mac = pods.link_mac(attachment.link, "host")
         return format_result(request, attachment, host_mac, defaults)
+
+    def _beside(self, attachment: Attachment) -> list[Attachment]:
+        """Return the other interfaces that the same pod has from us, on whatever network."""
+        return [
+            other
+            for other in self._attachments.list()
+            if other.key.container == attachment.key.container
+            and other.sandbox == attachment.sandbox
+            and other.key != attachment.key
+            and other.link
+        ]
 
     def _allocate(self, request: CniRequest, subnet: Subnet, mtu: int, link: str) -> Attachment:
         mac = wanted_mac(request)

@@ -19,6 +19,7 @@ import errno
 import hashlib
 import socket
 import struct
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
@@ -28,7 +29,9 @@ from overlay.kernel import messages
 from overlay.kernel.base import KernelError
 from overlay.kernel.links import RTM_GETLINK, LinkInfo, list_links, parse_link
 from overlay.kernel.netns import enable_ipv6, open_rtnl
+from overlay.kernel.pod_paths import path_of
 from overlay.kernel.rtnl import (
+    NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
@@ -92,11 +95,15 @@ def link_mac(name: str, end: str) -> MacAddress:
     return MacAddress(":".join(f"{byte:02x}" for byte in (first, *digest[1:6])))
 
 
-def attach(rtnl: RtnlSocket, netns: int, link: PodLink) -> frozenset[Family]:
+def attach(
+    rtnl: RtnlSocket, netns: int, link: PodLink, beside: Sequence[PodLink] = ()
+) -> frozenset[Family]:
     """Make the pair and everything on it; on an error nothing of it stays.
 
     Return the families whose default route it made: where the pod had one
-    before, that one stays.
+    before, that one stays. ``beside`` are the pod's other interfaces of ours:
+    with them, or with somebody else's default route, each address gets a way
+    out by its own interface.
 
     ``rtnl`` is a socket on the host's side, ``netns`` a descriptor of the
     pod's namespace. Raises InterfaceExistsError, KernelError.
@@ -109,6 +116,8 @@ def attach(rtnl: RtnlSocket, netns: int, link: PodLink) -> frozenset[Family]:
             enable_ipv6(netns, link.interface)
         with open_rtnl(netns) as inside:
             defaults = _set_up_pod(inside, link)
+            if beside or len(defaults) < len({family_of(a) for a in link.addresses}):
+                _part_ways(inside, (link, *beside))
         _set_up_host(rtnl, link)
     except KernelError:
         detach(link.host_interface)
@@ -260,11 +269,11 @@ def _set_up_pod(inside: RtnlSocket, link: PodLink) -> frozenset[Family]:
         entry = Neighbor(link.interface, gateway, link.host_mac)
         own = LinkAddress(link.interface, ip_interface(address))
         requests += [messages.request(Op("set", o), where) for o in (own, entry)]
-        # Another interface of this pod may have brought gateway and default
-        # route already: those stay.
+        # The gateway is the same on another interface of this pod: there is a
+        # route to it by each, or none could ever have a route by way of it.
         if family is Family.IPV4:
-            optional.add(len(requests))
-            requests.append(_route(ip_network(gateway), index, scope="link"))
+            requests.append(_route(ip_network(gateway), index, scope="link", flag=NLM_F_APPEND))
+        # That interface may have brought the default route already: it stays.
         optional.add(len(requests))
         defaults[len(requests)] = family
         requests.append(_route(_DEFAULT[family], index, gateway=gateway))
@@ -277,6 +286,24 @@ def _set_up_pod(inside: RtnlSocket, link: PodLink) -> frozenset[Family]:
     return frozenset(defaults.values())
 
 
+def _part_ways(inside: RtnlSocket, links: Iterable[PodLink]) -> None:
+    """Lead each address out by its own interface; repeating it is safe."""
+    there = list_links(inside)
+    requests = [
+        request
+        for link in links
+        if link.interface in there  # somebody may have removed another one meanwhile
+        for address in link.addresses
+        for request in path_of(
+            there[link.interface].index, address, GATEWAY[family_of(address)], POD_ROUTE_PROTOCOL
+        )
+    ]
+    for refusal in inside.send(requests):
+        if refusal.errno != errno.EEXIST:
+            msg = f"several interfaces in the pod: {refusal.text}"
+            raise KernelError(msg)
+
+
 def _set_up_host(rtnl: RtnlSocket, link: PodLink) -> None:
     index = _index(rtnl, link.host_interface)
     where = {link.host_interface: index}
@@ -284,7 +311,7 @@ def _set_up_host(rtnl: RtnlSocket, link: PodLink) -> None:
     for address in link.addresses:
         entry = Neighbor(link.host_interface, address, link.mac)
         requests.append(messages.request(Op("set", entry), where))
-        requests.append(_route(ip_network(address), index, scope="link", replace=True))
+        requests.append(_route(ip_network(address), index, scope="link", flag=NLM_F_REPLACE))
     for refusal in rtnl.send(requests):
         msg = f"{link.host_interface}: {refusal.text}"
         raise KernelError(msg)
@@ -296,7 +323,7 @@ def _route(
     *,
     gateway: IPAddress | None = None,
     scope: str = "global",
-    replace: bool = False,
+    flag: int = NLM_F_EXCL,
 ) -> Request:
     family = family_of(prefix)
     level = _SCOPE[scope] if family is Family.IPV4 else 0
@@ -317,8 +344,7 @@ def _route(
     body += attribute(_RTA_OIF, _U32.pack(index))
     if gateway is not None:
         body += attribute(_RTA_GATEWAY, gateway.packed)
-    flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
-    return Request(messages.RTM_NEWROUTE, flags, body)
+    return Request(messages.RTM_NEWROUTE, NLM_F_CREATE | flag, body)
 
 
 def _index(rtnl: RtnlSocket, name: str) -> int:

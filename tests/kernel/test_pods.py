@@ -56,8 +56,8 @@ class Pair:
 
         return self.node.call(inside)
 
-    def attach(self, wanted: PodLink) -> None:
-        self.work(lambda rtnl, netns: pods.attach(rtnl, netns, wanted))
+    def attach(self, wanted: PodLink, *beside: PodLink) -> None:
+        self.work(lambda rtnl, netns: pods.attach(rtnl, netns, wanted, beside))
 
     def detach(self, name: str) -> bool:
         return self.work(lambda _rtnl, _netns: pods.detach(name))
@@ -138,11 +138,44 @@ def test_detached_pod_leaves_nothing(pair: Pair, addresses: tuple[str, ...]) -> 
 def test_second_interface_leaves_the_first_ones_gateway_and_default(pair: Pair) -> None:
     first, second = link(V4, V6), link("10.1.0.3", "fd00::3", interface="eth1", number=2)
     pair.attach(first)
-    pair.attach(second)
+    pair.attach(second, first)
     assert [r["dev"] for r in pair.pod.ip_json("-4", "route", "show", "default")] == ["eth0"]
     assert pair.faults(first) == pair.faults(second) == []
+    for wanted in (first, second):
+        for address in map(str, wanted.addresses):
+            there = GATEWAYS[V6] if ":" in address else GATEWAYS[V4]
+            outside = "2001:db8::9" if ":" in address else "192.0.2.9"
+            (route,) = pair.pod.ip_json("route", "get", outside, "from", address)
+            assert (route["dev"], route["gateway"]) == (wanted.interface, there)
     pair.detach("opod2")
     assert pair.faults(first) == []
+
+
+def test_only_a_pod_with_several_interfaces_has_rules(pair: Pair) -> None:
+    plain = pair.pod.ip("rule"), pair.pod.ip("-6", "rule")
+    pair.attach(link(V4, V6))
+    assert (pair.pod.ip("rule"), pair.pod.ip("-6", "rule")) == plain
+
+
+def test_default_route_of_a_second_interface_that_is_lost_is_named(pair: Pair) -> None:
+    """The route in the interface's own table is not taken for it."""
+    first, second = link(V4, V6), link("10.1.0.3", "fd00::3", interface="eth1", number=2)
+    pair.attach(first)
+    pair.attach(second, first)
+    pair.pod.ip("route", "del", "default")
+    assert pair.faults(second) == ["route 0.0.0.0/0 via 169.254.1.1 is missing"]
+
+
+def test_gateway_is_reached_by_each_interface(pair: Pair) -> None:
+    """So that somebody may move the default route: `ip route add` without `onlink`."""
+    first, second = link(V4, V6), link("10.1.0.3", "fd00::3", interface="eth1", number=2)
+    pair.attach(first)
+    pair.attach(second, first)
+    for version, gateway in (("-4", GATEWAYS[V4]), ("-6", GATEWAYS[V6])):
+        pair.pod.ip(version, "route", "del", "default")
+        pair.pod.ip(version, "route", "add", "default", "via", gateway, "dev", "eth1")
+    pair.detach("opod1")
+    assert pair.faults(second) == []
 
 
 @pytest.mark.parametrize(
