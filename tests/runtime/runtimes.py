@@ -16,15 +16,19 @@ DAEMON: Final = "containerd --config"
 REFERENCE_PLUGINS: Final = Path("/usr/lib/cni")  # Debian's containernetworking-plugins
 
 
-class Runtime(Protocol):
-    """What a test asks of a runtime; containers are known by the names it gives them."""
-
-    def start(self, container: str, *options: str) -> None:
-        """Start a container and wait until it runs."""
+class Executor(Protocol):
+    """What looks at the network from inside a container."""
 
     def execute(self, container: str, *words: str) -> str:
         """Return what a program says inside a container. Raises AssertionError."""
         ...
+
+
+class Runtime(Executor, Protocol):
+    """What a test asks of a runtime; containers are known by the names it gives them."""
+
+    def start(self, container: str, *options: str) -> None:
+        """Start a container and wait until it runs."""
 
     def stop(self, container: str) -> None:
         """Stop and remove a container."""

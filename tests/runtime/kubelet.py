@@ -1,0 +1,135 @@
+"""Pods as a kubelet makes them: a containerd with its CRI service, asked over gRPC."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from tests.kernel.netns import eventually
+from tests.runtime.cri import Cri
+from tests.runtime.image import IMAGE, PORT
+from tests.runtime.machine import BIN_DIR, CONFIG_DIR, DEADLINE_S, Machine
+from tests.runtime.runtimes import DAEMON
+
+# Every call of the plugin, as the runtime made it: command, container, namespace, interface.
+_RECORDER: Final = """#!/bin/sh
+echo "$CNI_COMMAND $CNI_CONTAINERID ${{CNI_NETNS:--}} $CNI_IFNAME" >>"{calls}"
+exec "{plugin}"
+"""
+# What keeps a pod's namespaces is our image itself: it serves its page there.
+_CONFIG: Final = """version = 2
+root = "{root}"
+state = "/run/containerd"
+[grpc]
+address = "{socket}"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{image}"
+# Without CAP_SYS_RESOURCE no score may be below the daemon's own.
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{plugins}"
+conf_dir = "{networks}"
+"""
+
+
+class Kubelet:
+    """Makes and removes pods on one machine; ``calls`` is what its plugin was asked."""
+
+    def __init__(self, machine: Machine, image: Path, cgroup: str) -> None:
+        self._machine, self._cgroup = machine, cgroup
+        place = machine.place / "cri"
+        place.mkdir()
+        self._calls = place / "calls"
+        self._socket = place / "containerd.sock"
+        config = place / "config.toml"
+        config.write_text(
+            _CONFIG.format(
+                root=place / "root",
+                socket=self._socket,
+                image=IMAGE,
+                plugins=BIN_DIR,
+                networks=CONFIG_DIR,
+            )
+        )
+        self._log = place / "log"
+        self._daemon = machine.start(self._log, "containerd", "--config", str(config))
+        self._cri = Cri(self._socket)
+        eventually(self._answers, timeout_s=DEADLINE_S, what="an answer of containerd's CRI")
+        self._ctr("images", "import", "--snapshotter", "native", str(image))
+
+    def record(self) -> None:
+        """Put a recorder in front of the plugin that is installed."""
+        plugin = self._machine.plugins / "overlay"
+        plugin.rename(plugin.with_name("overlay.asked"))
+        recorder = _RECORDER.format(calls=self._calls, plugin=f"{BIN_DIR}/overlay.asked")
+        plugin.write_text(recorder)
+        plugin.chmod(0o755)
+        # containerd looks at its networks when their folder changes, and not before.
+        eventually(self._has_network, timeout_s=DEADLINE_S, what="containerd's network")
+
+    def run(self, name: str, uid: str, *, host_port: int = 0) -> str:
+        """Return the id of a pod that runs; its port is mapped where ``host_port`` is told."""
+        ports = [{"container_port": PORT, "host_port": host_port}] if host_port else []
+        config = {
+            "metadata": {"name": name, "uid": uid, "namespace": "shop", "attempt": 0},
+            "port_mappings": ports,
+            "log_directory": str(self._machine.place / "cri" / "logs"),
+            "linux": {"cgroup_parent": f"/{self._cgroup}"},
+        }
+        return str(self._cri.call("RunPodSandbox", config=config)["pod_sandbox_id"])
+
+    def addresses(self, pod: str) -> list[str]:
+        """Return a pod's addresses as the runtime tells a kubelet, the first one first."""
+        status = self._cri.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]
+        network = status["network"]
+        return [network["ip"], *(more["ip"] for more in network.get("additional_ips", []))]
+
+    def stop(self, pod: str) -> None:
+        self._cri.call("StopPodSandbox", pod_sandbox_id=pod)
+
+    def remove(self, pod: str) -> None:
+        self._cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+
+    def pods(self) -> list[str]:
+        """Return the ids of the pods that the runtime knows."""
+        return [pod["id"] for pod in self._cri.call("ListPodSandbox").get("items", [])]
+
+    def execute(self, pod: str, *words: str) -> str:
+        """Return what a program says inside a pod. Raises AssertionError."""
+        return self._ctr("task", "exec", "--exec-id", "asked", pod, *words)
+
+    def calls(self, pod: str) -> list[list[str]]:
+        """Return command, namespace and interface of every call of the plugin for a pod."""
+        lines = [line.split() for line in self._calls.read_text().splitlines()]
+        return [[line[0], *line[2:]] for line in lines if line[1:2] == [pod]]
+
+    def close(self) -> None:
+        """End the daemon."""
+        self._cri.close()
+        for pid, words in self._machine.processes().items():
+            if words.startswith(DAEMON):
+                self._machine.run("kill", str(pid))
+        self._daemon.wait(DEADLINE_S)
+
+    def _answers(self) -> bool:
+        assert self._daemon.poll() is None, self._log.read_text()
+        try:
+            self._cri.call("ListPodSandbox")
+        except grpc.RpcError as exc:
+            if exc.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return False
+        return True
+
+    def _has_network(self) -> bool:
+        status: dict[str, Any] = self._cri.call("Status")["status"]
+        # A condition that is met has no reason.
+        lacking = [c["type"] for c in status["conditions"] if c.get("reason")]
+        return "NetworkReady" not in lacking
+
+    def _ctr(self, *words: str) -> str:
+        return self._machine.run(
+            "ctr", "--address", str(self._socket), "--namespace", "k8s.io", *words
+        )
