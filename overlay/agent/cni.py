@@ -60,10 +60,14 @@ Answer = tuple[int, bytes]  # exit status and standard output of the plugin
 
 
 class CniService:
-    """Answers the plugin. ``attachments`` is shared with whoever lists them."""
+    """Answers the plugin. ``attachments`` is shared with whoever lists them.
 
-    def __init__(self, status: Status, attachments: Attachments) -> None:
-        self._status = status
+    An ADD waits ``start_s`` seconds for the node's subnet: an agent that was
+    started again has none yet, and not every runtime asks twice.
+    """
+
+    def __init__(self, status: Status, attachments: Attachments, start_s: float = 5.0) -> None:
+        self._status, self._start_s = status, start_s
         self._attachments = attachments
         self._commands: Mapping[str, Callable[[CniRequest, int | None], bytes]] = {
             "ADD": self._add,
@@ -164,7 +168,7 @@ class CniService:
         return {"released": [a.to_json() for a in found]}
 
     def _add(self, request: CniRequest, netns: int | None) -> bytes:
-        subnet, mtu = self._ready()
+        subnet, mtu = self._ready(wait_s=self._start_s)
         previous_result(request.config)  # before anything is made
         if request.is_ipam:
             found = self._attachments.complete(self._allocate(request, subnet, mtu, link=""))
@@ -280,13 +284,17 @@ class CniService:
                 raise CniError(UNAVAILABLE, str(PoolExhaustedError(network, span.count)))
         return b""
 
-    def _ready(self, code: int = TRY_LATER) -> tuple[Subnet, int]:
-        snapshot: Snapshot = self._status.get()
-        # A node that is claiming may be about to lose its subnet to another.
-        if snapshot.site is None or not snapshot.mtu or snapshot.phase == CLAIMING:
+    def _ready(self, code: int = TRY_LATER, wait_s: float = 0.0) -> tuple[Subnet, int]:
+        snapshot = self._status.wait_for(_is_settled, wait_s)
+        if snapshot.site is None or not _is_settled(snapshot):
             reason = "; ".join(snapshot.reasons) or snapshot.phase
             raise CniError(code, f"this node has no subnet: {reason}")
         return snapshot.site.own.subnet, snapshot.mtu
+
+
+def _is_settled(snapshot: Snapshot) -> bool:
+    # A node that is claiming may be about to lose its subnet to another.
+    return snapshot.site is not None and snapshot.mtu != 0 and snapshot.phase != CLAIMING
 
 
 def _addresses_in_use() -> Mapping[str, Sequence[IPAddress]]:

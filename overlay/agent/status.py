@@ -1,6 +1,7 @@
 """What the agent's threads tell one another and the outside: a snapshot, and a mailbox."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -85,7 +86,7 @@ class Status:
     """The latest snapshot; any thread reads it, each writes its own fields."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._snapshot = Snapshot()
 
     def get(self) -> Snapshot:
@@ -94,8 +95,15 @@ class Status:
 
     def update(self, **changes: Any) -> Snapshot:
         """Replace fields of the snapshot; return the new one."""
-        with self._lock:
+        with self._changed:
             self._snapshot = replace(self._snapshot, **changes)
+            self._changed.notify_all()
+            return self._snapshot
+
+    def wait_for(self, is_enough: Callable[[Snapshot], bool], timeout_s: float) -> Snapshot:
+        """Return the latest snapshot, at once when it is enough, else when the time is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: is_enough(self._snapshot), timeout_s)
             return self._snapshot
 
 

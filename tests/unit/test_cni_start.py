@@ -1,0 +1,61 @@
+"""An ADD that comes while the agent starts: it waits for the node's subnet, for a bounded time."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from overlay.agent.attachments import Attachments
+from overlay.agent.cni import CniService
+from overlay.agent.status import WAITING_STORE, Status
+from tests.unit.worlds import site
+
+VARIABLES: Final = {
+    "CNI_COMMAND": "ADD",
+    "CNI_CONTAINERID": "early",
+    "CNI_NETNS": "/run/netns/pod",
+    "CNI_IFNAME": "eth0",
+}
+# Addresses alone, so that no namespace is needed.
+CONFIG: Final = {
+    "cniVersion": "1.1.0",
+    "name": "fabric",
+    "type": "ptp",
+    "ipam": {"type": "overlay"},
+}
+
+
+def asked(service: CniService, **more: str) -> tuple[int, dict[str, Any]]:
+    config = json.dumps(CONFIG).encode()
+    code, output = service.answer({**VARIABLES, **more}, config, None)
+    document: dict[str, Any] = json.loads(output)
+    return code, document
+
+
+def test_add_waits_for_the_subnet(tmp_path: Path) -> None:
+    status = Status()
+    service = CniService(status, Attachments(tmp_path), start_s=20)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        early = pool.submit(asked, service)
+        status.update(phase=WAITING_STORE)
+        status.update(site=site())
+        assert not early.done(), "the MTU is not known yet"
+        status.update(mtu=1450)
+        code, result = early.result(20)
+    assert (code, len(result["ips"])) == (0, 2)
+
+
+def test_add_is_told_to_come_again_when_there_is_none(tmp_path: Path) -> None:
+    status = Status()
+    status.update(phase=WAITING_STORE)
+    service = CniService(status, Attachments(tmp_path), start_s=0.05)
+    code, error = asked(service)
+    assert (code, error["code"]) == (1, 11)
+    assert error["msg"] == f"this node has no subnet yet: {WAITING_STORE}"
+
+
+def test_status_does_not_wait(tmp_path: Path) -> None:
+    """It is asked often: it would outlast this test's time."""
+    service = CniService(Status(), Attachments(tmp_path), start_s=3600)
+    code, error = asked(service, CNI_COMMAND="STATUS")
+    assert (code, error["code"]) == (1, 50)
