@@ -11,11 +11,6 @@ from tests.runtime.image import IMAGE, PORT
 from tests.runtime.machine import BIN_DIR, CONFIG_DIR, DEADLINE_S, Machine
 from tests.runtime.runtimes import DAEMON
 
-# Every call of the plugin, as the runtime made it: command, container, namespace, interface.
-_RECORDER: Final = """#!/bin/sh
-echo "$CNI_COMMAND $CNI_CONTAINERID ${{CNI_NETNS:--}} $CNI_IFNAME" >>"{calls}"
-exec "{plugin}"
-"""
 # What keeps a pod's namespaces is our image itself: it serves its page there.
 _CONFIG: Final = """version = 2
 root = "{root}"
@@ -35,13 +30,12 @@ conf_dir = "{networks}"
 
 
 class Kubelet:
-    """Makes and removes pods on one machine; ``calls`` is what its plugin was asked."""
+    """Makes and removes pods on one machine."""
 
     def __init__(self, machine: Machine, image: Path, cgroup: str) -> None:
         self._machine, self._cgroup = machine, cgroup
         place = machine.place / "cri"
         place.mkdir()
-        self._calls = place / "calls"
         self._socket = place / "containerd.sock"
         config = place / "config.toml"
         config.write_text(
@@ -59,14 +53,8 @@ class Kubelet:
         eventually(self._answers, timeout_s=DEADLINE_S, what="an answer of containerd's CRI")
         self._ctr("images", "import", "--snapshotter", "native", str(image))
 
-    def record(self) -> None:
-        """Put a recorder in front of the plugin that is installed."""
-        plugin = self._machine.plugins / "overlay"
-        plugin.rename(plugin.with_name("overlay.asked"))
-        recorder = _RECORDER.format(calls=self._calls, plugin=f"{BIN_DIR}/overlay.asked")
-        plugin.write_text(recorder)
-        plugin.chmod(0o755)
-        # containerd looks at its networks when their folder changes, and not before.
+    def wait_for_network(self) -> None:
+        """Wait until containerd has read the network, which it does when the folder changes."""
         eventually(self._has_network, timeout_s=DEADLINE_S, what="containerd's network")
 
     def run(self, name: str, uid: str, *, host_port: int = 0) -> str:
@@ -99,11 +87,6 @@ class Kubelet:
     def execute(self, pod: str, *words: str) -> str:
         """Return what a program says inside a pod. Raises AssertionError."""
         return self._ctr("task", "exec", "--exec-id", "asked", pod, *words)
-
-    def calls(self, pod: str) -> list[list[str]]:
-        """Return command, namespace and interface of every call of the plugin for a pod."""
-        lines = [line.split() for line in self._calls.read_text().splitlines()]
-        return [[line[0], *line[2:]] for line in lines if line[1:2] == [pod]]
 
     def close(self) -> None:
         """End the daemon."""

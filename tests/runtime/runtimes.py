@@ -73,6 +73,10 @@ class Podman:
         self._podman("stop", "--time", "0", container)
         self._podman("rm", container)
 
+    def discard(self, container: str) -> None:
+        """``podman rm --force``: also for one that never ran."""
+        self._podman("rm", "--force", "--time", "0", container)
+
     def left(self) -> list[str]:
         """Return the containers, and the namespaces that podman names."""
         names = self._podman("ps", "--all", "--format", "{{.Names}}").split()
@@ -147,6 +151,13 @@ class Containerd:
         self._running.pop(container).wait(DEADLINE_S)
         log = (self._machine.place / f"{container}.log").read_text()
         assert "failed" not in log, log
+
+    def discard(self, container: str) -> None:
+        """Remove what ``ctr run`` leaves when its network failed."""
+        self._running.pop(container).wait(DEADLINE_S)
+        if container in self._ctr("task", "list", "--quiet").split():
+            self._ctr("task", "delete", "--force", container)
+        self._ctr("container", "delete", container)
 
     def left(self) -> list[str]:
         """Return containers, tasks and snapshots of containers."""

@@ -9,6 +9,7 @@ import pytest
 
 from overlay.model.address import FAMILIES
 from tests.runtime.kubelet import Kubelet
+from tests.runtime.recorder import Recorder
 from tests.runtime.site import Site, ask, nothing_is_left
 
 pytestmark = pytest.mark.runtime
@@ -21,7 +22,7 @@ def kubelets(site: Site) -> Iterator[dict[str, Kubelet]]:
     site.install("shim", "10-overlay.conflist")
     found = {n: Kubelet(site.machines[n], site.image, site.cgroup(n)) for n in NODES}
     for kubelet in found.values():
-        kubelet.record()
+        kubelet.wait_for_network()
     yield found
     for kubelet in found.values():
         kubelet.close()
@@ -62,15 +63,15 @@ def test_pods_of_the_cri_meet_and_leave_nothing(site: Site, kubelets: dict[str, 
 
 def test_second_del_comes_without_a_namespace(site: Site, kubelets: dict[str, Kubelet]) -> None:
     """Stopping tears the network down, removing does it again: every kubelet's habit."""
-    kubelet = kubelets["n1"]
+    kubelet, recorder = kubelets["n1"], Recorder(site.machines["n1"])
+    recorder.install()
     pod = kubelet.run("twice", str(uuid4()))
     kubelet.stop(pod)
     kubelet.remove(pod)
-    calls = kubelet.calls(pod)
-    assert [call[0] for call in calls] == ["ADD", "DEL", "DEL"]
-    assert calls[0][1].startswith("/var/run/netns/cni-")
-    assert calls[1][1] == calls[0][1]
-    assert calls[2][1] == "-"
-    assert {call[2] for call in calls} == {"eth0"}
+    (added, deleted, again) = recorder.calls()
+    assert [added[0], deleted[0], again[0]] == ["ADD", "DEL", "DEL"]
+    assert added[2].startswith("/var/run/netns/cni-")
+    assert deleted[2] == added[2]
+    assert again == ["DEL", pod, "-", "eth0"]
     assert "CNI " not in site.lab.dir.log("n1").read_text()
     nothing_is_left(site, "n1")
