@@ -53,7 +53,7 @@ class Podman:
             f'[storage]\ndriver = "vfs"\ngraphroot = "{place / "storage"}"\n'
             'runroot = "/run/containers/storage"\n'
         )
-        self._environment = {
+        self.environment = {
             "CONTAINERS_CONF": str(config),
             "CONTAINERS_STORAGE_CONF": str(storage),
         }
@@ -83,7 +83,27 @@ class Podman:
         return names + self._machine.run("ls", "/run/netns").split()
 
     def _podman(self, *words: str) -> str:
-        return self._machine.run("podman", *words, environment=self._environment)
+        return self._machine.run("podman", *words, environment=self.environment)
+
+
+class Buildah:
+    """buildah with podman's configuration and images; it runs a step of a build, and waits."""
+
+    def __init__(self, podman: Podman, machine: Machine, cgroup: str) -> None:
+        self._machine, self._cgroup = machine, cgroup
+        self._environment = {**podman.environment, "BUILDAH_RUNTIME": "runc"}
+
+    def run(self, container: str, *words: str) -> str:
+        """``buildah from; buildah run --network overlay-podman; buildah rm``."""
+        where = ("--cgroup-parent", f"/{self._cgroup}", "--isolation", "oci")
+        self._buildah("from", "--pull-never", "--name", container, *where, IMAGE)
+        try:
+            return self._buildah("run", "--network", "overlay-podman", container, "--", *words)
+        finally:
+            self._buildah("rm", container)
+
+    def _buildah(self, *words: str) -> str:
+        return self._machine.run("buildah", *words, environment=self._environment)
 
 
 def _podman_config(networks: Path) -> str:

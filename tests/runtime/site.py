@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from overlay.lab.fabric import running
 from overlay.lab.topology import LabOptions
-from overlay.model.address import FAMILIES, IPAddress
+from overlay.model.address import FAMILIES, IPAddress, IPNetwork
 from overlay_cni.install import install_plugin, install_shim, own_interpreter
 from tests.kernel.netns import eventually
 from tests.runtime.image import PAGE, PORT, write_image
@@ -56,6 +56,10 @@ class Site:
             if conflist:
                 shutil.copy(CONFLISTS / conflist, machine.networks)
 
+    def subnets(self, node: str) -> list[IPNetwork]:
+        """Return what a node leases, by its subnet file."""
+        return [interface.network for interface in self.lab.subnet_files()[node].subnets.values()]
+
     def links(self, node: str) -> list[dict[str, Any]]:
         return list(json.loads(self.machines[node].run("ip", "-j", "-s", "-d", "link")))
 
@@ -92,9 +96,17 @@ def addresses(runtime: Executor, container: str) -> list[IPAddress]:
 
 def ask(runtime: Executor, container: str, target: IPAddress, port: int = PORT) -> IPAddress:
     """Return the address that a container is seen with by the one at ``target``."""
+    return seen_in(runtime.execute(container, "sh", "-c", request_for(target, port)))
+
+
+def request_for(target: IPAddress, port: int = PORT) -> str:
+    """Return the shell's words that ask for the page at ``target``."""
     # Not wget: Debian's static one crashes without the host's name service.
-    words = f"printf 'GET /{PAGE} HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {target} {port}"
-    answer = runtime.execute(container, "sh", "-c", words)
+    return f"printf 'GET /{PAGE} HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {target} {port}"
+
+
+def seen_in(answer: str) -> IPAddress:
+    """Return the client's address in an answer to ``request_for``."""
     seen = ip_address(answer.rpartition("\n")[2].strip("[]"))
     mapped = seen.ipv4_mapped if isinstance(seen, IPv6Address) else None
     return mapped or seen
