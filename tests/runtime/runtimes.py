@@ -44,11 +44,11 @@ class Podman:
     def __init__(self, machine: Machine, image: Path, cgroup: str) -> None:
         self._machine, self._cgroup = machine, cgroup
         place = machine.place / "podman"
-        networks = place / "net.d"
-        networks.mkdir(parents=True)
-        shutil.copy(CONFLISTS / "podman.conflist", networks)
+        self.networks = place / "net.d"
+        self.networks.mkdir(parents=True)
+        shutil.copy(CONFLISTS / "podman.conflist", self.networks)
         config, storage = place / "containers.conf", place / "storage.conf"
-        config.write_text(_podman_config(networks))
+        config.write_text(_podman_config(self.networks))
         storage.write_text(
             f'[storage]\ndriver = "vfs"\ngraphroot = "{place / "storage"}"\n'
             'runroot = "/run/containers/storage"\n'
@@ -59,10 +59,10 @@ class Podman:
         }
         self._podman("load", "--quiet", "--input", str(image))
 
-    def start(self, container: str, *options: str) -> None:
+    def start(self, container: str, *options: str, network: str = "overlay-podman") -> None:
         """``podman run --detach --network overlay-podman``."""
-        network = ("--network", "overlay-podman", "--cgroup-parent", f"/{self._cgroup}")
-        self._podman("run", "--detach", "--name", container, *network, *options, IMAGE)
+        where = ("--network", network, "--cgroup-parent", f"/{self._cgroup}")
+        self._podman("run", "--detach", "--name", container, *where, *options, IMAGE)
 
     def execute(self, container: str, *words: str) -> str:
         """``podman exec``."""

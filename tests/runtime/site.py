@@ -5,7 +5,7 @@ import shutil
 from contextlib import ExitStack
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from overlay.lab.fabric import running
@@ -17,6 +17,9 @@ from tests.runtime.image import PAGE, PORT, write_image
 from tests.runtime.machine import Machine, remove_cgroups
 from tests.runtime.runtimes import CONFLISTS, DAEMON, REFERENCE_PLUGINS, Executor
 from tests.unit.cni_plugins import build
+
+# Beside ours in the machines' plugin directory; CRI brings up `lo` by a plugin.
+CHAINED: Final = ("portmap", "bandwidth", "tuning", "firewall", "loopback")
 
 
 class Site:
@@ -49,12 +52,19 @@ class Site:
                 install_plugin(machine.plugins / "overlay", own_interpreter())
             else:
                 install_shim(machine.plugins / "overlay", built)
-            for name in ("portmap", "loopback"):  # CRI brings up `lo` by a plugin
-                shutil.copy(REFERENCE_PLUGINS / name, machine.plugins)
+            for name in CHAINED:
+                beside = machine.plugins / name
+                beside.unlink(missing_ok=True)
+                beside.symlink_to(REFERENCE_PLUGINS / name)
             for old in machine.networks.iterdir():
                 old.unlink()
             if conflist:
                 shutil.copy(CONFLISTS / conflist, machine.networks)
+
+    def rules(self, node: str) -> str:
+        """Return the packet filter and the queues of a node, without counters."""
+        machine = self.machines[node]
+        return machine.run("nft", "--stateless", "list", "ruleset") + machine.run("tc", "qdisc")
 
     def subnets(self, node: str) -> list[IPNetwork]:
         """Return what a node leases, by its subnet file."""
