@@ -8,19 +8,22 @@ hand and in the kept result.
 """
 
 import copy
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
 import pytest
 
 from overlay.model.address import FAMILIES, Family, IPAddress
-from tests.e2e.chains import Attachment, ChainError
+from tests.e2e.chains import REFERENCE_PLUGINS, Attachment, Chain, ChainError
 from tests.e2e.pair import Pair, addresses, lab_of_two, meets, place_of
 from tests.kernel.netns import Netns, host_unchanged
 
 pytestmark = pytest.mark.e2e
 
+FOLDERS: Final = (REFERENCE_PLUGINS, Path("/opt/cni/bin"))
 DEFAULTS: Final = ("0.0.0.0/0", "::/0")
 GATEWAYS: Final = {Family.IPV4: "169.254.1.1", Family.IPV6: "fe80::1"}
 
@@ -146,6 +149,29 @@ def test_default_route_moves_to_the_second_network(
     for given in (first, second):
         both_ways(multus, given, peer)
     multus.check()
+
+
+@pytest.mark.skipif(
+    not any(os.access(folder / "multus", os.X_OK) for folder in FOLDERS),
+    reason="Multus itself is not here: no package of Debian 12 or PyPI has it; the tests beside "
+    "this one give our plugin what its source says that it gives",
+)
+def test_multus_itself(pair: Pair, tmp_path: Path) -> None:
+    """Without a Kubernetes API it serves the delegates of its own configuration alone."""
+    delegates = [
+        {"cniVersion": "1.0.0", "name": name, **pair.own("n1")} for name in ("cluster", "storage")
+    ]
+    folders = {"cniDir": str(tmp_path), "binDir": str(pair.path[0]), "confDir": str(tmp_path)}
+    plugin = {"type": "multus", **folders, "delegates": delegates}
+    conflist = {"cniVersion": "1.0.0", "name": "multus", "plugins": [plugin]}
+    chain = Chain(conflist, pair.namespace("n1"), (*pair.path, *FOLDERS))
+    pod = pair.pod()
+    place = place_of(pod, "real")
+    chain.add(place)
+    assert {one["network"] for one in pair.held("n1")} == {"cluster", "storage"}
+    assert {link["ifname"] for link in pod.ip_json("link")} == {"lo", "eth0", "net1"}
+    chain.delete(place)
+    assert pair.held("n1") == []
 
 
 def test_check_goes_by_the_edited_result(multus: Multus) -> None:
