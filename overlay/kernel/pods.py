@@ -8,10 +8,10 @@ For a pod with the addresses A (IPv4) and B (IPv6)::
     ip -n POD route add 169.254.1.1 dev eth0 scope link
     ip -n POD route add default via 169.254.1.1 dev eth0 onlink
     ip -n POD route add default via fe80::1 dev eth0
-    ip neigh add A lladdr P dev opodX nud permanent;  the same for B
+    ip addr add 169.254.1.1/32 dev opodX scope host;  ip addr add fe80::1/64 dev opodX nodad
     ip route add A/32 dev opodX proto 80;  the same for B/128
 
-No bridge, no ARP, no duplicate-address wait. Measured in November 2026: see
+No bridge, no duplicate-address wait. Measured in November 2026: see
 docs/performance.md.
 """
 
@@ -29,6 +29,7 @@ from overlay.kernel import messages
 from overlay.kernel.base import KernelError
 from overlay.kernel.links import RTM_GETLINK, LinkInfo, list_links, parse_link
 from overlay.kernel.netns import enable_ipv6, open_rtnl
+from overlay.kernel.pod_gateway import gateway_address
 from overlay.kernel.pod_paths import path_of
 from overlay.kernel.rtnl import (
     NLM_F_APPEND,
@@ -306,11 +307,9 @@ def _part_ways(inside: RtnlSocket, links: Iterable[PodLink]) -> None:
 
 def _set_up_host(rtnl: RtnlSocket, link: PodLink) -> None:
     index = _index(rtnl, link.host_interface)
-    where = {link.host_interface: index}
     requests = [_up(index)]
     for address in link.addresses:
-        entry = Neighbor(link.host_interface, address, link.mac)
-        requests.append(messages.request(Op("set", entry), where))
+        requests.append(gateway_address(index, GATEWAY[family_of(address)]))
         requests.append(_route(ip_network(address), index, scope="link", flag=NLM_F_REPLACE))
     for refusal in rtnl.send(requests):
         msg = f"{link.host_interface}: {refusal.text}"

@@ -181,6 +181,23 @@ def set_policy(pair: Pair, policy: str, *, has_rules: bool) -> None:
     eventually(has_answered, timeout_s=20, what="the agent's answer to the policy")
 
 
+def test_pod_whose_mac_is_tuned_is_reached(pair: Pair, peer: Netns) -> None:
+    """tuning changes it when our part is done: neither side may go by what it knew."""
+    before = pair.state("n1")
+    chain = pair.chain("n1", pair.own("n1"), {"type": "tuning", "mac": "02:00:00:00:aa:aa"})
+    pod = pair.pod()
+    changed = place_of(pod, "changed")
+    given = addresses(chain.add(changed))
+    assert pod.ip_json("link", "show", "eth0")[0]["address"] == "02:00:00:00:aa:aa"
+    for family, address in given.items():
+        assert meets(pair.namespace("n1"), pod.name, address) is not None
+        assert meets(peer.name, pod.name, address) is not None
+        assert meets(pod.name, pair.namespace("n2"), pair.address("n2", family)) is not None
+    chain.check(changed)
+    chain.delete(changed)
+    nothing_is_left(pair, "n1", before)
+
+
 @pytest.mark.usefixtures("dropping")
 def test_pods_pass_a_firewall_that_drops(pair: Pair, peer: Netns) -> None:
     before = pair.state("n1")

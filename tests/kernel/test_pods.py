@@ -1,6 +1,7 @@
 """Pods' interfaces on the kernel: what attach makes, what faults finds, and nothing half done."""
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -115,13 +116,35 @@ def test_attached_pod_is_wired_point_to_point(pair: Pair, addresses: tuple[str, 
         assert (default["gateway"], default["dev"]) == (GATEWAYS[address], "eth0")
         (own,) = pair.node.ip_json(option, "route", "show", "proto", "80")
         assert (own["dst"], own["dev"]) == (address, "opod1")
-        for netns, to, mac in (
-            (pair.pod, GATEWAYS[address], wanted.host_mac),
-            (pair.node, address, wanted.mac),
-        ):
-            (entry,) = netns.ip_json("neigh", "show", to)
-            assert (entry["lladdr"], entry["state"]) == (mac, ["PERMANENT"])
+        (entry,) = pair.pod.ip_json("neigh", "show", GATEWAYS[address])
+        assert (entry["lladdr"], entry["state"]) == (wanted.host_mac, ["PERMANENT"])
+        (own,) = (a for a in host["addr_info"] if a["local"] == GATEWAYS[address])
+        assert not own.get("tentative")
     assert pair.faults(wanted) == []
+
+
+@pytest.mark.parametrize("is_first", [False, True], ids=["the pod speaks first", "the node"])
+@pytest.mark.parametrize("address", [V4, V6])
+def test_pod_that_changed_its_mac_is_reached(pair: Pair, address: str, is_first: bool) -> None:
+    """The reference plugin tuning changes it in a chain, after us."""
+    pair.node.ip("addr", "add", "192.0.2.1/32", "dev", "lo")
+    pair.node.ip("addr", "add", "2001:db8::1/128", "dev", "lo")
+    pair.attach(link(V4, V6))
+    pair.pod.ip("link", "set", "eth0", "address", "02:00:00:00:aa:aa")
+    outside = "2001:db8::1" if ":" in address else "192.0.2.1"
+    sender, receiver, target = (
+        (pair.node, pair.pod, address) if is_first else (pair.pod, pair.node, outside)
+    )
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with (
+        receiver.socket(family, socket.SOCK_DGRAM) as far,
+        sender.socket(family, socket.SOCK_DGRAM) as near,
+    ):
+        far.bind((target, 4343))
+        far.settimeout(20)
+        near.sendto(b"hello", (target, 4343))
+        source = far.recvfrom(64)[1][0]
+        assert source != GATEWAYS[V4], "nobody takes the gateway for a node's address"
 
 
 @pytest.mark.parametrize("addresses", FAMILY_SETS)
