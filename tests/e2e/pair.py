@@ -21,7 +21,7 @@ from tests.unit.cni_plugins import build
 
 PORT: Final = 8080
 # Enough for a connection over a busy machine; what is blocked costs as long.
-CONNECT_S: Final = 2.0
+CONNECT_S: Final = 5.0
 
 needs_reference_plugins: Final = pytest.mark.skipif(
     not (REFERENCE_PLUGINS / "bridge").exists(),

@@ -73,7 +73,8 @@ def every_plugin(pair: Pair, node: str) -> Chain:
 
 
 def nothing_is_left(pair: Pair, node: str, before: dict[str, str]) -> None:
-    eventually(lambda: pair.state(node) == before, what=f"{pair.state(node)} is {before}")
+    what = f"{pair.state(node)} is {before}"
+    eventually(lambda: pair.state(node) == before, timeout_s=20, what=what)
 
 
 def test_port_is_reached_from_everywhere(pair: Pair, peer: Netns) -> None:

@@ -62,13 +62,17 @@ _MESSAGES: Final[Mapping[str, tuple[tuple[str, int, str], ...]]] = {
     "RemovePodSandboxResponse": (),
     "PodSandboxStatusRequest": (("pod_sandbox_id", 1, "string"),),
     "PodSandboxStatusResponse": (("status", 1, "PodSandboxStatus"),),
+    "ImageSpec": (("image", 1, "string"),),
+    "Image": (("id", 1, "string"),),
+    "ImageStatusRequest": (("image", 1, "ImageSpec"),),
+    "ImageStatusResponse": (("image", 1, "Image"),),
     "ListPodSandboxRequest": (),
     "ListPodSandboxResponse": (("items", 1, "*PodSandbox"),),
 }
 
 
 class Cri:
-    """The RuntimeService behind a unix socket."""
+    """RuntimeService and ImageService behind a unix socket."""
 
     def __init__(self, socket: Path) -> None:
         self._channel = grpc.insecure_channel(f"unix://{socket}")
@@ -81,9 +85,10 @@ class Cri:
 
         Raises grpc.RpcError with the runtime's own words.
         """
+        service = "ImageService" if name.startswith("Image") else "RuntimeService"
         request = _CLASSES[f"{name}Request"]
         answer = self._channel.unary_unary(
-            f"/{_PACKAGE}.RuntimeService/{name}",
+            f"/{_PACKAGE}.{service}/{name}",
             request_serializer=request.SerializeToString,
             response_deserializer=_CLASSES[f"{name}Response"].FromString,
         )(json_format.ParseDict(fields, request()), timeout=DEADLINE_S)

@@ -52,6 +52,8 @@ class Kubelet:
         self._cri = Cri(self._socket)
         eventually(self._answers, timeout_s=DEADLINE_S, what="an answer of containerd's CRI")
         self._ctr("images", "import", "--snapshotter", "native", str(image))
+        # The CRI service is told of it a moment later, and would ask a registry until then.
+        eventually(self._has_image, timeout_s=DEADLINE_S, what="the image")
 
     def wait_for_network(self) -> None:
         """Wait until containerd has read the network, which it does when the folder changes."""
@@ -105,6 +107,9 @@ class Kubelet:
                 raise
             return False
         return True
+
+    def _has_image(self) -> bool:
+        return "image" in self._cri.call("ImageStatus", image={"image": IMAGE})
 
     def _has_network(self) -> bool:
         status: dict[str, Any] = self._cri.call("Status")["status"]

@@ -123,4 +123,6 @@ def seen_in(answer: str) -> IPAddress:
 
 
 def nothing_is_left(site: Site, node: str) -> None:
-    eventually(lambda: site.left(node) == [], what=f"{node} without {site.left(node)}")
+    eventually(
+        lambda: site.left(node) == [], timeout_s=20, what=f"{node} without {site.left(node)}"
+    )
