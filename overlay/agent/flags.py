@@ -21,7 +21,7 @@ from overlay.kernel.netns import own_namespace
 from overlay.kernel.underlay import UnderlayFlags
 from overlay.model.address import Family, IPAddress, parse_node_address
 from overlay.model.document import is_plain
-from overlay.model.errors import UsageError
+from overlay.model.errors import UsageError, usage_text
 from overlay.model.node import NodeIdentity
 from overlay.store.etcd_config import EtcdConfig
 
@@ -58,7 +58,7 @@ class Flags:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; `overlayd --help` lists the flags")
+        raise UsageError(f"{usage_text(message)}; `overlayd --help` lists the flags")
 
 
 def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Flags:

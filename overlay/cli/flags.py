@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 
 from overlay.cli.out import FORMATS, Output
 from overlay.model.document import is_plain
-from overlay.model.errors import UsageError
+from overlay.model.errors import UsageError, usage_text
 from overlay.store.base import LeaseStore
 from overlay.store.etcd_config import DEFAULT_ENDPOINT, DEFAULT_PREFIX, EtcdConfig
 
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError: one line, as for every other error."""
-        raise UsageError(f"{message}; see `{self.prog} --help`")
+        raise UsageError(f"{usage_text(message)}; see `{self.prog} --help`")
 
 
 def resolve(args: argparse.Namespace, environment: Mapping[str, str]) -> None:

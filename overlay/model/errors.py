@@ -48,3 +48,18 @@ def shown(value: object) -> str:
     """
     text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def usage_text(message: str) -> str:
+    """Return argparse's ``message`` fit for a log: not too long, and no word but flags' names.
+
+    What is not recognized may be a password behind a flag that is misspelled.
+
+    >>> usage_text("unrecognized arguments: --etcd-pasword=secret")
+    'unrecognized arguments: --etcd-pasword'
+    """
+    what, separator, words = message.partition("unrecognized arguments: ")
+    if separator:
+        flags = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
+        message = what + separator + (" ".join(flags) or "a word that belongs to no flag")
+    return message if len(message) <= 300 else message[:297] + "..."

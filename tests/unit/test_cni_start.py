@@ -51,7 +51,7 @@ def test_add_is_told_to_come_again_when_there_is_none(tmp_path: Path) -> None:
     service = CniService(status, Attachments(tmp_path), start_s=0.05)
     code, error = asked(service)
     assert (code, error["code"]) == (1, 11)
-    assert error["msg"] == f"this node has no subnet yet: {WAITING_STORE}"
+    assert error["msg"] == f"this node has no subnet: {WAITING_STORE}"
 
 
 def test_status_does_not_wait(tmp_path: Path) -> None:

@@ -75,8 +75,15 @@ arguments = st.lists(
 @example(["--subnet-lease-ttl", "9" * 400 + "d"])
 @example(["--node-name", "\udc80"])
 @example(["-etcd-prefix=/a\0"])
+@example(["9" * 400 + "d"] * 3)
 def test_any_arguments_are_flags_or_a_usage_error(argv: list[str]) -> None:
     check(odd.outcome(UsageError, lambda: parse_flags(argv, BASE)))
+
+
+def test_a_misspelled_flag_does_not_tell_its_secret() -> None:
+    with pytest.raises(UsageError, match="--etcd-pasword") as caught:
+        parse_flags(["--etcd-pasword", "hush", "--etcd-passwort=hush"], BASE)
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
