@@ -6,15 +6,16 @@ leases it ends with exactly what ``desired`` says (a tested property).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from overlay.model.address import IPAddress, IPNetwork
+from overlay.model.address import IPAddress
 from overlay.model.kernel import KernelObject, Key, Route, UnreachableRoute
 from overlay.model.lease import Lease
 from overlay.model.network import NetworkConfig
 from overlay.model.node import Underlay
 from overlay.plan.backend import Backend, PeerError
+from overlay.plan.networks import Networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Planner:
         self.site = site
         self.plan = Plan()
         self._leases: dict[str, Lease] = {}
-        self._networks = _Networks()
+        self._networks = Networks()
         self._conflicts: set[str] = set()  # keys of leases that lost against an older one
         spans = site.config.ranges.values()
         rest = [UnreachableRoute(span.network) for span in spans]
@@ -217,51 +218,6 @@ class Planner:
     def _refuse(self, lease: Lease, text: str) -> None:
         key = lease.subnet.key
         self.plan.problems[key] = Problem(key, f"lease {key} of node {lease.node} {text}")
-
-
-class _Networks:
-    """The peers' subnets, asked for overlaps; one prefix length, the usual case, costs O(1)."""
-
-    def __init__(self) -> None:
-        self._holders: dict[IPNetwork, str] = {}
-        self._lengths: Counter[tuple[int, int]] = Counter()
-
-    def add(self, lease: Lease) -> None:
-        for network in lease.subnet.networks():
-            self._holders[network] = lease.subnet.key
-            self._lengths[network.version, network.prefixlen] += 1
-
-    def remove(self, lease: Lease) -> None:
-        for network in lease.subnet.networks():
-            del self._holders[network]
-            self._lengths[network.version, network.prefixlen] -= 1
-
-    def overlapping(self, lease: Lease) -> Iterator[str]:
-        for network in lease.subnet.networks():
-            yield from self._overlapping(network)
-
-    def _overlapping(self, network: IPNetwork) -> Iterable[str]:
-        lengths = [
-            length
-            for (version, length), count in self._lengths.items()
-            if count and version == network.version
-        ]
-        for length in lengths:
-            if length <= network.prefixlen:
-                span = network
-                if length < network.prefixlen:  # the same length, the usual case, costs nothing
-                    span = network.supernet(new_prefix=length)
-                holder = self._holders.get(span)
-                if holder is not None:
-                    yield holder
-        if any(length > network.prefixlen for length in lengths):
-            for other, holder in self._holders.items():
-                if (
-                    other.version == network.version
-                    and other.prefixlen > network.prefixlen
-                    and other.overlaps(network)
-                ):
-                    yield holder
 
 
 def _age(lease: Lease) -> tuple[int, str]:

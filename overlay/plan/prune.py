@@ -1,0 +1,179 @@
+"""Whether peers that vanish from the store are let go at once, or held back for a while.
+
+One deletion is what it says. When many peers vanish within ``WINDOW_S`` it is
+nearly always a mistake in the store (a prefix deleted, an old backup put
+back), so what leads to them is held for ``PruneLimit.delay_s``. Watch events
+come singly: peers let go in the same window, before the limit was passed,
+come back with the rest.
+
+The newer fact always wins. A lease that is there again is no deletion, and
+one that is gone yields at once to any lease that takes its place: its
+addresses, its VTEP, its node. Nothing here keeps a new lease out.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from overlay.model.lease import Lease
+from overlay.plan.networks import Networks
+
+WINDOW_S: Final = 1.0  # deletions so close to one another are one
+AT_LEAST: Final = 10  # peers that a share of them must come to; small fabrics lose peers by nature
+FOR_EVER: Final = float("inf")
+
+_LIMIT: Final = re.compile(r"(\d{1,9})(%?)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class PruneLimit:
+    """How many peers may vanish together: a share of all, or a number; neither: any number.
+
+    A share counts only from ``AT_LEAST`` peers on. ``delay_s`` is how long
+    more than that are held.
+    """
+
+    share: float | None = 0.5
+    count: int | None = None
+    delay_s: float = 60.0
+
+    def is_exceeded(self, gone: int, peers: int) -> bool:
+        """Return whether ``gone`` of ``peers``, the gone ones included, are too many."""
+        if self.count is not None:
+            return gone > self.count
+        return self.share is not None and gone >= AT_LEAST and gone > self.share * peers
+
+
+def parse_limit(text: str, delay_s: float = 60.0) -> PruneLimit:
+    """Return the limit that ``text`` names: ``50%`` of the peers, ``12`` peers, ``off`` (or 0).
+
+    Raises ValueError saying what may be written.
+
+    >>> parse_limit("25%").share, parse_limit("12").count
+    (0.25, 12)
+    """
+    match = _LIMIT.match(text)
+    if text == "off" or (match is not None and int(match[1]) == 0):
+        return PruneLimit(share=None, delay_s=delay_s)
+    if match is None or (match[2] and int(match[1]) > 99):
+        msg = f"{text!r} is no limit; write a share of the peers (1% to 99%), a number, or off"
+        raise ValueError(msg)
+    number = int(match[1])
+    if match[2]:
+        return PruneLimit(share=number / 100, delay_s=delay_s)
+    return PruneLimit(share=None, count=number, delay_s=delay_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A lease that vanished at ``at``; held until ``until``, None where it was let go at once."""
+
+    lease: Lease
+    at: float
+    until: float | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Return whether what leads to it is held in the kernel."""
+        return self.until is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Where the decision stands. Times are of one monotonic clock, in seconds.
+
+    ``leases`` is what to act on: the store's, and the held ones. ``expired``
+    has the keys of those that were let go in this step since their time was
+    up.
+    """
+
+    seen: Mapping[str, Lease] | None = None  # the store's, None before the first view
+    gone: Mapping[str, Gone] = field(default_factory=dict)
+    leases: Mapping[str, Lease] = field(default_factory=dict)
+    expired: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> Mapping[str, Gone]:
+        """Return the leases that are held, by key."""
+        return {key: gone for key, gone in self.gone.items() if gone.is_held}
+
+    @property
+    def due_at(self) -> float:
+        """Return when the next one is let go; ``FOR_EVER`` where none is by itself."""
+        return min((g.until for g in self.gone.values() if g.until is not None), default=FOR_EVER)
+
+    def after(self, view: Mapping[str, Lease], own: str, now: float, limit: PruneLimit) -> "Prune":
+        """Return the decision once the store holds ``view``; the same one where nothing differs.
+
+        ``own`` is the key of the node's own lease, which is nobody's peer here.
+        """
+        if view is self.seen and now < self.due_at:
+            return self if not self.expired else replace(self, expired=())
+        gone = dict(self.gone)
+        for key, lease in (self.seen or {}).items():
+            if key not in view and key not in gone and key != own and not lease.is_vacant:
+                gone[key] = Gone(lease, now)
+        for key in _superseded(gone, view):
+            del gone[key]
+        recent = {key for key, each in gone.items() if now - each.at < WINDOW_S}
+        expired = {k for k, g in gone.items() if g.until is not None and g.until <= now}
+        gone = {k: g for k, g in gone.items() if (k in recent or g.is_held) and k not in expired}
+        if recent and limit.is_exceeded(len(recent), len(recent) + _count_peers(view, own)):
+            joined = (gone[key].until for key in recent if key in gone)
+            until = max((u for u in joined if u is not None), default=now + limit.delay_s)
+            for key in recent & gone.keys():
+                if not gone[key].is_held:
+                    gone[key] = replace(gone[key], until=until)
+        return _decision(view, gone, tuple(sorted(expired)))
+
+    def let_go(self) -> "Prune":
+        """Return the decision after an operator said that the deletion is meant."""
+        rest = {key: each for key, each in self.gone.items() if not each.is_held}
+        return _decision(self.seen, rest, ())
+
+    def keep(self) -> "Prune":
+        """Return the decision after an operator said to hold on until the peers come back."""
+        kept = {k: replace(g, until=FOR_EVER) if g.is_held else g for k, g in self.gone.items()}
+        return _decision(self.seen, kept, ())
+
+
+def _decision(
+    view: Mapping[str, Lease] | None, gone: Mapping[str, Gone], expired: tuple[str, ...]
+) -> Prune:
+    held = {key: each.lease for key, each in gone.items() if each.is_held}
+    store = view if view is not None else {}
+    return Prune(view, gone, {**store, **held} if held else store, expired)
+
+
+def _superseded(gone: Mapping[str, Gone], view: Mapping[str, Lease]) -> list[str]:
+    """Return the keys of gone leases that are there again, or whose place another one took."""
+    if not gone:
+        return []
+    taken: set[object] = set()
+    networks = Networks()
+    for lease in view.values():
+        taken.update(_marks(lease))
+        networks.add(lease)
+    return [
+        key
+        for key, each in gone.items()
+        if key in view
+        or not taken.isdisjoint(_marks(each.lease))
+        or any(True for _ in networks.overlapping(each.lease))
+    ]
+
+
+def _count_peers(view: Mapping[str, Lease], own: str) -> int:
+    return sum(not lease.is_vacant and key != own for key, lease in view.items())
+
+
+def _marks(lease: Lease) -> Iterable[object]:
+    """Yield what no two nodes have in common: addresses, VTEP MAC addresses, identity."""
+    attributes = lease.attributes
+    yield from attributes.public.values()
+    for family, data in attributes.backend_data.items():
+        if isinstance(data.get("VtepMAC"), str):
+            yield (family, data["VtepMAC"].lower())
+    if attributes.owner is not None:
+        yield attributes.owner.node_id
