@@ -51,13 +51,22 @@ _RULE: Final = struct.Struct("=BBBBBBBBI")
 _U32: Final = struct.Struct("=I")
 
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
+# Attributes of routes that ours never have (linux/rtnetlink.h).
+_RTA_OTHERS: Final = (
+    (7, "src"),
+    (8, "metrics"),
+    (9, "nexthops"),
+    (16, "mark"),
+    (22, "encap"),
+    (30, "nhid"),
+)
 _IP6_RT_PRIO_USER: Final = 1024  # net/ip6_route.h: the metric of a route that names none
 _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
 _RTNH_F_ONLINK: Final = 4
 _RTM_F_FIB_MATCH: Final = 0x2000
-_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
-_NUD_PERMANENT: Final = 0x80
+_NDA_DST, _NDA_LLADDR, _NDA_PORT, _NDA_VNI, _NDA_IFINDEX, _NDA_NH_ID = 1, 2, 6, 7, 8, 13
+_NUD_NOARP, _NUD_PERMANENT = 0x40, 0x80
 _NTF_SELF: Final = 0x02
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD: Final = 0x02
@@ -175,7 +184,7 @@ def _rule(op: Op, index: Mapping[str, int]) -> Request:
     assert isinstance(rule, Rule)  # noqa: S101 - by _ENCODERS
     body = _RULE.pack(AF[rule.family], 0, rule.source.prefixlen, 0, 0, 0, 0, _FR_ACT_TO_TBL, 0)
     body += attribute(_FRA_SRC, rule.source.network_address.packed)
-    body += attribute(_FRA_PRIORITY, _U32.pack(rule.table))
+    body += attribute(_FRA_PRIORITY, _U32.pack(rule.priority))
     body += attribute(_FRA_TABLE, _U32.pack(rule.table))
     body += attribute(_FRA_PROTOCOL, bytes((ROUTE_PROTOCOL,)))
     if op.verb == "del":
@@ -269,6 +278,7 @@ def routes(messages: Messages, names: Mapping[int, str]) -> list[Route | Unreach
             continue
         number = _u32(parts, _RTA_OIF)
         gateway = parts.get(_RTA_GATEWAY)
+        others = " ".join(name for kind_, name in _RTA_OTHERS if kind_ in parts)
         found.append(
             Route(
                 prefix=_network(family, parts.get(_RTA_DST), length),
@@ -277,6 +287,7 @@ def routes(messages: Messages, names: Mapping[int, str]) -> list[Route | Unreach
                 gateway=_parse(gateway) if gateway is not None else None,
                 onlink=bool(flags & _RTNH_F_ONLINK),
                 table=_u32(parts, _RTA_TABLE) or table,
+                others=others,
             )
         )
     return found
@@ -329,13 +340,25 @@ def fdb(messages: Messages, device: str, ifindex: int) -> list[FdbEntry]:
     """Return a device's forwarding entries; of several destinations of one MAC, each."""
     found: list[FdbEntry] = []
     for data, start, end in messages:
-        _family, _p, _q, index, _state, _flags, _type = head(_NDMSG, data, start, end)
+        _family, _p, _q, index, state, _flags, _type = head(_NDMSG, data, start, end)
         if index != ifindex:
             continue
         parts = attributes(data, start + 12, end)
-        mac, destination = parts.get(_NDA_LLADDR), parts.get(_NDA_DST)
-        if mac is not None and destination is not None:
-            found.append(FdbEntry(device, _mac(mac), _parse(destination)))
+        nowhere = b"\0" * 4 if _NDA_NH_ID in parts else None
+        mac, destination = parts.get(_NDA_LLADDR), parts.get(_NDA_DST, nowhere)
+        if mac is None or destination is None:
+            continue
+        found.append(
+            FdbEntry(
+                device,
+                _mac(mac),
+                _parse(destination),
+                port=int.from_bytes(parts.get(_NDA_PORT, b""), "big"),
+                vni=_u32(parts, _NDA_VNI),
+                via=_u32(parts, _NDA_IFINDEX),
+                is_lasting=bool(state & (_NUD_PERMANENT | _NUD_NOARP)),
+            )
+        )
     return found
 
 
@@ -366,9 +389,9 @@ def rules(messages: Messages) -> list[Rule]:
         parts = attributes(data, start + 12, end)
         if parts.get(_FRA_PROTOCOL) != bytes((ROUTE_PROTOCOL,)) or family not in _FAMILY:
             continue
-        found.append(
-            Rule(_network(family, parts.get(_FRA_SRC), length), _u32(parts, _FRA_TABLE) or table)
-        )
+        source = _network(family, parts.get(_FRA_SRC), length)
+        where = _u32(parts, _FRA_TABLE) or table
+        found.append(Rule(source, where, _u32(parts, _FRA_PRIORITY)))
     return found
 
 

@@ -83,6 +83,8 @@ def wanted(
     tunnels = tuple(devices)
     if Family.IPV4 in config.ranges:
         values.append(Sysctl(_FORWARD_V4, "1"))
+        # All links have it from ip_forward, until somebody takes it from one.
+        values += (Sysctl(f"net/ipv4/conf/{device}/forwarding", "1") for device in tunnels)
     if Family.IPV6 in config.ranges:
         for link in dict.fromkeys((underlay.device, *links)):
             if link in tunnels:

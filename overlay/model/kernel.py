@@ -87,19 +87,43 @@ class Neighbor:
 
 @dataclass(frozen=True, slots=True)
 class FdbEntry:
-    """Where a VTEP lives: ``bridge fdb replace MAC dev DEVICE dst ADDRESS self permanent``."""
+    """Where a VTEP lives: ``bridge fdb replace MAC dev DEVICE dst ADDRESS self permanent``.
+
+    Ours has neither ``port``, ``vni`` nor ``via`` of its own (0: the
+    device's), and lasts; what others made may differ. An entry that leads to
+    a nexthop object has the destination 0.0.0.0.
+    """
 
     device: str
     mac: MacAddress
     destination: IPAddress
+    port: int = 0
+    vni: int = 0
+    via: int = 0  # interface index
+    is_lasting: bool = True
+
+    @property
+    def is_stuck(self) -> bool:
+        """Return whether it leads to a nexthop object: to replace it is accepted and does nothing.
+
+        ``vxlan_fdb_replace`` finds no remote in such an entry (seen on Linux 6.18).
+        """
+        return self.destination.is_unspecified
 
     @property
     def key(self) -> Key:
-        """Return the kernel's identity of a forwarding entry: device and MAC."""
+        """Return the kernel's identity of a forwarding entry: device and MAC.
+
+        Only multicast and the all-zero MAC may have several destinations
+        (``vxlan_fdb_update_existing`` in drivers/net/vxlan), and those are never ours.
+        """
         return ("fdb", self.device, self.mac)
 
     def __str__(self) -> str:
-        return f"fdb {self.mac} dev {self.device} dst {self.destination} self permanent"
+        parts = ((" port ", self.port), (" vni ", self.vni), (" via #", self.via))
+        own = "".join(f"{name}{value}" for name, value in parts if value)
+        lasts = "permanent" if self.is_lasting else "dynamic"
+        return f"fdb {self.mac} dev {self.device} dst {self.destination}{own} self {lasts}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +135,7 @@ class Route:
     gateway: IPAddress | None = None
     onlink: bool = False
     table: int = MAIN_TABLE
+    others: str = ""  # attributes that somebody gave it besides: ours have none
 
     @property
     def metric(self) -> int:
@@ -134,7 +159,8 @@ class Route:
         table = f" table {self.table}" if self.table != MAIN_TABLE else ""
         onlink = " onlink" if self.onlink else ""
         metric = f" metric {self.metric}" if self.metric else ""
-        where = f"dev {self.device}{onlink}{table}{metric}"
+        others = f" {self.others}" if self.others else ""
+        where = f"dev {self.device}{onlink}{table}{metric}{others}"
         return f"route {self.prefix}{via} {where} proto {ROUTE_PROTOCOL}"
 
 
@@ -159,10 +185,11 @@ class UnreachableRoute:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A routing rule of ours: ``ip rule add from SOURCE lookup TABLE priority TABLE``."""
+    """A routing rule of ours: ``ip rule add from SOURCE lookup TABLE priority PRIORITY``."""
 
     source: IPNetwork
     table: int
+    priority: int = NODE_TABLE
 
     @property
     def family(self) -> Family:
@@ -171,11 +198,11 @@ class Rule:
 
     @property
     def key(self) -> Key:
-        """Return the identity of a rule of ours: source and table."""
-        return ("rule", self.source, self.table)
+        """Return the identity of a rule of ours: source, table and priority."""
+        return ("rule", self.source, self.table, self.priority)
 
     def __str__(self) -> str:
-        return f"rule from {self.source} lookup {self.table} priority {self.table}"
+        return f"rule from {self.source} lookup {self.table} priority {self.priority}"
 
 
 KernelObject: TypeAlias = (

@@ -44,7 +44,9 @@ def diff(desired: Iterable[KernelObject], observed: Iterable[KernelObject]) -> t
     Everything is set before anything is deleted, so a peer that comes back
     with a new VTEP MAC or address is never unreachable in between. Kinds come
     in the order of ``_RANK`` and, deleted, in its reverse; within a kind the
-    order of the arguments is kept. Equal arguments give an empty tuple.
+    order of the arguments is kept. Equal arguments give an empty tuple. Only
+    what somebody made so that the kernel replaces it in silence by nothing
+    goes first (``FdbEntry.is_stuck``).
 
     Raises PlanConflictError when two desired objects share a kernel key.
     """
@@ -52,9 +54,14 @@ def diff(desired: Iterable[KernelObject], observed: Iterable[KernelObject]) -> t
     found = {item.key: item for item in observed}
     sets = [item for key, item in wanted.items() if found.get(key) != item]
     dels = [item for key, item in found.items() if key not in wanted]
+    stuck = [found[item.key] for item in sets if _is_stuck(found.get(item.key))]
     sets.sort(key=_rank)
     dels.sort(key=_rank, reverse=True)
-    return (*(Op("set", item) for item in sets), *(Op("del", item) for item in dels))
+    return (
+        *(Op("del", item) for item in stuck),
+        *(Op("set", item) for item in sets),
+        *(Op("del", item) for item in dels),
+    )
 
 
 def _by_key(desired: Iterable[KernelObject]) -> dict[Key, KernelObject]:
@@ -65,6 +72,10 @@ def _by_key(desired: Iterable[KernelObject]) -> dict[Key, KernelObject]:
             msg = f"two desired objects share one kernel key: {other} and {item}"
             raise PlanConflictError(msg)
     return wanted
+
+
+def _is_stuck(item: KernelObject | None) -> bool:
+    return isinstance(item, FdbEntry) and item.is_stuck
 
 
 def _rank(item: KernelObject) -> int:

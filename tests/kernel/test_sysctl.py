@@ -46,12 +46,14 @@ def node(make_netns: MakeNetns, router: Netns) -> Netns:
 
 def test_wanted_reads_like_sysctl() -> None:
     assert [str(s) for s in wanted(config(v6=False), UNDERLAY, ["overlay.1"])] == [
-        "net/ipv4/ip_forward = 1"
+        "net/ipv4/ip_forward = 1",
+        "net/ipv4/conf/overlay.1/forwarding = 1",
     ]
     assert [
         str(s) for s in wanted(config(v6=True), UNDERLAY, ["overlay.1"], ["eth1", "up.100"])
     ] == [
         "net/ipv4/ip_forward = 1",
+        "net/ipv4/conf/overlay.1/forwarding = 1",
         "net/ipv6/conf/up.100/accept_ra = 2",
         "net/ipv6/conf/eth1/accept_ra = 2",
         "net/ipv6/conf/all/forwarding = 1",
@@ -119,6 +121,7 @@ def test_device_that_is_gone_is_a_problem_and_the_rest_is_set(netns: Netns) -> N
         "net/ipv6/conf/all/forwarding",
     ]
     assert [p.split(":")[0] for p in outcome.problems] == [
+        "sysctl net/ipv4/conf/overlay.1/forwarding = 1",
         "sysctl net/ipv6/conf/up.100/accept_ra = 2",
         "sysctl net/ipv6/conf/overlay.1/disable_ipv6 = 0",
         "sysctl net/ipv6/conf/overlay.1/accept_ra = 0",
