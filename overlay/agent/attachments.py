@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from overlay.agent.files import write_file
+from overlay.agent.files import boot_id, write_file
 from overlay.agent.salvage import HeldAddresses
 from overlay.ipam.pool import allocate
 from overlay.model.address import IPAddress
@@ -33,7 +33,6 @@ from overlay.model.subnet import Subnet
 log = logging.getLogger(__name__)
 
 _MARKER: Final = "boot_id"
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class AttachmentExistsError(OverlayError):
@@ -170,7 +169,7 @@ class Attachments:
     def _load(self) -> None:
         if not self._directory.is_dir():
             return
-        boot, marked = _boot_id(), _read_marker(self._directory / _MARKER)
+        boot, marked = boot_id(), _read_marker(self._directory / _MARKER)
         self._is_marked = marked == boot
         if not marked:
             log.warning(
@@ -193,7 +192,7 @@ class Attachments:
 
     def _write(self, attachment: Attachment) -> None:
         if not self._is_marked:
-            write_file(self._directory / _MARKER, _boot_id() + "\n")
+            write_file(self._directory / _MARKER, boot_id() + "\n")
             self._is_marked = True
         text = json.dumps(attachment.to_json())
         write_file(self._path(attachment.key), text, sync=False)
@@ -219,7 +218,3 @@ def _age(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-def _boot_id() -> str:
-    return _BOOT_ID.read_text(encoding="ascii").strip()

@@ -37,7 +37,7 @@ from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.unix import is_answered
 from overlay.model.attachment import Attachment
 from overlay.model.document import parse_json
-from overlay.model.errors import OverlayError
+from overlay.model.errors import OverlayError, UsageError
 from overlay.model.lease import Lease
 from overlay.model.node import NodeIdentity
 from overlay.plan.diff import diff
@@ -152,19 +152,29 @@ def calls(
         refused = {problem.about for problem in snapshot.problems}
         own = snapshot.site.own.subnet.key if snapshot.site else ""
         leases = snapshot.view.leases if snapshot.view else {}
-        return {
-            "peers": [
-                _peer(lease)
-                for key, lease in sorted(leases.items())
-                if key not in refused and key != own and not lease.is_vacant
-            ]
-        }
+        held = snapshot.held.leases if snapshot.held else {}
+        peers = [
+            {**_peer(lease), "held": key in held}
+            for key, lease in sorted({**leases, **held}.items())
+            if key not in refused and key != own and not lease.is_vacant
+        ]
+        return {"peers": peers, "held": _held(snapshot)}
+
+    def answer(given: Arguments) -> dict[str, Any]:
+        answers = {"prune": True, "keep": False}
+        word = given.get("answer")
+        if not isinstance(word, str) or word not in answers:
+            msg = f"answer {word!r}: write one of {', '.join(answers)}"
+            raise UsageError(msg)
+        count = reconciler.hold.answer(let_go=answers[word])
+        reconciler.bell.set()
+        return {"answer": word, "peers": count}
 
     def show_diff(_given: Arguments) -> dict[str, Any]:
         with contextlib.closing(NetlinkKernel()) as kernel:
             return {"ops": [str(op) for op in diff(reconciler.desired(), kernel.dump())]}
 
-    return {"status": show_status, "peers": show_peers, "diff": show_diff}
+    return {"status": show_status, "peers": show_peers, "held": answer, "diff": show_diff}
 
 
 def _status(snapshot: Snapshot, stranded: Sequence[Attachment]) -> dict[str, Any]:
@@ -176,6 +186,11 @@ def _status(snapshot: Snapshot, stranded: Sequence[Attachment]) -> dict[str, Any
     extra = (snapshot.config_error, snapshot.lessee_error, *snapshot.warnings)
     problems += [{"about": "this node", "text": text} for text in extra if text]
     problems += [{"about": str(a.key), "text": stranded_text(a, snapshot)} for a in stranded]
+    fights = snapshot.contested(time.monotonic())
+    problems += [{"about": "this node", "text": str(fight)} for fight in fights]
+    held = _held(snapshot)
+    if held is not None:
+        problems.append({"about": "peers", "text": _held_text(held)})
     return {
         "phase": snapshot.phase,
         "ready": snapshot.is_ready,
@@ -197,9 +212,27 @@ def _status(snapshot: Snapshot, stranded: Sequence[Attachment]) -> dict[str, Any
             "revision": view.revision if view else 0,
         },
         "peers": snapshot.peers,
+        "held": held,
         "stranded": [a.to_json() for a in stranded],
         "problems": problems,
     }
+
+
+def _held(snapshot: Snapshot) -> dict[str, Any] | None:
+    if snapshot.held is None:
+        return None
+    left_s = snapshot.held.seconds_left(time.monotonic())
+    rounded = None if left_s is None else round(left_s, 1)
+    return {"peers": len(snapshot.held.leases), "seconds_left": rounded}
+
+
+def _held_text(held: Mapping[str, Any]) -> str:
+    count, left_s = held["peers"], held["seconds_left"]
+    until = "until they come back" if left_s is None else f"for {left_s:.0f} s"
+    return (
+        f"{count} vanished from the store together and are kept {until}; "
+        "`overlayctl peers prune` lets them go, `overlayctl peers keep` keeps them"
+    )
 
 
 def _peer(lease: Lease) -> dict[str, Any]:

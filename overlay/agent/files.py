@@ -5,11 +5,13 @@ import os
 import tempfile
 from ipaddress import ip_interface
 from pathlib import Path
+from typing import Final
 
 from overlay.model.address import FAMILIES, Family, IPNetwork, family_of
 from overlay.model.network import NetworkConfig
 from overlay.model.subnet import Subnet, subnet_of
 
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _NAMES = {
     Family.IPV4: ("FLANNEL_NETWORK", "FLANNEL_SUBNET"),
     Family.IPV6: ("FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET"),
@@ -80,3 +82,8 @@ def _says(path: Path, text: str) -> bool:
         return path.read_bytes() == text.encode()
     except OSError:
         return False
+
+
+def boot_id() -> str:
+    """Return the name of this boot: kernel objects and monotonic times end with it."""
+    return _BOOT_ID.read_text(encoding="ascii").strip()

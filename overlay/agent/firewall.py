@@ -1,6 +1,7 @@
 """What keeps the node's packet filter and its sysctls in step with the plan."""
 
 import logging
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,11 +18,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a pass over the packet filter did: ``errors`` keep the node from being ready."""
+    """What a pass over the packet filter did: ``errors`` keep the node from being ready.
+
+    ``repairs`` name what was not as wanted, ``written`` the last generations
+    of the ruleset that were our own doing.
+    """
 
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     applied: int = 0
+    repairs: tuple[str, ...] = ()
+    written: Container[int] = ()
 
 
 class PacketFilter(Protocol):
@@ -51,7 +58,7 @@ class Firewall:
         One changed peer costs one changed set element. Repeating it is safe.
         """
         errors: list[str] = []
-        applied = 0
+        applied, is_repair = 0, False
         try:
             ruleset = compile_ruleset(
                 FirewallPlan(
@@ -62,17 +69,21 @@ class Firewall:
                     direct=direct,
                 )
             )
-            applied = self._write(ruleset, audit=audit)
+            if audit and self._applied is not None:
+                is_repair = not self._table.is_ours(self._applied)
+            applied = self._write(ruleset, is_changed=is_repair)
         except OverlayError as exc:
             self._applied = None
             errors.append(str(exc))
-        return Outcome(tuple(errors), applied=applied)
+        return Outcome(
+            tuple(errors),
+            applied=applied,
+            repairs=("the table inet overlay",) if is_repair else (),
+            written=tuple(self._table.written),
+        )
 
-    def _write(self, ruleset: Ruleset, *, audit: bool) -> int:
-        if self._applied is None:
-            self._table.apply(ruleset)
-        elif audit and not self._table.is_ours(self._applied):
-            log.warning("the table inet overlay was changed by somebody else; written anew")
+    def _write(self, ruleset: Ruleset, *, is_changed: bool) -> int:
+        if self._applied is None or is_changed:
             self._table.apply(ruleset)
         elif ruleset == self._applied:
             return 0
@@ -96,4 +107,9 @@ class Firewall:
         devices = tuple(tunnel.devices.values()) if tunnel is not None else ()
         wanted = sysctl.wanted(site.config, site.underlay, devices, sysctl.ipv6_links())
         networks: list[IPNetwork] = [span.network for span in site.config.ranges.values()]
-        return Outcome(sysctl.ensure(wanted).problems, warnings=iptables.ensure(networks))
+        settings = sysctl.ensure(wanted)
+        return Outcome(
+            settings.problems,
+            warnings=iptables.ensure(networks),
+            repairs=tuple(str(change) for change in settings.changes),
+        )

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -23,6 +23,7 @@ from overlay.model.address import Family, IPAddress, parse_node_address
 from overlay.model.document import is_plain
 from overlay.model.errors import UsageError, usage_text
 from overlay.model.node import NodeIdentity
+from overlay.plan.prune import PruneLimit, parse_limit
 from overlay.store.etcd_config import EtcdConfig
 
 _LOG_FORMATS: Final = ("text", "json")
@@ -54,6 +55,7 @@ class Flags:
     audit_interval_s: float
     log_format: str
     log_level: str
+    prune_limit: PruneLimit
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,6 +117,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
         audit_interval_s=args.audit_interval,
         log_format=args.log_format,
         log_level=args.log_level,
+        prune_limit=replace(args.max_prune, delay_s=args.prune_delay),
     )
 
 
@@ -165,6 +168,13 @@ def _address(family: Family | None) -> Callable[[str], IPAddress]:
             raise argparse.ArgumentTypeError(str(exc)) from exc
 
     return parse
+
+
+def _limit(text: str) -> PruneLimit:
+    try:
+        return parse_limit(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def _any_address(text: str) -> IPAddress:
@@ -243,6 +253,8 @@ def _parser(environment: Mapping[str, str]) -> _Parser:  # one flag after the ot
     flag("healthz-ip", ip_address("127.0.0.1"), "address of the HTTP server", type=_any_address)
     flag("healthz-port", 9470, "its port; 0 for no server", type=_port)
     flag("audit-interval", 60.0, "look at the whole kernel this often (60s)", type=parse_duration)
+    flag("max-prune", "50%", "more peers that vanish together are held; off for none", type=_limit)
+    flag("prune-delay", 60.0, "how long they are held (60s)", type=parse_duration)
     flag("log-format", "text", "text or json", choices=_LOG_FORMATS)
     flag("log-level", "info", "debug, info or warning", choices=_LOG_LEVELS)
     flag(

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -26,7 +25,8 @@ from overlay.agent.logs import set_up_logs
 from overlay.agent.notify import notify
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_STORE, Status
-from overlay.kernel.monitor import UNDERLAY, Monitor
+from overlay.kernel.monitor import Monitor
+from overlay.kernel.notices import UNDERLAY
 from overlay.kernel.underlay import find_underlay
 from overlay.model.errors import OverlayError, UsageError
 from overlay.model.lease import LeaseView
@@ -152,11 +152,10 @@ class Agent:
         if text is None and before.store_error is not None:
             log.info("the store answers again")
             self.lessee.wake()  # what it wanted to write waits for its next try otherwise
-        troubles = before.counters.store_troubles + (text is not None)
+        self.status.count(store_troubles=text is not None)
         self.status.update(
             store_error=text,
             is_store_connected=text is None,
-            counters=replace(self.status.get().counters, store_troubles=troubles),
         )
         if text is not None and before.view is None:
             notify(f"STATUS={WAITING_STORE}: {text}")

@@ -1,6 +1,8 @@
 """Metrics by Prometheus' conventions, made from the snapshot when somebody asks."""
 
+import time
 from collections.abc import Iterable
+from math import inf
 from typing import TYPE_CHECKING
 
 from overlay import __version__
@@ -55,4 +57,20 @@ def _families(snapshot: Snapshot, stranded_pods: int) -> "Iterable[Metric]":
     yield counter("kernel_repairs", "Objects put right that others had changed.", counters.repairs)
     yield counter("ruleset_applies", "nftables transactions.", counters.ruleset_applies)
     yield counter("store_troubles", "Times that the store failed.", counters.store_troubles)
-    yield gauge("reconcile_last_seconds", "Length of the last pass.", counters.last_pass_s)
+    yield gauge("reconcile_last_seconds", "Length of the last pass.", snapshot.last_pass_s)
+    held, now = snapshot.held, time.monotonic()
+    left_s = held.seconds_left(now) if held else 0.0
+    yield gauge(
+        "peers_held", "Peers that vanished together and are held.", len(held.leases) if held else 0
+    )
+    yield gauge(
+        "peers_held_remaining_seconds",
+        "Until the held peers are let go; +Inf where an operator said to keep them.",
+        inf if left_s is None else left_s,
+    )
+    text = "Times that too many peers vanished at once."
+    yield counter("mass_deletions", text, counters.mass_deletions)
+    fights = len(snapshot.contested(now))
+    yield gauge("contested_objects", "Objects that somebody changes again and again.", fights)
+    text = "Times that the kernel told more than could be read."
+    yield counter("kernel_notice_losses", text, counters.notice_losses)

@@ -7,22 +7,24 @@ at that lease's objects, after anything else at a whole dump.
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from overlay.agent.doubts import FILTER, SYSCTLS, Doubts, named
 from overlay.agent.files import format_subnet_file, write_file
 from overlay.agent.firewall import Firewall, PacketFilter
 from overlay.agent.flags import Flags
+from overlay.agent.hold import Hold
 from overlay.agent.notify import notify
-from overlay.agent.status import PROGRAMMING, RUNNING, Bell, Counters, Mailbox, Status
+from overlay.agent.pace import Pace
+from overlay.agent.status import PROGRAMMING, RUNNING, Bell, Mailbox, Status
 from overlay.kernel.base import Kernel, KernelError, OpFailure
-from overlay.kernel.monitor import OVERFLOW, RULESET, SYSCTL, Notice, is_news
 from overlay.kernel.netlink import NetlinkKernel
+from overlay.kernel.notices import Notice
+from overlay.kernel.reset import HELD_FILE
 from overlay.model.kernel import KernelObject, Key, Op, VxlanLink
-from overlay.model.lease import LeaseView
+from overlay.model.lease import Lease, LeaseView
 from overlay.plan.diff import diff
 from overlay.plan.planner import Planner, Site
 from overlay.store.base import StopSignal
@@ -31,9 +33,6 @@ log = logging.getLogger(__name__)
 
 _RETRY_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SHOWN: Final = 5  # failures and problems named one by one in the log
-_QUIET_S: Final = 30.0  # without a repair, after which the next one is made at once again
-_PATIENCE: Final = 5  # repairs of one object in that time before they are made later
-_PAUSE_MOST_S: Final = 10.0  # between repairs, against one who keeps on changing
 _SETTLE_PASSES: Final = 3  # dumps after a device was made anew
 
 
@@ -69,10 +68,10 @@ class Reconciler:
         self._named: set[str] = set()
         self._file = ""
         self.netlink_port = 0  # of the kernel's socket, once there is one
-        self._notices: deque[Notice] = deque()
-        self._is_filter_in_doubt = False
-        self._is_repair = False
         self._pace = Pace()
+        self._doubts = Doubts(self._pace)
+        self.hold = Hold(flags.prune_limit, flags.state_dir / HELD_FILE, status, clock, write)
+        self._leases: Mapping[str, Lease] | None = None  # those in the plan
 
     def run(self, stop: StopSignal) -> None:
         """Work until ``stop`` is set."""
@@ -87,33 +86,26 @@ class Reconciler:
             except KernelError as exc:
                 self._mirror = None
                 self._report((str(exc),))
-            self.bell.wait(max(0.0, self._audit_at - self._clock()))
+            self.bell.wait(max(0.0, self._wake_at() - self._clock()))
 
     def tell(self, notices: Sequence[Notice]) -> None:
         """Leave what the kernel told; the monitor's thread calls it."""
-        self._notices.extend(notices)
+        self._doubts.tell(notices)
         self.bell.set()
 
+    def _wake_at(self) -> float:
+        if self._leases is None:  # nothing is planned yet, so nothing else can be due
+            return self._audit_at
+        return min(self._audit_at, self._doubts.filter_at, self.hold.due_at)
+
     def _hear(self) -> None:
-        """Judge what was told: our own changes coming back, or somebody else's."""
-        mirror = self._mirror
-        doubtful: set[Key] = set()
-        while self._notices:
-            notice = self._notices.popleft()
-            if notice == RULESET:
-                self._is_filter_in_doubt = True
-            elif isinstance(notice, str):
-                doubtful |= {(notice,)} if notice in {OVERFLOW, SYSCTL} else set()
-            elif mirror is not None and is_news(notice, mirror):
-                doubtful.add(notice[1])
-        if doubtful and mirror is not None:
-            now = self._clock()
-            soonest = min(self._pace.next_at(now, key) for key in doubtful)
-            self._audit_at = min(self._audit_at, soonest)
-            self._is_repair = True
+        underlay = self._planner.site.underlay.device if self._planner is not None else ""
+        if self._doubts.hear(self._clock(), self._mirror, underlay):
+            log.warning("the kernel told more than could be read; everything is looked at anew")
+            self._status.count(notice_losses=1)
+        self._audit_at = min(self._audit_at, self._doubts.look_at)
 
     def _check_filter(self, site: Site) -> None:
-        self._is_filter_in_doubt = False
         errors = self._filter(site, audit=True)
         if errors:
             self._report(errors)
@@ -130,13 +122,14 @@ class Reconciler:
         if site is None or view is None:
             self._audit_at = now + self._flags.audit_interval_s
             return
+        leases = self.hold.leases(view.leases, site.own.subnet.key)
         is_audit = now >= self._audit_at or self._mirror is None
-        if not is_audit and self._is_current(site, view):
-            if self._is_filter_in_doubt:
+        is_in_doubt = self._doubts.take_filter(now)
+        if not is_audit and self._is_current(site, view, leases):
+            if is_in_doubt:
                 self._check_filter(site)
             return
-        is_in_doubt, self._is_filter_in_doubt = self._is_filter_in_doubt, False
-        touched = self._plan(site, view)
+        touched = self._plan(site, view, leases)
         if touched is None:
             is_audit = True
         errors: list[str] = []
@@ -145,50 +138,61 @@ class Reconciler:
         failures = self._touch(kernel, touched) if not is_audit and touched else ()
         if is_audit:
             failures = self._settle(kernel)
-            errors += self._surroundings(site)
+            errors += self._surroundings(site, is_new=touched is None)
         if touched is not None:
             errors += self._filter(site, audit=is_audit or is_in_doubt)
         errors += self._write_subnet_file(site)
         self._finish(failures, errors, self._clock() - now)
 
-    def _is_current(self, site: Site, view: LeaseView) -> bool:
-        return self._planner is not None and self._planner.site is site and self._view is view
+    def _is_current(self, site: Site, view: LeaseView, leases: Mapping[str, Lease]) -> bool:
+        is_planned = self._planner is not None and self._planner.site is site
+        return is_planned and self._view is view and self._leases is leases
 
-    def _plan(self, site: Site, view: LeaseView) -> set[Key] | None:
+    def _plan(self, site: Site, view: LeaseView, leases: Mapping[str, Lease]) -> set[Key] | None:
         """Bring the plan in step; return the keys touched, None where all may be."""
         with self.plan_lock:
             is_new = self._planner is None or self._planner.site is not site
             if is_new or self._planner is None:
                 self._planner = Planner(site)
-            touched = self._planner.update(view.leases)
-        self._view = view
+            touched = self._planner.update(leases)
+        self._view, self._leases = view, leases
         return None if is_new else touched
 
     def _settle(self, kernel: Kernel) -> tuple[OpFailure, ...]:
         """Compare with a whole dump, and again while devices are made anew."""
         failures: tuple[OpFailure, ...] = ()
+        left, makers = self._mirror, self._doubts.looked()
         for _ in range(_SETTLE_PASSES):
             observed = kernel.dump()
             self._mirror = {item.key: item for item in observed}
             ops = diff(self.desired(), observed)
-            if self._is_repair and ops:
-                self._name_repair(ops)
-            self._is_repair = False
+            if left is not None:
+                self._name_repair([op for op in ops if _is_foreign(op, left, self._mirror)], makers)
+            left = None
             failures = self._carry_out(kernel, ops)
             if not any(isinstance(op.target, VxlanLink) for op in ops):
                 break
         self._audit_at = self._clock() + self._flags.audit_interval_s
         return failures
 
-    def _name_repair(self, ops: Sequence[Op]) -> None:
-        pause_s = self._pace.repaired(self._clock(), [op.target.key for op in ops])
-        log.warning(
-            "somebody else changed %d of our kernel objects (%s); put right%s",
-            len(ops),
-            ", ".join(str(op.target) for op in ops[:2]) + (", ..." if len(ops) > 2 else ""),
-            f", next not before {pause_s:g} s" if pause_s > 1 else "",
-        )
-        self._count(repairs=self._status.get().counters.repairs + len(ops))
+    def _name_repair(self, ops: Sequence[Op], makers: Mapping[Key, str]) -> None:
+        if not ops:
+            return
+        by = [makers.get(op.target.key, "") for op in ops]
+        shown = ", ".join(str(op) for op in ops[:2]) + (", ..." if len(ops) > 2 else "")
+        repairs = {
+            op.target.key: f"{op.target}{named([maker])}" for op, maker in zip(ops, by, strict=True)
+        }
+        self._repaired(f"{len(ops)} of our kernel objects ({shown}){named(by)}", repairs)
+
+    def _repaired(self, what: str, repairs: Mapping[Key, str]) -> None:
+        """Say that somebody changed what is ours; ``repairs`` has a text for each object."""
+        now = self._clock()
+        pause_s = self._pace.repaired(now, repairs)
+        later = f", next not before {pause_s:g} s" if pause_s > 1 else ""
+        log.warning("somebody else changed %s; put right%s", what, later)
+        self._status.count(repairs=len(repairs))
+        self._status.update(fights=tuple(self._pace.contested(now)))
 
     def _touch(self, kernel: Kernel, touched: set[Key]) -> tuple[OpFailure, ...]:
         """Compare the touched objects alone with what the last dump and our own writes say."""
@@ -214,8 +218,7 @@ class Reconciler:
                 mirror[op.target.key] = op.target
             else:
                 mirror.pop(op.target.key, None)
-        counters = self._status.get().counters
-        self._count(ops=counters.ops + len(ops), op_failures=counters.op_failures + len(failures))
+        self._status.count(ops=len(ops), op_failures=len(failures))
         if len(ops) <= _SHOWN:
             for op in ops:
                 log.info("%s", op)
@@ -229,12 +232,17 @@ class Reconciler:
         plan = self._planner.plan
         is_direct = site.backend.tunnel is None or plan.routes_to[site.underlay.device] > 0
         outcome = self._firewall.filter(site, plan.addresses(), direct=is_direct, audit=audit)
-        if outcome.applied:
-            self._count(ruleset_applies=self._status.get().counters.ruleset_applies + 1)
+        self._status.count(ruleset_applies=outcome.applied)
+        others = self._doubts.looked_at_filter(outcome.written) if audit else ()
+        for text in outcome.repairs:
+            self._repaired(text + named(others), {FILTER: text + named(others)})
         return outcome.errors
 
-    def _surroundings(self, site: Site) -> tuple[str, ...]:
+    def _surroundings(self, site: Site, *, is_new: bool) -> tuple[str, ...]:
         outcome = self._firewall.surroundings(site)
+        if outcome.repairs and not is_new:
+            text = ", ".join(outcome.repairs)
+            self._repaired(text, {SYSCTLS: text})
         known = self._status.get().warnings
         for text in outcome.warnings:
             if text not in known:
@@ -252,8 +260,7 @@ class Reconciler:
             if problem.text not in self._named:
                 log.warning("%s; it is left out, the other peers are not touched", problem.text)
         self._named = {problem.text for problem in problems}
-        counters = self._status.get().counters
-        self._count(passes=counters.passes + 1, last_pass_s=elapsed_s)
+        self._status.count(passes=1)
         site = self._planner.site
         self._status.update(
             site=site,
@@ -261,6 +268,7 @@ class Reconciler:
             problems=problems,
             peers=len(plan.peers),
             mtu=site.backend.mtu(site.underlay),
+            last_pass_s=elapsed_s,
         )
         texts = [str(failure) for failure in failures]
         self._report((*shortened(texts), *errors))
@@ -284,10 +292,6 @@ class Reconciler:
             log.info("ready: %d peers, subnet %s", after.peers, subnet)
             notify("READY=1", f"STATUS=subnet {subnet}")
 
-    def _count(self, **changes: float) -> None:
-        counters: Counters = replace(self._status.get().counters, **changes)  # type: ignore[arg-type]
-        self._status.update(counters=counters)
-
     def _write_subnet_file(self, site: Site) -> list[str]:
         mtu = site.backend.mtu(site.underlay)
         text = format_subnet_file(site.config, site.own.subnet, mtu)
@@ -301,27 +305,11 @@ class Reconciler:
         return []
 
 
-class Pace:
-    """How soon to repair an object again: at once, but ever later where somebody fights for it."""
-
-    def __init__(self) -> None:
-        self._fights: dict[Key, tuple[float, int]] = {}  # when it was last repaired, how often
-
-    def next_at(self, now: float, key: Key) -> float:
-        """Return when the object may be repaired."""
-        last, times = self._fights.get(key, (now, 0))
-        return max(now, last + _pause_s(times))
-
-    def repaired(self, now: float, keys: Iterable[Key]) -> float:
-        """Note a repair; return the longest pause that now begins, in seconds."""
-        recent = {k: (t, n) for k, (t, n) in self._fights.items() if now - t < _QUIET_S}
-        counted = {key: (now, recent.get(key, (now, 0))[1] + 1) for key in keys}
-        self._fights = recent | counted
-        return max((_pause_s(times) for _, times in counted.values()), default=0.0)
-
-
-def _pause_s(times: int) -> float:
-    return 0.0 if times <= _PATIENCE else min(0.1 * 2.0 ** (times - _PATIENCE), _PAUSE_MOST_S)
+def _is_foreign(
+    op: Op, left: Mapping[Key, KernelObject], found: Mapping[Key, KernelObject]
+) -> bool:
+    """Return whether an object is not as we left it, whatever the leases say since."""
+    return left.get(op.target.key) != found.get(op.target.key)
 
 
 def shortened(texts: Sequence[str]) -> tuple[str, ...]:

@@ -1,12 +1,14 @@
 """What the agent's threads tell one another and the outside: a snapshot, and a mailbox."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import isinf
 from typing import Any, Generic, Protocol, TypeVar
 
+from overlay.agent.pace import Fight
 from overlay.model.attachment import Attachment
-from overlay.model.lease import LeaseView
+from overlay.model.lease import Lease, LeaseView
 from overlay.plan.planner import Problem, Site
 
 T = TypeVar("T")
@@ -29,7 +31,24 @@ class Counters:
     ruleset_applies: int = 0
     repairs: int = 0
     store_troubles: int = 0
-    last_pass_s: float = 0.0
+    notice_losses: int = 0
+    mass_deletions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Peers that vanished from the store together, by lease key, and are not let go yet.
+
+    ``until`` is of the monotonic clock; infinite where an operator said to
+    keep them.
+    """
+
+    leases: Mapping[str, Lease]
+    until: float
+
+    def seconds_left(self, now: float) -> float | None:
+        """Return how long the first of them is held yet; None where that has no end."""
+        return None if isinf(self.until) else max(0.0, self.until - now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +71,9 @@ class Snapshot:
     problems: tuple[Problem, ...] = ()
     peers: int = 0
     mtu: int = 0  # bytes
+    last_pass_s: float = 0.0
+    held: Held | None = None
+    fights: tuple[Fight, ...] = ()  # over objects of ours, as of the last repair
     counters: Counters = field(default_factory=Counters)
 
     @property
@@ -61,6 +83,10 @@ class Snapshot:
         A store that is away is no reason: forwarding goes on without it.
         """
         return self.phase == RUNNING and not self.kernel_errors
+
+    def contested(self, now: float) -> tuple[Fight, ...]:
+        """Return what somebody changed again and again until lately."""
+        return tuple(fight for fight in self.fights if fight.is_on(now))
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -105,6 +131,13 @@ class Status:
         with self._changed:
             self._changed.wait_for(lambda: is_enough(self._snapshot), timeout_s)
             return self._snapshot
+
+    def count(self, **more: int) -> None:
+        """Add to counters, each by its name; several threads may count at once."""
+        with self._changed:
+            counters = self._snapshot.counters
+            sums = {name: getattr(counters, name) + number for name, number in more.items()}
+            self._snapshot = replace(self._snapshot, counters=replace(counters, **sums))
 
 
 class Bell(Protocol):

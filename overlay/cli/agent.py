@@ -17,6 +17,13 @@ def add_parsers(commands: Any) -> None:
     about = "the peers that this node sends to"
     peers: Parser = commands.add_parser("peers", help=about, description=about)
     peers.set_defaults(run=with_output(show_peers))
+    verbs = peers.add_subparsers(metavar="COMMAND", dest="verb")
+    about = "let go the peers that vanished together and are held back; status 1 when none is"
+    prune: Parser = verbs.add_parser("prune", help=about, description=about)
+    prune.set_defaults(run=with_output(prune_peers))
+    about = "hold them until they come back; status 1 when none is held"
+    keep: Parser = verbs.add_parser("keep", help=about, description=about)
+    keep.set_defaults(run=with_output(keep_peers))
     about = "what the kernel lacks or has too much; status 1 when there is any"
     diff: Parser = commands.add_parser("diff", help=about, description=about)
     diff.set_defaults(run=with_output(show_diff))
@@ -55,11 +62,27 @@ def show_status(args: Namespace, out: Output) -> int:
 def show_peers(args: Namespace, out: Output) -> int:
     """Print the peers, by subnet."""
     result = call(socket_path(args), "peers", like=shapes.PEERS)
+    shown = ("subnet", "node", "public", "backend", "mac")
+    flags = ("flannel", "held") if result.get("held") else ("flannel",)
     rows = [
-        [p["subnet"], p["node"], p["public"], p["backend"], p["mac"], "yes" if p["flannel"] else ""]
+        [*(p[name] for name in shown), *("yes" if p.get(name) else "" for name in flags)]
         for p in result.get("peers", [])
     ]
-    out.table(("SUBNET", "NODE", "PUBLIC", "BACKEND", "MAC", "FLANNEL"), rows, result)
+    out.table(tuple(name.upper() for name in (*shown, *flags)), rows, result)
+    return 0
+
+
+def prune_peers(args: Namespace, out: Output) -> int:
+    """Let the held peers go now. Raises AgentRefusedError where none is held."""
+    result = call(socket_path(args), "held", {"answer": "prune"})
+    out.facts({"let go": f"{result.get('peers')} peers"}, result)
+    return 0
+
+
+def keep_peers(args: Namespace, out: Output) -> int:
+    """Hold the held peers without an end. Raises AgentRefusedError where none is held."""
+    result = call(socket_path(args), "held", {"answer": "keep"})
+    out.facts({"kept until they come back": f"{result.get('peers')} peers"}, result)
     return 0
 
 

@@ -11,20 +11,27 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Final, TypeAlias
+from dataclasses import replace
+from typing import Final
 
 from overlay.kernel import messages
 from overlay.kernel.links import list_links, names_by_index, parse_link
+from overlay.kernel.nft import parse_generations
+from overlay.kernel.notices import (
+    OVERFLOW,
+    SYSCTL,
+    UNDERLAY,
+    Change,
+    Notice,
+    RulesetChange,
+    maker,
+    probable_maker,
+)
 from overlay.kernel.rtnl import MessageError, RtnlSocket, attributes, decoder, head, split
-from overlay.model.kernel import KernelObject, Key, LinkAddress, Verb, VxlanLink
-from overlay.model.node import POD_LINK_PREFIX
+from overlay.model.kernel import LinkAddress, Verb
+from overlay.model.node import POD_LINK_PREFIX, is_vtep_device
 
 log = logging.getLogger(__name__)
-
-OVERFLOW: Final = "overflow"
-RULESET: Final = "ruleset"  # some table of nftables, ours or not
-UNDERLAY: Final = "underlay"  # some link or address
-SYSCTL: Final = "sysctl"  # forwarding, for all interfaces at once
 
 # linux/rtnetlink.h, enum rtnetlink_groups.
 _GROUPS: Final = (
@@ -39,14 +46,11 @@ _BUFFER: Final = 8 << 20  # bytes
 _RTM_NEWLINK, _RTM_DELLINK = 16, 17
 _RTM_NEWNETCONF: Final = 80
 _FAMILY_AND_INDEX: Final = struct.Struct("=BxxxI")  # as ndmsg and ifaddrmsg begin
-_NETCONFA_IFINDEX: Final = 1
-_NETCONFA_IFINDEX_ALL: Final = b"\xff\xff\xff\xff"
+_NETCONFA_IFINDEX, _NETCONFA_FORWARDING = 1, 2  # linux/netconf.h
+_ALL: Final = 0xFFFFFFFF  # NETCONFA_IFINDEX_ALL
 _NETLINK_NETFILTER: Final = 12
 _AF_BRIDGE: Final = 7
 _METRICS: Final = (0, 1024)  # of our routes: IPv4's default, and IPv6's
-
-Change: TypeAlias = tuple[Verb, Key, KernelObject | None]
-Notice: TypeAlias = Change | str
 
 
 class Monitor:
@@ -57,6 +61,9 @@ class Monitor:
         self._filter = _listen(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))
         self.own_port = 0  # netlink port whose changes are not told: those of our own kernel
         self._names: dict[int, str] = {}
+        self._up: dict[int, bool] = {}
+        self._addresses: set[LinkAddress] = set()  # seen lately, on links that are not pods'
+        self._last_maker = (0, "")  # of the last port; most notices in a row have one
         self._learn_names()  # after the sockets listen, so that nothing falls between
 
     def close(self) -> None:
@@ -78,14 +85,16 @@ class Monitor:
                 notices.append(OVERFLOW)
                 continue
             if source is self._filter:
-                notices.append(RULESET)
+                notices += _rulesets(data)
             else:
                 notices += self._parse(data)
         return notices
 
     def _learn_names(self) -> None:
         with RtnlSocket() as rtnl:
-            self._names = names_by_index(list_links(rtnl))
+            links = list_links(rtnl)
+        self._names = names_by_index(links)
+        self._up = {link.index: link.is_up for link in links.values()}
 
     def _parse(self, data: bytes) -> Iterator[Notice]:
         """Yield what a datagram tells; OVERFLOW where it cannot be read: something was missed."""
@@ -93,10 +102,18 @@ class Monitor:
             for kind, _flags, _sequence, _data, start, end in split(data):
                 port = int.from_bytes(data[start - 4 : start], "little")
                 if port == 0 or port != self.own_port:  # VXLAN's entries never carry one
-                    yield from self._notices(kind, data, start, end)
+                    by = self._maker(port)
+                    for notice in self._notices(kind, data, start, end):
+                        yield replace(notice, by=by) if isinstance(notice, Change) else notice
         except MessageError as exc:
             log.warning("%s", exc)
             yield OVERFLOW
+
+    def _maker(self, port: int) -> str:
+        if port != self._last_maker[0]:
+            # At once: a program like `ip` ends within a millisecond.
+            self._last_maker = (port, probable_maker(port))
+        return self._last_maker[1]
 
     def _notices(self, kind: int, data: bytes, start: int, end: int) -> Iterator[Notice]:
         verb: Verb = "del" if kind & 1 else "set"
@@ -106,33 +123,45 @@ class Monitor:
         elif kind in {messages.RTM_NEWROUTE, messages.RTM_DELROUTE}:
             yield from self._route_notice(verb, data, start, end)
         elif kind in {messages.RTM_NEWRULE, messages.RTM_DELRULE}:
-            yield from ((verb, item.key, item) for item in messages.rules(message))
+            yield from (Change(verb, item.key, item) for item in messages.rules(message))
         elif kind in {messages.RTM_NEWNEIGH, messages.RTM_DELNEIGH}:
             yield from self._neighbor(verb, data, start, end)
         elif kind in {messages.RTM_NEWADDR, messages.RTM_DELADDR}:
-            index = _index(data, start, end)
-            found = messages.addresses(message, self._names.get(index, ""), index)
-            yield from ((verb, item.key, item) for item in found)
-            if not self._names.get(index, "").startswith(POD_LINK_PREFIX):
-                yield UNDERLAY
-        elif kind == _RTM_NEWNETCONF and _is_for_all(data, start, end):
-            yield SYSCTL
+            yield from self._address(verb, data, start, end)
+        elif kind == _RTM_NEWNETCONF:
+            index = _stopped_forwarding(data, start, end)
+            if index == _ALL or is_vtep_device(self._names.get(index, "")):
+                yield SYSCTL
+
+    def _address(self, verb: Verb, data: bytes, start: int, end: int) -> Iterator[Notice]:
+        index = _index(data, start, end)
+        name = self._names.get(index, "")
+        found = messages.addresses([(data, start, end)], name, index)
+        yield from (Change(verb, item.key, item) for item in found)
+        if name.startswith(POD_LINK_PREFIX):
+            return
+        yield UNDERLAY
+        for item in found:
+            # A router's advertisement tells known addresses again and again.
+            if verb == "del" or item not in self._addresses:
+                yield Change("set", ("device", name))
+            (self._addresses.add if verb == "set" else self._addresses.discard)(item)
 
     def _route_notice(self, verb: Verb, data: bytes, start: int, end: int) -> Iterator[Notice]:
         ours = messages.routes([(data, start, end)], self._names)
-        yield from ((verb, item.key, item) for item in ours)
+        yield from (Change(verb, item.key, item) for item in ours)
         if not ours and verb == "set":
             # `ip route replace` by somebody else is told as their new route alone.
             prefix, table, metric = messages.route_place(data, start, end)
             if metric in _METRICS:
-                yield ("set", ("route", table, prefix, 0), None)
+                yield Change("set", ("route", table, prefix, 0))
 
     def _neighbor(self, verb: Verb, data: bytes, start: int, end: int) -> Iterator[Notice]:
         index = _index(data, start, end)
         name = self._names.get(index, "")
         message = [(data, start, end)]
         if _family(data, start, end) == _AF_BRIDGE:
-            yield from ((verb, item.key, item) for item in messages.fdb(message, name, index))
+            yield from (Change(verb, x.key, x) for x in messages.fdb(message, name, index))
             return
         address = messages.neighbor_address(data, start, end)
         if address is None:
@@ -141,45 +170,26 @@ class Monitor:
         # One that is no longer permanent is, for us, one that is gone.
         is_set = verb == "set" and permanent
         key = ("neigh", name, address)
-        yield ("set", key, permanent[0]) if is_set else ("del", key, None)
+        yield Change("set", key, permanent[0]) if is_set else Change("del", key)
 
     def _link(self, verb: Verb, data: bytes, start: int, end: int) -> Iterator[Notice]:
-        if (
-            _family(data, start, end) == _AF_BRIDGE
-        ):  # a bridge's word about a port, not about the link
-            return
+        if _family(data, start, end) == _AF_BRIDGE:
+            return  # a bridge's word about a port, not about the link
         info = parse_link(data, start, end)
-        before = self._names.get(info.index)
+        before, was_up = self._names.get(info.index), self._up.get(info.index)
         if verb == "del":
             self._names.pop(info.index, None)
+            self._up.pop(info.index, None)
         else:
             self._names[info.index] = info.name
+            self._up[info.index] = info.is_up
         if before is not None and before != info.name:
-            yield ("del", ("link", before), None)
-        yield (verb, ("link", info.name), info.as_vxlan_link(self._names))
+            yield Change("del", ("link", before))
+        yield Change(verb, ("link", info.name), info.as_vxlan_link(self._names))
+        if verb == "del" or (before, was_up) != (info.name, info.is_up):
+            yield Change(verb, ("device", info.name))
         if not info.name.startswith(POD_LINK_PREFIX):
             yield UNDERLAY
-
-
-def is_news(notice: Change, mirror: dict[Key, KernelObject]) -> bool:
-    """Return whether a change says something else than ``mirror``, which holds what is ours.
-
-    Our own changes come back as notices too; they are in the mirror by then.
-    """
-    verb, key, item = notice
-    known = mirror.get(key)
-    if verb == "del":
-        return known is not None
-    if known is None:
-        # Something new on one of our devices, or with our protocol number.
-        device = getattr(item, "device", None)
-        is_on_ours = device is not None and ("link", device) in mirror
-        return isinstance(item, VxlanLink) or (is_on_ours and not _is_passing(item))
-    return known != item
-
-
-def _is_passing(item: KernelObject | None) -> bool:
-    return isinstance(item, LinkAddress) and item.address.ip.is_link_local
 
 
 @decoder
@@ -195,9 +205,21 @@ def _family(data: bytes, start: int, end: int) -> int:
 
 
 @decoder
-def _is_for_all(data: bytes, start: int, end: int) -> bool:
-    """Return whether a message about settings is about those for all interfaces at once."""
-    return attributes(data, start + 4, end).get(_NETCONFA_IFINDEX) == _NETCONFA_IFINDEX_ALL
+def _stopped_forwarding(data: bytes, start: int, end: int) -> int:
+    """Return the index of the interface that forwards no more, _ALL, or 0 for other news."""
+    parts = attributes(data, start + 4, end)
+    if any(parts.get(_NETCONFA_FORWARDING, b"\1")):
+        return 0
+    return int.from_bytes(parts.get(_NETCONFA_IFINDEX, b""), "little")
+
+
+def _rulesets(data: bytes) -> list[Notice]:
+    try:
+        found = parse_generations(data)
+    except MessageError as exc:
+        log.warning("%s", exc)
+        return [OVERFLOW]
+    return [RulesetChange(each.number, maker(each.pid, each.name)) for each in found]
 
 
 def _listen(protocol: int, groups: tuple[int, ...]) -> socket.socket:

@@ -11,10 +11,12 @@ import re
 import socket
 import struct
 import subprocess
+from collections import deque
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Final
 
+from overlay.kernel.rtnl import MessageError, attributes, decoder, split
 from overlay.model.errors import OverlayError
 from overlay.policy.ruleset import TABLE, Ruleset, spelled
 
@@ -22,14 +24,14 @@ from overlay.policy.ruleset import TABLE, Ruleset, spelled
 _NETLINK_NETFILTER: Final = 12
 _NFT_MSG_NEWGEN: Final = (10 << 8) | 15
 _NFT_MSG_GETGEN: Final = (10 << 8) | 16
-_NFTA_GEN_ID: Final = 1
+_NFTA_GEN_ID, _NFTA_GEN_PROC_PID, _NFTA_GEN_PROC_NAME = 1, 2, 3
 _NLM_F_REQUEST: Final = 1
 _NLMSG_ERROR: Final = 2
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _FAMILY: Final = struct.Struct("=BBH")  # struct nfgenmsg
-_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr
 
 _APPLY_ATTEMPTS: Final = 3
+_REMEMBERED: Final = 16  # generations that we made, to tell them from others' later
 _AT_LINE: Final = re.compile(r"^[^:\n]*:(\d+):\d+(?:-\d+)?: (.*)")
 _SET: Final = re.compile(r"\tset (?P<name>\S+) \{\n.*?\n\t\}\n", re.DOTALL)
 _ELEMENTS: Final = re.compile(r"\t\telements = \{(?P<elements>[^}]*)\}\n")
@@ -54,13 +56,15 @@ class NftError(OverlayError):
 class NftTable:
     """The table ``inet overlay``, and what we know of it since we last wrote it.
 
-    Not for several threads at once.
+    ``written`` has the last generations that our own transactions made. Not
+    for several threads at once.
     """
 
     timeout_s: float = 30.0
     _applied: Ruleset | None = field(default=None, init=False)
     _listing: str = field(default="", init=False)  # as nft lists ``_applied``, elements left out
     _generation: int | None = field(default=None, init=False)
+    written: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED), init=False)
 
     def apply(self, ruleset: Ruleset) -> None:
         """Replace the whole table; counters begin anew. Repeating it is safe.
@@ -78,6 +82,7 @@ class NftTable:
                 self._applied, self._listing = ruleset, _parse_listing(listing)[0]
             if after == _next(before):
                 self._generation = after
+                self.written.append(after)
                 return
 
     def apply_delta(self, old: Ruleset, new: Ruleset) -> None:
@@ -96,6 +101,8 @@ class NftTable:
         before = generation()
         self._nft("-f", "-", text=text)
         after = generation()
+        if after == _next(before):
+            self.written.append(after)
         undisturbed = before == self._generation and after == _next(before)
         self._generation = after if undisturbed else None
         if self._applied is not None:
@@ -202,17 +209,42 @@ def _parse_generation(answer: bytes) -> int:
             (code,) = struct.unpack_from("=i", answer, _HEADER.size)
             msg = f"the ruleset's generation cannot be read: {os.strerror(-code)}"
             raise NftError(msg)
-    except (struct.error, OverflowError) as exc:  # cut off; an error number that is none
+        found = parse_generations(answer)
+    # Cut off; an error number that is none.
+    except (struct.error, OverflowError, MessageError) as exc:
         msg = f"the kernel's answer holds no generation: {exc}"
         raise NftError(msg) from exc
-    offset = _HEADER.size + _FAMILY.size
-    while kind == _NFT_MSG_NEWGEN and offset + _ATTRIBUTE.size <= len(answer):
-        length, name = _ATTRIBUTE.unpack_from(answer, offset)
-        if name == _NFTA_GEN_ID and length == 8 and offset + length <= len(answer):
-            return int.from_bytes(answer[offset + 4 : offset + 8], "big")
-        offset += max(_ATTRIBUTE.size, (length + 3) & ~3)
+    if found:
+        return found[0].number
     msg = "the kernel's answer holds no generation"
     raise NftError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A ruleset's generation, and the process whose transaction made it."""
+
+    number: int
+    pid: int
+    name: str  # as in /proc/PID/comm
+
+
+@decoder
+def parse_generations(data: bytes) -> list[Generation]:
+    """Return the generations that netlink messages tell of; other messages are passed over.
+
+    Raises MessageError.
+    """
+    found: list[Generation] = []
+    for kind, _flags, _sequence, _data, start, end in split(data):
+        if kind != _NFT_MSG_NEWGEN:
+            continue
+        parts = attributes(data, start + _FAMILY.size, end)
+        (number,) = struct.unpack("!I", parts.get(_NFTA_GEN_ID, b""))
+        pid = int.from_bytes(parts.get(_NFTA_GEN_PROC_PID, b""), "big")
+        name = parts.get(_NFTA_GEN_PROC_NAME, b"").rstrip(b"\0").decode(errors="replace")
+        found.append(Generation(number, pid, name))
+    return found
 
 
 def _next(number: int) -> int:

@@ -18,6 +18,7 @@ from overlay.model.kernel import VxlanLink
 from overlay.plan.diff import diff
 from overlay.policy.ruleset import TABLE
 
+HELD_FILE: Final = "held-peers.json"  # in the state directory
 _STATE_DIR: Final = Path("/run/overlay")
 
 
@@ -48,7 +49,11 @@ def reset_node(
     _reset_pods(state_dir / "attachments", done, failed)
     _reset_kernel(done, failed)
     _reset_filter(done, failed)
-    for path in (subnet_file or state_dir / "subnet.env", cni_socket or state_dir / "cni.sock"):
+    for path in (
+        subnet_file or state_dir / "subnet.env",
+        cni_socket or state_dir / "cni.sock",
+        state_dir / HELD_FILE,
+    ):
         try:
             path.unlink()
             done(f"file {path}")

@@ -69,3 +69,12 @@ def vtep_device(vni: int, family: Family) -> str:
     if len(name) <= _IFNAMSIZ:
         return name
     return f"ovl{family.value}.{vni}"
+
+
+def is_vtep_device(name: str) -> bool:
+    """Return whether ``name`` is one that ``vtep_device`` gives; manifests/ has the patterns too.
+
+    >>> is_vtep_device("ovl6.16777215"), is_vtep_device("overlayfs0")
+    (True, False)
+    """
+    return name.startswith(("overlay.", "overlay-v6.", "ovl4.", "ovl6."))

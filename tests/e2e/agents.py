@@ -47,6 +47,11 @@ class World:
     def delete(self, key: str) -> None:
         self._etcd("deleterange", {"key": _b64(f"{PREFIX}/{key}".encode())})
 
+    def delete_prefix(self, prefix: str) -> None:
+        """Delete every key that begins with ``prefix``, which ends with a slash, at once."""
+        start = f"{PREFIX}/{prefix}".encode()
+        self._etcd("deleterange", {"key": _b64(start), "range_end": _b64(start[:-1] + b"0")})
+
     def leases(self) -> dict[str, dict[str, Any]]:
         """Return what stands under ``subnets/``: the parsed value, and etcd's lease as ``_ttl``."""
         start = f"{PREFIX}/subnets/".encode()

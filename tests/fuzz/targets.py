@@ -25,7 +25,8 @@ from overlay.agent.cni_result import format_error, format_result
 from overlay.agent.cni_wire import Opening, WireError, read_request
 from overlay.kernel import messages
 from overlay.kernel.links import parse_link
-from overlay.kernel.monitor import OVERFLOW, RULESET, SYSCTL, UNDERLAY, Monitor
+from overlay.kernel.monitor import Monitor
+from overlay.kernel.notices import OVERFLOW, SYSCTL, UNDERLAY, Change
 from overlay.kernel.rtnl import MessageError, split
 from overlay.model.attachment import Attachment, AttachmentKey
 from overlay.model.document import is_plain
@@ -86,12 +87,12 @@ def netlink(data: bytes) -> None:
     monitor = _monitor()
     for notice in monitor._parse(data):
         if isinstance(notice, str):
-            assert notice in {OVERFLOW, RULESET, SYSCTL, UNDERLAY}
+            assert notice in {OVERFLOW, SYSCTL, UNDERLAY}
         else:
-            verb, key, item = notice
-            assert verb in {"set", "del"}
-            assert item is None or item.key == key
-            hash(key)
+            assert isinstance(notice, Change)
+            assert notice.verb in {"set", "del"}
+            assert notice.item is None or notice.item.key == notice.key
+            hash(notice.key)
     monitor._names.clear()
     try:
         parts = list(split(data))

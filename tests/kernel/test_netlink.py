@@ -1,6 +1,8 @@
 """``NetlinkKernel`` on the real kernel: what it sets is what ``ip`` and ``bridge`` show."""
 
+import re
 import socket
+import subprocess
 from functools import partial
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -8,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from overlay.kernel.base import DeviceConflictError
-from overlay.kernel.monitor import OVERFLOW, Monitor
+from overlay.kernel.monitor import Monitor
 from overlay.kernel.netlink import NetlinkKernel, check_devices
-from overlay.kernel.reset import reset_node
+from overlay.kernel.notices import OVERFLOW, Change, Notice, RulesetChange, probable_maker
+from overlay.kernel.reset import HELD_FILE, reset_node
 from overlay.kernel.underlay import UnderlayFlags, find_underlay
 from overlay.model.address import FAMILIES, Family
 from overlay.model.errors import UsageError
@@ -134,7 +137,10 @@ def test_device_survives_re_creation_with_its_mac(node: Netns) -> None:
         "neigh flush dev overlay.1 nud permanent",
         "neigh replace 10.244.2.0 lladdr 02:00:00:00:00:77 dev overlay.1 nud permanent",
         "rule del priority 20310",
+        "rule add from 10.244.1.0/24 lookup 20310 priority 99 protocol 79",
         "route flush table 20310",
+        "route add 10.244.200.0/24 dev eth0 proto 79",
+        "route change 10.244.2.0/24 via 10.244.2.0 dev overlay.1 onlink proto 79 mtu 600",
     ],
 )
 def test_damage_is_repaired_by_one_reconciliation(node: Netns, damage: str) -> None:
@@ -144,6 +150,69 @@ def test_damage_is_repaired_by_one_reconciliation(node: Netns, damage: str) -> N
     reconcile(node, site(), 2)
     assert routing(node) == before
     assert reconcile(node, site(), 2) == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "fdb replace MAC dev overlay.1 dst 192.0.2.2 port 9999",
+        "fdb replace MAC dev overlay.1 dst 192.0.2.2 vni 7 via eth0",
+        "fdb replace MAC dev overlay.1 dst 192.0.2.2 self dynamic",
+        "fdb del MAC dev overlay.1\nfdb add MAC dev overlay.1 nhid 11",
+        "fdb add 02:00:00:00:00:99 dev overlay.1 nhid 11",
+        "fdb append ZERO dev overlay.1 dst 192.0.2.8\nfdb append ZERO dev overlay.1 dst 192.0.2.9",
+        "fdb append 01:00:5e:00:00:01 dev overlay.1 dst 192.0.2.9",
+    ],
+)
+def test_forwarding_entry_that_others_made_or_changed(node: Netns, damage: str) -> None:
+    reconcile(node, site(), 2)
+    node.ip("nexthop", "add", "id", "10", "via", "192.0.2.9", "fdb")
+    node.ip("nexthop", "add", "id", "11", "group", "10", "fdb")
+    before = node.run("bridge", "fdb", "show", "dev", "overlay.1")
+    lines = damage.replace("MAC", before.split()[0]).replace("ZERO", "00:00:00:00:00:00")
+    node.run("bridge", "-batch", "-", stdin=lines)
+    assert node.run("bridge", "fdb", "show", "dev", "overlay.1") != before
+    reconcile(node, site(), 2)
+    assert node.run("bridge", "fdb", "show", "dev", "overlay.1") == before
+
+
+def test_kernel_gives_a_peers_mac_no_second_destination(node: Netns) -> None:
+    """Were it otherwise, ``FdbEntry.key`` would have to name the destination."""
+    reconcile(node, site(), 2)
+    before = node.run("bridge", "fdb", "show", "dev", "overlay.1")
+    node.run("bridge", "fdb", "append", before.split()[0], "dev", "overlay.1", "dst", "192.0.2.9")
+    assert node.run("bridge", "fdb", "show", "dev", "overlay.1") == before
+
+
+def test_who_changed_what_is_told_where_the_kernel_says_so(node: Netns) -> None:
+    reconcile(node, site(), 2)
+    monitor = node.call(Monitor)
+    node.nft("add", "table", "inet", "theirs")
+    changes: list[Notice] = []
+    while not changes:  # what the transaction is made of is told before it
+        changes = node.call(partial(monitor.wait, 5.0))
+    (change,) = changes
+    assert isinstance(change, RulesetChange)
+    assert re.fullmatch(r"nft \(pid \d+\)", change.by)
+    # A batch that goes on reading, so that its process is there when the notice comes.
+    writer = subprocess.Popen(
+        ["nsenter", f"--net={node.path}", "ip", "-batch", "-"], stdin=subprocess.PIPE
+    )
+    assert writer.stdin is not None
+    writer.stdin.write(b"route del 10.244.2.0/24\n")
+    writer.stdin.flush()
+    (route,) = node.call(partial(monitor.wait, 5.0))
+    writer.communicate()
+    assert isinstance(route, Change)
+    assert (route.verb, str(route.item)[:20]) == ("del", "route 10.244.2.0/24 ")
+    assert route.by == f"probably ip (pid {writer.pid})"
+    monitor.close()
+
+
+def test_sender_that_is_no_process_is_not_guessed() -> None:
+    assert probable_maker(0) == ""
+    assert probable_maker(4294960000) == ""
+    assert probable_maker((1 << 22) - 1) == "probably process 4194303, which has ended"
 
 
 def test_renamed_device_is_taken_back(node: Netns) -> None:
@@ -257,11 +326,12 @@ def test_reset_removes_all_of_ours_and_nothing_else(node: Netns, tmp_path: Path)
     before = [node.ip(*w) for w in (("link",), ("route", "show", "table", "all"), ("rule",))]
     reconcile(node, site(), 2, 3)
     (tmp_path / "subnet.env").write_text("FLANNEL_MTU=1450\n")
+    (tmp_path / HELD_FILE).write_text("{}")
     removed = node.call(lambda: reset_node(tmp_path))
     assert any("overlay.1" in line for line in removed)
     after = [node.ip(*w) for w in (("link",), ("route", "show", "table", "all"), ("rule",))]
     assert after == before
-    assert not (tmp_path / "subnet.env").exists()
+    assert list(tmp_path.iterdir()) == []
     assert node.call(lambda: reset_node(tmp_path)) == []
 
 

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overlay.kernel import links, messages
-from overlay.kernel.monitor import OVERFLOW, RULESET, SYSCTL, UNDERLAY, Monitor
+from overlay.kernel.monitor import Monitor
 from overlay.kernel.netlink import NetlinkKernel
+from overlay.kernel.notices import OVERFLOW, SYSCTL, UNDERLAY, Change
 from overlay.kernel.rtnl import MessageError, RtnlSocket, split
 from overlay.model.address import FAMILIES
 from overlay.model.kernel import KernelObject, Op
@@ -21,7 +22,7 @@ from tests.unit.worlds import by_key, lease, site
 
 pytestmark = pytest.mark.kernel
 
-WORDS = {OVERFLOW, RULESET, UNDERLAY, SYSCTL}
+WORDS = {OVERFLOW, UNDERLAY, SYSCTL}
 
 
 def busy_node(make: MakeNetns) -> Netns:
@@ -144,9 +145,10 @@ def test_damaged_notification_is_told_as_what_may_have_been_missed(
         if isinstance(notice, str):
             assert notice in WORDS
             continue
-        verb, key, item = notice
-        assert verb in {"set", "del"}
-        assert item is None or (isinstance(item, KernelObject) and item.key == key)
+        assert isinstance(notice, Change)
+        item = notice.item
+        assert notice.verb in {"set", "del"}
+        assert item is None or (isinstance(item, KernelObject) and item.key == notice.key)
     is_whole = not isinstance(
         odd.outcome(MessageError, lambda: list(split(datagram))), MessageError
     )
@@ -158,6 +160,6 @@ def test_undamaged_notifications_are_all_read(node: Netns, told: list[bytes]) ->
     notices = [notice for datagram in told for notice in monitor._parse(datagram)]
     monitor.close()
     assert OVERFLOW not in notices
-    keys = {notice[1][0] for notice in notices if not isinstance(notice, str)}
-    assert keys == {"link", "addr", "neigh", "fdb", "route", "rule"}
+    keys = {notice.key[0] for notice in notices if isinstance(notice, Change)}
+    assert keys == {"link", "device", "addr", "neigh", "fdb", "route", "rule"}
     assert {UNDERLAY, SYSCTL} <= {notice for notice in notices if isinstance(notice, str)}

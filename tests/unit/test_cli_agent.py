@@ -129,6 +129,27 @@ def test_peers(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_peers_that_are_held(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    held = {"peers": [{**PEER, "held": True}], "held": {"peers": 1, "seconds_left": 12.0}}
+    assert main(["peers", "--socket", str(serve(ok(held)))], environment={}) == 0
+    assert capsys.readouterr().out == (
+        "SUBNET         NODE  PUBLIC     BACKEND  MAC                FLANNEL  HELD\n"
+        "10.244.2.0/24  n2    192.0.2.2  vxlan    02:00:00:00:00:02  yes      yes\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("prune", "let go  12 peers\n"), ("keep", "kept until they come back  12 peers\n")],
+)
+def test_word_about_held_peers(
+    serve: Serve, capsys: pytest.CaptureFixture[str], word: str, said: str
+) -> None:
+    path = serve(ok({"answer": word, "peers": 12}))
+    assert main(["peers", word, "--socket", str(path)], environment={}) == 0
+    assert capsys.readouterr().out == said
+
+
 @pytest.mark.parametrize(
     ("ops", "status", "said"),
     [

@@ -4,9 +4,13 @@ import configparser
 import doctest
 import importlib
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from overlay.model.address import FAMILIES
+from overlay.model.node import POD_LINK_PREFIX, is_vtep_device, vtep_device
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -126,8 +130,33 @@ def test_module_says_what_it_is_and_its_examples_hold(module: str) -> None:
     assert doctest.testmod(loaded).failed == 0
 
 
+def matched_by_manifests() -> dict[str, list[str]]:
+    """Return the patterns of device names in each file that keeps a service off our devices."""
+    folder = ROOT / "manifests"
+    link = (folder / "systemd/10-overlay.link").read_text()
+    network = (folder / "systemd/10-overlay.network").read_text()
+    manager = (folder / "NetworkManager/overlay.conf").read_text()
+    return {
+        "udev": re.findall(r"^OriginalName=(.*)", link, re.MULTILINE)[0].split(),
+        "networkd": re.findall(r"^Name=(.*)", network, re.MULTILINE)[0].split(),
+        "NetworkManager": re.findall(r"interface-name:([^;\s]+)", manager),
+    }
+
+
+@pytest.mark.parametrize(("service", "patterns"), matched_by_manifests().items())
+def test_manifests_match_every_device_of_ours_and_no_other(
+    service: str, patterns: list[str]
+) -> None:
+    ours = [vtep_device(vni, family) for vni in (1, 4096, 16777215) for family in FAMILIES]
+    for name in (*ours, f"{POD_LINK_PREFIX}0123456789a"):
+        assert any(fnmatch(name, pattern) for pattern in patterns), (service, name)
+        assert name.startswith(POD_LINK_PREFIX) or is_vtep_device(name)
+    for name in ("eth0", "overlay", "flannel.1", "veth1", "overlay0"):
+        assert not any(fnmatch(name, pattern) for pattern in patterns), (service, name)
+
+
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
-             *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
+             ROOT / "manifests" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

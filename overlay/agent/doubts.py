@@ -1,0 +1,85 @@
+"""What the kernel told since the last pass, judged: what to look at, when, and who did it.
+
+Our own changes come back as notices too and raise no doubt. What somebody
+changes again and again is looked at ever later (``Pace``).
+"""
+
+from collections import deque
+from collections.abc import Container, Iterable, Sequence
+from typing import Final
+
+from overlay.agent.pace import Pace
+from overlay.kernel.notices import OVERFLOW, SYSCTL, Notice, RulesetChange, is_news
+from overlay.model.kernel import KernelObject, Key
+
+NEVER: Final = float("inf")
+FILTER: Final[Key] = ("table", "inet overlay")
+SYSCTLS: Final[Key] = ("sysctl",)
+_REMEMBERED: Final = 16  # ruleset changes between two looks at the table
+
+
+class Doubts:
+    """``tell`` is for any thread, the rest for the reconciler's."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._notices: deque[Notice] = deque()
+        self._rulesets: deque[RulesetChange] = deque(maxlen=_REMEMBERED)
+        self._makers: dict[Key, str] = {}
+        self.look_at = NEVER  # at all of our kernel objects
+        self.filter_at = NEVER  # at the table
+
+    def tell(self, notices: Sequence[Notice]) -> None:
+        """Leave what the kernel told."""
+        self._notices.extend(notices)
+
+    def hear(self, now: float, mirror: dict[Key, KernelObject] | None, underlay: str) -> bool:
+        """Judge what was left by what should be there; return whether notices were lost.
+
+        Without a ``mirror`` everything is in doubt already.
+        """
+        doubtful: set[Key] = set()
+        is_lossy = False
+        while self._notices:
+            notice = self._notices.popleft()
+            if isinstance(notice, RulesetChange):
+                self._rulesets.append(notice)
+                self.filter_at = min(self.filter_at, self._pace.next_at(now, FILTER))
+            elif isinstance(notice, str):
+                is_lossy |= notice == OVERFLOW
+                doubtful |= {SYSCTLS if notice == SYSCTL else (notice,)} & {SYSCTLS, (OVERFLOW,)}
+            elif mirror is not None and is_news(notice, mirror, underlay):
+                doubtful.add(notice.key)
+                if notice.by:
+                    self._makers[notice.key] = notice.by
+        if mirror is not None:
+            soonest = (self._pace.next_at(now, key) for key in doubtful)
+            self.look_at = min(self.look_at, *soonest, NEVER)
+        return is_lossy
+
+    def looked(self) -> dict[Key, str]:
+        """Forget the doubts about objects; return who changed which, as far as was told."""
+        makers, self._makers = self._makers, {}
+        self.look_at = NEVER
+        return makers
+
+    def take_filter(self, now: float) -> bool:
+        """Return whether to look at the table now; whatever comes of it, once."""
+        is_due = now >= self.filter_at
+        if is_due:
+            self.filter_at = NEVER
+        return is_due
+
+    def looked_at_filter(self, own: Container[int]) -> list[str]:
+        """Forget the doubts about the table; return who changed any ruleset but by ``own``."""
+        others = [each.by for each in self._rulesets if each.by and each.generation not in own]
+        self._rulesets.clear()
+        self.filter_at = NEVER
+        return others
+
+
+def named(makers: Iterable[str], most: int = 3) -> str:
+    """Return the makers as the end of a clause: empty, or a comma and up to ``most`` of them."""
+    known = list(dict.fromkeys(maker for maker in makers if maker))
+    more = [f"and {len(known) - most} more"] if len(known) > most else []
+    return "".join(f", {text}" for text in (*known[:most], *more))
