@@ -9,6 +9,10 @@ from overlay.model.address import Family, IPAddress, IPInterface, MacAddress
 
 _IFNAMSIZ: Final = 15  # usable bytes of an interface name (linux/if.h)
 POD_LINK_PREFIX: Final = "opod"  # the host's end of a pod's veth pair
+# Begins as the pods' links do: what holds for packets from those holds for its own.
+POD_BRIDGE: Final = "opod-bridge"
+# Each node's bridge is a segment of its own, so that one address does for all.
+POD_BRIDGE_MAC: Final = MacAddress("02:6f:76:6c:00:01")
 
 
 @dataclass(frozen=True, slots=True)
