@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from overlay.model.address import FAMILIES, Family, IPNetwork, family_of
 from overlay.model.document import parse_json
+from overlay.model.node import POD_BRIDGE
 
 CHAIN: Final = "OVERLAY-FORWARD"
 COMMENT: Final = "overlay-fabric"
@@ -104,6 +105,9 @@ def _ensure_in(table: _Table, networks: list[IPNetwork]) -> Iterator[str]:
         for network in networks
         for direction in ("-s", "-d")
     ]
+    # With br_netfilter the frames between pods on the bridge come here too, and
+    # IPv6's neighbor discovery has other addresses than pods' ones.
+    rules.append(f"-A {CHAIN} -i {POD_BRIDGE} -o {POD_BRIDGE} {_MARK} -j ACCEPT")
     if _leads_to_us(forward) and chains.get(CHAIN) == [f"-N {CHAIN}", *rules]:
         return
     _restore(

@@ -16,7 +16,7 @@ from overlay.model.address import FAMILIES, Family, IPAddress
 from overlay.model.egress import EgressMode
 from overlay.model.errors import OverlayError
 from overlay.model.network import NetworkConfig
-from overlay.model.node import POD_LINK_PREFIX
+from overlay.model.node import POD_BRIDGE, POD_LINK_PREFIX
 from overlay.model.subnet import Subnet
 from overlay.policy.ruleset import NamedSet, Ruleset, hosts, intervals
 
@@ -31,6 +31,10 @@ _MULTICAST: Final = {Family.IPV4: "224.0.0.0/4", Family.IPV6: "ff00::/8"}
 _DEVICE: Final = re.compile(r"[A-Za-z0-9_.:@=+-]{1,15}\Z")
 _UNPRIVILEGED: Final = 1024  # the first port that needs no privilege
 _LAST_PORT: Final = 65535
+# With br_netfilter frames between pods pass these hooks too, those to everybody
+# and those of neighbor discovery among them: they stay on the segment.
+_ON_BRIDGE: Final = f'iifname "{POD_BRIDGE}" oifname "{POD_BRIDGE}" return'
+_TO_POD_LINK: Final = f'oifname "{POD_LINK_PREFIX}*" return'
 
 
 class DeviceNameError(OverlayError):
@@ -89,7 +93,7 @@ def compile_ruleset(plan: FirewallPlan) -> Ruleset:
     if plan.tunnel is not None:
         chains += _tunnel_chains(plan, plan.tunnel)
     if mode is EgressMode.ISOLATED:
-        forward += _isolation(plan)
+        forward += [_ON_BRIDGE, *_isolation(plan)]
         chains += [("ov_from_pod", _from_pod(plan)), ("ov_to_pod", _to_pod(plan))]
     if forward:
         hook = f"type filter hook forward priority {_FILTER}; policy accept;"
@@ -238,6 +242,7 @@ def _postrouting(plan: FirewallPlan) -> list[str]:
     """Return who is masqueraded: this node's pods, but for what stays in the fabric or here."""
     lines = [f"type nat hook postrouting priority {_SRCNAT}; policy accept;"]
     lines += [f'oifname "{_device(name)}" return' for name in ["lo", *_tunnel_devices(plan)]]
+    lines.append(_TO_POD_LINK)
     for family in FAMILIES:
         lines.append(f"{_IP[family]} saddr @ov_own{family.value} goto ov_masquerade")
     return lines

@@ -95,6 +95,8 @@ def test_chain_reads_like_iptables(variant: str, netns: Netns) -> None:
         "-A FORWARD -m comment --comment overlay-fabric -j OVERLAY-FORWARD\n"
         "-A OVERLAY-FORWARD -s 10.244.0.0/16 -m comment --comment overlay-fabric -j ACCEPT\n"
         "-A OVERLAY-FORWARD -d 10.244.0.0/16 -m comment --comment overlay-fabric -j ACCEPT\n"
+        "-A OVERLAY-FORWARD -i opod-bridge -o opod-bridge -m comment "
+        "--comment overlay-fabric -j ACCEPT\n"
     )
 
 

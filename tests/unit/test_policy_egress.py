@@ -104,6 +104,7 @@ ISLAND = """\
 type nat hook postrouting priority srcnat - 5; policy accept;
 oifname "lo" return
 oifname "overlay.1" return
+oifname "opod*" return
 ip saddr @ov_own4 goto ov_masquerade
 ip6 saddr @ov_own6 goto ov_masquerade
 """
@@ -131,6 +132,7 @@ ip6 saddr @ov_own6 udp dport 8472 {REJECT} comment "a pod to the tunnel port"
 """
 
 ISOLATED = """\
+iifname "opod-bridge" oifname "opod-bridge" return
 iifname "opod*" jump ov_from_pod
 ip saddr @ov_own4 jump ov_from_pod
 ip6 saddr @ov_own6 jump ov_from_pod
