@@ -1,0 +1,32 @@
+"""One at a time for each attachment, any number side by side for different ones."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from overlay.model.attachment import AttachmentKey
+
+
+class Turns:
+    """A lock a key, there as long as somebody holds it or waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._turns: dict[AttachmentKey, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def of(self, key: AttachmentKey) -> Iterator[None]:
+        """Wait until nobody else works on ``key``, and keep others waiting meanwhile."""
+        with self._lock:
+            turn, count = self._turns.get(key, (threading.Lock(), 0))
+            self._turns[key] = (turn, count + 1)
+        try:
+            with turn:
+                yield
+        finally:
+            with self._lock:
+                _, count = self._turns[key]
+                if count > 1:
+                    self._turns[key] = (turn, count - 1)
+                else:
+                    del self._turns[key]
