@@ -9,17 +9,20 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from uuid import UUID
 
 from overlay.agent.files import boot_id, write_file
 from overlay.agent.salvage import HeldAddresses
-from overlay.ipam.pool import allocate
-from overlay.model.address import IPAddress
+from overlay.ipam.pool import Demand, Pool
+from overlay.ipam.spans import Span
+from overlay.model.address import IPAddress, IPNetwork
 from overlay.model.attachment import (
     Attachment,
     AttachmentFormatError,
@@ -33,6 +36,8 @@ from overlay.model.subnet import Subnet
 log = logging.getLogger(__name__)
 
 _MARKER: Final = "boot_id"
+_LAST: Final = "last"  # the addresses that were chosen last, one for each family
+_LAST_LENGTH: Final = 64  # bytes: always whole, so that one write replaces it
 
 
 class AttachmentExistsError(OverlayError):
@@ -58,16 +63,20 @@ class AttachmentUnreadError(OverlayError):
 
 
 class Attachments:
-    """All attachments, for any thread; ``directory`` is made when the first one is written."""
+    """All attachments, for any thread; ``directory`` is made when the first one is written.
 
-    def __init__(self, directory: Path) -> None:
+    ``reserved`` addresses are given to those alone who ask for them by name.
+    """
+
+    def __init__(self, directory: Path, reserved: Iterable[Span] = ()) -> None:
         self._directory = directory
         self._lock = threading.Lock()
         self._by_key: dict[AttachmentKey, Attachment] = {}
         self._held = HeldAddresses()
-        self._given: tuple[IPAddress, ...] = ()  # the last address of each family
+        self._counted: frozenset[IPAddress] = frozenset()  # of those held, in the pool
         self._is_marked = False  # with this boot
-        self._load()
+        self._pool = Pool(reserved)
+        self._load(reserved)
 
     def get(self, key: AttachmentKey) -> Attachment | None:
         """Return the attachment under ``key``, or None."""
@@ -102,11 +111,17 @@ class Attachments:
         with self._lock:
             known = {attachment.link for attachment in self._by_key.values()}
             self._held.settle(look(), known)
+            self._count_held()
+
+    def usage(self, network: IPNetwork) -> tuple[int, int]:
+        """Return how many addresses of ``network`` are in use, and of how many."""
+        with self._lock:
+            return self._pool.usage(network)
 
     def add(
         self,
         subnet: Subnet,
-        wanted: Sequence[IPAddress],
+        demand: Demand,
         key: AttachmentKey,
         make: Callable[[tuple[IPAddress, ...]], Attachment],
     ) -> Attachment:
@@ -121,14 +136,16 @@ class Attachments:
                 raise AttachmentExistsError(self._by_key[key])
             if self._held.is_about(self._path(key)):
                 raise AttachmentUnreadError(key)
-            taken = {address for a in self._by_key.values() for address in a.addresses}
-            taken.update(self._held.addresses())
-            addresses = allocate(subnet, taken, self._given, wanted)
-            attachment = make(addresses)
-            self._write(attachment)
+            addresses = self._pool.allocate(subnet, demand)
+            try:
+                attachment = make(addresses)
+                self._write(attachment)
+                self._write_last()
+            except BaseException:
+                self._forget(key)
+                self._pool.release(addresses)
+                raise
             self._by_key[key] = attachment
-            if not wanted:
-                self._given = addresses
             return attachment
 
     def complete(self, attachment: Attachment) -> Attachment:
@@ -160,13 +177,27 @@ class Attachments:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
         self._held.forget(path)
-        return self._by_key.pop(key, None)
+        found = self._by_key.pop(key, None)
+        if found is not None:
+            self._pool.release(a for a in found.addresses if a not in self._counted)
+        self._count_held()
+        return found
+
+    def _count_held(self) -> None:
+        """Bring the pool in step with what is held without a record that can be read."""
+        now = frozenset(self._held.addresses())
+        if now == self._counted:
+            return
+        known = {address for each in self._by_key.values() for address in each.addresses}
+        self._pool.release(self._counted - now - known)
+        self._pool.hold(now)
+        self._counted = now
 
     def _path(self, key: AttachmentKey) -> Path:
         seed = f"{key.network}\0{key.container}\0{key.interface}".encode()
         return self._directory / f"{hashlib.sha256(seed).hexdigest()[:32]}.json"
 
-    def _load(self) -> None:
+    def _load(self, reserved: Iterable[Span]) -> None:
         if not self._directory.is_dir():
             return
         boot, marked = boot_id(), _read_marker(self._directory / _MARKER)
@@ -188,7 +219,11 @@ class Attachments:
                 self._held.note(path, str(exc))
                 continue
             self._by_key[found.key] = found
-            self._given = found.addresses
+        if not marked or marked == boot:
+            self._pool = Pool(reserved, _read_last(self._directory / _LAST))
+        for attachment in self._by_key.values():
+            self._pool.hold(attachment.addresses)
+        self._count_held()
 
     def _write(self, attachment: Attachment) -> None:
         if not self._is_marked:
@@ -196,6 +231,15 @@ class Attachments:
             self._is_marked = True
         text = json.dumps(attachment.to_json())
         write_file(self._path(attachment.key), text, sync=False)
+
+    def _write_last(self) -> None:
+        """Write where the next start goes on: a few microseconds, in place."""
+        text = " ".join(map(str, self._pool.last)).ljust(_LAST_LENGTH - 1) + "\n"
+        file = os.open(self._directory / _LAST, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(file, text.encode("ascii"), 0)
+        finally:
+            os.close(file)
 
 
 def _read_marker(path: Path) -> str:
@@ -211,6 +255,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as exc:
         log.warning("%s cannot be removed: %s", path, exc.strerror)
+
+
+def _read_last(path: Path) -> tuple[IPAddress, ...]:
+    """Return the addresses that were chosen last before the restart; none where that is lost."""
+    try:
+        return tuple(ip_address(word) for word in path.read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        return ()
 
 
 def _age(path: Path) -> int:

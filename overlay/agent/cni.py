@@ -14,6 +14,7 @@ from overlay.agent.attachments import (
     Attachments,
     AttachmentUnreadError,
 )
+from overlay.agent.cni_config import demand, wanted_mode, wanted_mtu
 from overlay.agent.cni_request import (
     BAD_CONFIG,
     BAD_VARIABLE,
@@ -25,7 +26,6 @@ from overlay.agent.cni_request import (
     TRY_LATER,
     UNAVAILABLE,
     UNKNOWN_CONTAINER,
-    UNSUPPORTED,
     WIRING,
     CniError,
     CniRequest,
@@ -34,24 +34,24 @@ from overlay.agent.cni_request import (
     previous_result,
     valid_attachments,
     version_for_errors,
-    wanted_addresses,
     wanted_mac,
 )
 from overlay.agent.cni_result import format_error, format_ipam_result, format_result
+from overlay.agent.layer2 import Layer2
 from overlay.agent.status import CLAIMING, Snapshot, Status
+from overlay.agent.turns import Turns
 from overlay.ipam.pool import (
     AddressOutsideError,
-    AddressRange,
     AddressTakenError,
     PoolExhaustedError,
 )
 from overlay.kernel import pods
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import namespace_of, own_namespace
+from overlay.kernel.pod_faults import faults
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.model.address import IPAddress
-from overlay.model.attachment import Attachment
-from overlay.model.errors import shown
+from overlay.model.attachment import BRIDGE, PTP, Attachment, AttachmentKey
 from overlay.model.subnet import Subnet
 
 log = logging.getLogger(__name__)
@@ -63,12 +63,18 @@ class CniService:
     """Answers the plugin. ``attachments`` is shared with whoever lists them.
 
     An ADD waits ``start_s`` seconds for the node's subnet: an agent that was
-    started again has none yet, and not every runtime asks twice.
+    started again has none yet, and not every runtime asks twice. ADD, DEL and
+    whatever else makes or removes an attachment take turns for each key: a DEL
+    that comes in the middle of an ADD waits for its end.
     """
 
-    def __init__(self, status: Status, attachments: Attachments, start_s: float = 5.0) -> None:
+    def __init__(
+        self, status: Status, attachments: Attachments, layer2: Layer2, start_s: float = 5.0
+    ) -> None:
         self._status, self._start_s = status, start_s
         self._attachments = attachments
+        self._layer2 = layer2
+        self._turns = Turns()
         self._commands: Mapping[str, Callable[[CniRequest, int | None], bytes]] = {
             "ADD": self._add,
             "DEL": self._delete,
@@ -111,10 +117,8 @@ class CniService:
             is_there = not attachment.link or attachment.link in links
             if attachment.is_complete and is_there:
                 continue
-            if attachment.link:
-                pods.detach(attachment.link)
             try:
-                self._attachments.release(attachment.key)
+                self._drop(attachment.key, attachment.link)
             except OSError as exc:
                 log.warning("%s is gone, its record stays: %s", attachment.key, exc)
                 continue
@@ -132,53 +136,57 @@ class CniService:
 
     def _list(self, given: Mapping[str, Any]) -> dict[str, Any]:
         del given
-        with RtnlSocket() as rtnl:
-            links = pods.host_links(rtnl)
-        held = self._attachments.list()
-        known = {attachment.link for attachment in held}
+        links, held, strays = self._look()
         return {
             "attachments": [{**a.to_json(), "live": not a.link or a.link in links} for a in held],
-            "strays": sorted(name for name in links if name not in known),
-            "ranges": self._ranges(held),
+            "strays": strays,
+            "ranges": self._ranges(),
         }
 
-    def _ranges(self, held: list[Attachment]) -> list[dict[str, Any]]:
+    def _look(self) -> tuple[set[str], list[Attachment], list[str]]:
+        """Return the pods' links, the attachments, and the links that none is known for."""
+        with RtnlSocket() as rtnl:
+            links = set(pods.host_links(rtnl))
+        # Links first: an attachment is known before its link is made.
+        held = self._attachments.list()
+        return links, held, sorted(links - {attachment.link for attachment in held})
+
+    def _ranges(self) -> list[dict[str, Any]]:
         site = self._status.get().site
-        spans = [AddressRange(n) for n in site.own.subnet.networks()] if site is not None else []
-        used = [address for attachment in held for address in attachment.addresses]
-        used += self._attachments.held()
+        networks = site.own.subnet.networks() if site is not None else ()
+        usages = [(network, self._attachments.usage(network)) for network in networks]
         return [
-            {
-                "network": str(span.network),
-                "used": sum(address in span for address in used),
-                "count": span.count,
-            }
-            for span in spans
+            {"network": str(network), "used": used, "count": count}
+            for network, (used, count) in usages
         ]
 
     def _release(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Detach and release every interface of a container."""
+        """Detach and release every interface of a container, or every link nobody knows."""
+        if given.get("strays") is True:
+            _, _, strays = self._look()
+            for name in strays:
+                pods.detach(name)
+                log.info("link %s, of no known attachment, is removed by hand", name)
+            return {"released": [], "links": strays}
         container = given.get("container")
         found = [a for a in self._attachments.list() if a.key.container == container]
         for attachment in found:
-            if attachment.link:
-                pods.detach(attachment.link)
-            self._attachments.release(attachment.key)
+            with self._turns.of(attachment.key):
+                self._drop(attachment.key, attachment.link)
             log.info("%s is released by hand", attachment.key)
-        return {"released": [a.to_json() for a in found]}
+        return {"released": [a.to_json() for a in found], "links": []}
 
     def _add(self, request: CniRequest, netns: int | None) -> bytes:
         subnet, mtu = self._ready(wait_s=self._start_s)
+        with self._turns.of(request.key):
+            return self._attach(request, netns, subnet, mtu)
+
+    def _attach(self, request: CniRequest, netns: int | None, subnet: Subnet, mtu: int) -> bytes:
         previous_result(request.config)  # before anything is made
         if request.is_ipam:
             found = self._attachments.complete(self._allocate(request, subnet, mtu, link=""))
             return format_ipam_result(request, found, subnet)
-        if request.config.get("mode", "ptp") != "ptp":
-            raise CniError(
-                UNSUPPORTED,
-                f'"mode" {shown(request.config["mode"])} is not in this version',
-                'use "ptp"',
-            )
+        mode = wanted_mode(request)
         if netns is None:
             raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} could not be opened")
         try:
@@ -186,22 +194,27 @@ class CniService:
                 raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} is the host's own")
         except KernelError as exc:
             raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} is {exc}") from exc
-        attachment = self._allocate(request, subnet, mtu, link=pods.link_name(request.key))
+        link = pods.link_name(request.key)
+        attachment = self._allocate(request, subnet, mtu, link=link, mode=mode)
         try:
             with RtnlSocket() as rtnl:
-                beside = [pods.pod_link(other) for other in self._beside(attachment)]
-                defaults = pods.attach(rtnl, netns, pods.pod_link(attachment), beside)
+                bridge = self._layer2.prepare(rtnl, subnet, mtu) if mode == BRIDGE else None
+                own, *beside = (
+                    pods.pod_link(each, subnet) for each in (attachment, *self._beside(attachment))
+                )
+                defaults = pods.attach(rtnl, netns, own, beside, bridge)
+                if mode != BRIDGE:
+                    self._layer2.follow(rtnl)
         except KernelError:
-            self._attachments.undo(attachment)
+            self._undo(attachment)
             raise
         try:
             attachment = self._attachments.complete(attachment)
         except (OSError, AttachmentGoneError):
             pods.detach(attachment.link)
-            self._attachments.undo(attachment)
+            self._undo(attachment)
             raise
-        host_mac = pods.link_mac(attachment.link, "host")
-        return format_result(request, attachment, host_mac, defaults)
+        return format_result(request, attachment, subnet, defaults)
 
     def _beside(self, attachment: Attachment) -> list[Attachment]:
         """Return the other interfaces that the same pod has from us, on whatever network."""
@@ -214,7 +227,9 @@ class CniService:
             and other.link
         ]
 
-    def _allocate(self, request: CniRequest, subnet: Subnet, mtu: int, link: str) -> Attachment:
+    def _allocate(
+        self, request: CniRequest, subnet: Subnet, mtu: int, link: str, mode: str = PTP
+    ) -> Attachment:
         mac = wanted_mac(request)
 
         def make(addresses: tuple[IPAddress, ...]) -> Attachment:
@@ -224,11 +239,12 @@ class CniService:
                 addresses=addresses,
                 link=link,
                 mac=mac or (pods.link_mac(link, "pod") if link else None),
-                mtu=_mtu(request, mtu),
+                mtu=wanted_mtu(request, mtu),
                 arguments=dict(request.arguments),
+                mode=mode,
             )
 
-        wanted = wanted_addresses(request)
+        wanted = demand(request, subnet)
         try:
             return self._attachments.add(subnet, wanted, request.key, make)
         except (PoolExhaustedError, AddressTakenError):
@@ -236,11 +252,31 @@ class CniService:
             self._attachments.settle(_addresses_in_use)
             return self._attachments.add(subnet, wanted, request.key, make)
 
+    def _undo(self, attachment: Attachment) -> None:
+        self._attachments.undo(attachment)
+        self._follow()
+
+    def _drop(self, key: AttachmentKey, link: str) -> None:
+        """Remove link and record, in the turn of ``key``. Repeating it is safe."""
+        if link:
+            pods.detach(link)
+        self._attachments.release(key)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Take what is gone off the bridge's rules; what fails is done by the next audit."""
+        if not self._layer2.is_there:
+            return
+        try:
+            with RtnlSocket() as rtnl:
+                self._layer2.follow(rtnl)
+        except KernelError as exc:
+            log.warning("%s", exc)
+
     def _delete(self, request: CniRequest, netns: int | None) -> bytes:
         del netns  # the host's end is found without it
-        if not request.is_ipam:
-            pods.detach(pods.link_name(request.key))
-        self._attachments.release(request.key)
+        with self._turns.of(request.key):
+            self._drop(request.key, "" if request.is_ipam else pods.link_name(request.key))
         return b""
 
     def _check(self, request: CniRequest, netns: int | None) -> bytes:
@@ -251,10 +287,11 @@ class CniService:
             raise CniError(UNKNOWN_CONTAINER, f"{request.key} is not attached")
         if request.is_ipam:
             return b""
+        expected = expected_by(request, is_bridged=wanted_mode(request) == BRIDGE)
         if netns is None:
             raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} could not be opened")
         with RtnlSocket() as rtnl:
-            found = pods.faults(rtnl, netns, expected_by(request))
+            found = faults(rtnl, netns, expected)
         if found:
             raise CniError(CHECK_FAILED, "; ".join(found))
         return b""
@@ -266,22 +303,23 @@ class CniService:
             return b""
         for attachment in self._attachments.list(request.key.network):
             key = attachment.key
-            if (key.container, key.interface) not in kept:
-                if attachment.link:
-                    pods.detach(attachment.link)
-                self._attachments.release(key)
-                log.info("%s is collected", key)
+            if (key.container, key.interface) in kept:
+                continue
+            with self._turns.of(key):
+                # One that changed meanwhile was being attached: the runtime's
+                # list is older than it.
+                if self._attachments.get(key) is attachment:
+                    self._drop(key, attachment.link)
+                    log.info("%s is collected", key)
         return b""
 
     def _tell_status(self, request: CniRequest, netns: int | None) -> bytes:
         del request, netns
         subnet, _ = self._ready(UNAVAILABLE)
-        used = [address for a in self._attachments.list() for address in a.addresses]
-        used += self._attachments.held()
         for network in subnet.networks():
-            span = AddressRange(network)
-            if sum(address in span for address in used) >= span.count:
-                raise CniError(UNAVAILABLE, str(PoolExhaustedError(network, span.count)))
+            used, count = self._attachments.usage(network)
+            if used >= count:
+                raise CniError(UNAVAILABLE, str(PoolExhaustedError(network, count)))
         return b""
 
     def _ready(self, code: int = TRY_LATER, wait_s: float = 0.0) -> tuple[Subnet, int]:
@@ -300,12 +338,3 @@ def _is_settled(snapshot: Snapshot) -> bool:
 def _addresses_in_use() -> Mapping[str, Sequence[IPAddress]]:
     with RtnlSocket() as rtnl:
         return pods.addresses_in_use(rtnl)
-
-
-def _mtu(request: CniRequest, mtu: int) -> int:
-    wanted: Any = request.config.get("mtu", 0)
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted <= 65535:
-        raise CniError(BAD_CONFIG, f'"mtu" {shown(wanted)} is not a size in bytes')
-    if wanted > mtu:
-        raise CniError(BAD_CONFIG, f'"mtu" {wanted}: the fabric carries {mtu} bytes; lower it')
-    return wanted or mtu

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, Final
 
-from overlay.kernel.pods import Expected, link_name
+from overlay.kernel.pod_faults import Expected
+from overlay.kernel.pods import link_name
 from overlay.model.address import IPAddress, MacAddress, parse_mac
 from overlay.model.attachment import AttachmentKey
 from overlay.model.document import parse_json
-from overlay.model.errors import OverlayError
+from overlay.model.errors import OverlayError, shown
 
 VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LATEST: Final = VERSIONS[-1]
@@ -77,7 +78,7 @@ def parse_request(variables: Mapping[str, str], text: bytes) -> CniRequest:
     command = values.get("CNI_COMMAND", "")
     if command not in _COMMANDS:
         raise CniError(
-            BAD_VARIABLE, f"CNI_COMMAND {_shown(command)} is unknown", f"it is one of {_COMMANDS}"
+            BAD_VARIABLE, f"CNI_COMMAND {shown(command)} is unknown", f"it is one of {_COMMANDS}"
         )
     config = _parse_config(text)
     version = _parse_version(config, command)
@@ -86,13 +87,13 @@ def parse_request(variables: Mapping[str, str], text: bytes) -> CniRequest:
             raise CniError(BAD_VARIABLE, f"{name} is missing", f"{command} needs it")
     network = config.get("name")
     if not isinstance(network, str) or not _NAME.match(network) or len(network) > _LONGEST_NAME:
-        raise CniError(BAD_CONFIG, f'"name" {_shown(network)} is not the name of a network')
+        raise CniError(BAD_CONFIG, f'"name" {shown(network)} is not the name of a network')
     container = values.get("CNI_CONTAINERID", "")
     if container and (not _NAME.match(container) or len(container) > _LONGEST_NAME):
-        raise CniError(BAD_VARIABLE, f"CNI_CONTAINERID {_shown(container)} is not a container id")
+        raise CniError(BAD_VARIABLE, f"CNI_CONTAINERID {shown(container)} is not a container id")
     interface = values.get("CNI_IFNAME", "")
     if interface and not _is_interface(interface):
-        raise CniError(BAD_VARIABLE, f"CNI_IFNAME {_shown(interface)} is not an interface name")
+        raise CniError(BAD_VARIABLE, f"CNI_IFNAME {shown(interface)} is not an interface name")
     return CniRequest(
         command=command,
         version=version,
@@ -112,7 +113,7 @@ def version_for_errors(text: bytes) -> str:
     return version if isinstance(version, str) and version in VERSIONS else LATEST
 
 
-def expected_by(request: CniRequest) -> Expected:
+def expected_by(request: CniRequest, *, is_bridged: bool = False) -> Expected:
     """Return what CHECK must find: what the kept result says of the interface.
 
     Not our own records: others of the chain, and Multus, edit the result
@@ -145,6 +146,7 @@ def expected_by(request: CniRequest) -> Expected:
                 (ip_network(r["dst"]), ip_address(r["gw"]) if r.get("gw") else None)
                 for r in previous.get("routes") or []
             ),
+            is_bridged=is_bridged,
         )
     except (TypeError, ValueError, LookupError, AttributeError) as exc:
         raise CniError(BAD_CONFIG, f'"prevResult" cannot be read: {exc!r}') from exc
@@ -158,21 +160,29 @@ def wanted_addresses(request: CniRequest) -> tuple[IPAddress, ...]:
     """
     runtime = _object(request.config, "runtimeConfig")
     args = _object(_object(request.config, "args"), "cni")
-    texts: Any = _ignoring_case(runtime, "ips")
+    texts: Any = ignoring_case(runtime, "ips")
     if texts is None:
         texts = args.get("ips")
     if texts is None:
         texts = [t for t in request.arguments.get("IP", "").split(",") if t]
     if not isinstance(texts, list):
-        raise CniError(BAD_CONFIG, f'"ips" {_shown(texts)} is not a list of addresses')
+        raise CniError(BAD_CONFIG, f'"ips" {shown(texts)} is not a list of addresses')
     found: list[IPAddress] = []
     for text in texts:
         try:
             if not isinstance(text, str) or "%" in text:
-                raise CniError(BAD_CONFIG, f'"ips": {_shown(text)} is not an address')
-            found.append(ip_interface(text).ip if "/" in text else ip_address(text))
+                raise CniError(BAD_CONFIG, f'"ips": {shown(text)} is not an address')
+            address = ip_interface(text).ip if "/" in text else ip_address(text)
         except ValueError as exc:
             raise CniError(BAD_CONFIG, f'"ips": {exc}') from exc
+        mapped = address.ipv4_mapped if address.version == 6 else None
+        if mapped is not None:
+            raise CniError(
+                BAD_CONFIG, f'"ips": {text} is an IPv4 address in IPv6\'s form', f"write {mapped}"
+            )
+        if address in found:
+            raise CniError(BAD_CONFIG, f'"ips": {address} is there twice')
+        found.append(address)
     return tuple(found)
 
 
@@ -180,7 +190,7 @@ def wanted_mac(request: CniRequest) -> MacAddress | None:
     """Return the MAC address that the runtime asks for, or None. Raises CniError."""
     runtime = _object(request.config, "runtimeConfig")
     args = _object(_object(request.config, "args"), "cni")
-    text = _ignoring_case(runtime, "mac") or args.get("mac") or request.arguments.get("MAC")
+    text = ignoring_case(runtime, "mac") or args.get("mac") or request.arguments.get("MAC")
     if text is None:
         return None
     try:
@@ -206,7 +216,7 @@ def valid_attachments(config: Mapping[str, Any]) -> frozenset[tuple[str, str]] |
     for item in listed:
         pair = (item.get("containerID"), item.get("ifname")) if isinstance(item, dict) else ()
         if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise CniError(BAD_CONFIG, f'"{key}": {_shown(item)} is not an attachment')
+            raise CniError(BAD_CONFIG, f'"{key}": {shown(item)} is not an attachment')
         kept.add((str(pair[0]), str(pair[1])))
     return frozenset(kept)
 
@@ -217,7 +227,7 @@ def previous_result(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if previous is None:
         return {}
     if not isinstance(previous, dict):
-        raise CniError(BAD_CONFIG, f'"prevResult" {_shown(previous)} is not an object')
+        raise CniError(BAD_CONFIG, f'"prevResult" {shown(previous)} is not an object')
     for part in ("interfaces", "ips", "routes"):
         items = previous.get(part) or []
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
@@ -247,7 +257,7 @@ def _parse_version(config: Mapping[str, Any], command: str) -> str:
     version = config.get("cniVersion", "0.1.0")  # absent means the first one
     if version not in VERSIONS:
         raise CniError(
-            INCOMPATIBLE, f'"cniVersion" {_shown(version)} is not supported', f"use {VERSIONS}"
+            INCOMPATIBLE, f'"cniVersion" {shown(version)} is not supported', f"use {VERSIONS}"
         )
     since = _SINCE.get(command, VERSIONS[0])
     if VERSIONS.index(version) < VERSIONS.index(since):
@@ -265,11 +275,6 @@ def _object(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _ignoring_case(document: Mapping[str, Any], key: str) -> Any:
+def ignoring_case(document: Mapping[str, Any], key: str) -> Any:
     """Return a value of ``runtimeConfig``: runtimes differ in the case of its keys."""
     return next((v for k, v in document.items() if k.lower() == key), None)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Collection, Mapping
+from ipaddress import ip_interface
 from typing import Any
 
 from overlay.agent.cni_request import VERSIONS, CniError, CniRequest, previous_result
-from overlay.kernel.pods import GATEWAY
-from overlay.model.address import FAMILIES, Family, family_of
-from overlay.model.attachment import Attachment
+from overlay.kernel.pods import GATEWAY, link_mac
+from overlay.model.address import FAMILIES, Family, IPAddress, IPInterface, family_of
+from overlay.model.attachment import BRIDGE, Attachment
+from overlay.model.node import POD_BRIDGE, POD_BRIDGE_MAC
 from overlay.model.subnet import Subnet
 
 
@@ -22,49 +24,58 @@ def format_error(error: CniError, version: str) -> bytes:
 def format_result(
     request: CniRequest,
     attachment: Attachment,
-    host_mac: str,
+    subnet: Subnet,
     defaults: Collection[Family] = FAMILIES,
 ) -> bytes:
     """Return the result of an ADD, what earlier plugins of a chain did before ours.
 
-    ``defaults`` are the families whose default route was made: another
-    interface of the pod may have brought one.
+    ``subnet`` is the node's own. ``defaults`` are the families whose default
+    route was made: another interface of the pod may have brought one.
     """
     before = previous_result(request.config)
-    interfaces = list(before.get("interfaces") or [])
-    host = {"name": attachment.link, "mac": host_mac}
-    pod: dict[str, Any] = {
-        "name": attachment.key.interface,
-        "mac": attachment.mac,
-        "sandbox": attachment.sandbox,
-    }
+    pod = {"name": attachment.key.interface, "mac": attachment.mac, "sandbox": attachment.sandbox}
+    ours: list[dict[str, Any]] = [
+        {"name": attachment.link, "mac": link_mac(attachment.link, "host")},
+        pod,
+    ]
+    if attachment.mode == BRIDGE:
+        ours.insert(0, {"name": POD_BRIDGE, "mac": POD_BRIDGE_MAC})
     if _is_at_least(request.version, "1.1.0"):
-        host["mtu"] = pod["mtu"] = attachment.mtu  # type: ignore[assignment]  # JSON
-    place = len(interfaces) + 1
+        ours = [{**item, "mtu": attachment.mtu} for item in ours]
+    interfaces = [*(before.get("interfaces") or []), *ours]
+    ways = [_way(attachment, address, subnet) for address in attachment.addresses]
     ips = [
         {
-            **_version_key(request.version, family_of(address).value),
-            "interface": place,
-            "address": f"{address}/{address.max_prefixlen}",
-            "gateway": str(GATEWAY[family_of(address)]),
+            **_version_key(request.version, own.version),
+            "interface": len(interfaces) - 1,
+            "address": str(own),
+            "gateway": str(gateway),
         }
-        for address in attachment.addresses
+        for own, gateway in ways
     ]
     routes = [
-        {
-            "dst": "0.0.0.0/0" if address.version == 4 else "::/0",
-            "gw": str(GATEWAY[family_of(address)]),
-        }
-        for address in attachment.addresses
-        if family_of(address) in defaults
+        {"dst": "0.0.0.0/0" if own.version == 4 else "::/0", "gw": str(gateway)}
+        for own, gateway in ways
+        if family_of(own) in defaults
     ]
     return _result(
         request,
         before,
-        interfaces=[*interfaces, host, pod],
+        interfaces=interfaces,
         ips=[*(before.get("ips") or []), *ips],
         routes=[*(before.get("routes") or []), *routes],
     )
+
+
+def _way(
+    attachment: Attachment, address: IPAddress, subnet: Subnet
+) -> tuple[IPInterface, IPAddress]:
+    """Return an address with its prefix, and its gateway: the segment's, or a routed pod's own."""
+    family = family_of(address)
+    network = subnet.network(family) if attachment.mode == BRIDGE else None
+    if network is None:
+        return ip_interface((address, family.bits)), GATEWAY[family]
+    return ip_interface((address, network.prefixlen)), network[1]
 
 
 def format_ipam_result(request: CniRequest, attachment: Attachment, subnet: Subnet) -> bytes:

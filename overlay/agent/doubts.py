@@ -5,11 +5,11 @@ changes again and again is looked at ever later (``Pace``).
 """
 
 from collections import deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final
 
 from overlay.agent.pace import Pace
-from overlay.kernel.notices import OVERFLOW, SYSCTL, Notice, RulesetChange, is_news
+from overlay.kernel.notices import OVERFLOW, SYSCTL, Change, Notice, RulesetChange, is_news
 from overlay.model.kernel import KernelObject, Key
 
 NEVER: Final = float("inf")
@@ -19,10 +19,13 @@ _REMEMBERED: Final = 16  # ruleset changes between two looks at the table
 
 
 class Doubts:
-    """``tell`` is for any thread, the rest for the reconciler's."""
+    """``tell`` is for any thread, the rest for the reconciler's.
 
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
+    ``is_lost`` says whether a change takes away what no mirror holds.
+    """
+
+    def __init__(self, pace: Pace, is_lost: Callable[[Change], bool] = lambda _: False) -> None:
+        self._pace, self._is_lost = pace, is_lost
         self._notices: deque[Notice] = deque()
         self._rulesets: deque[RulesetChange] = deque(maxlen=_REMEMBERED)
         self._makers: dict[Key, str] = {}
@@ -48,7 +51,9 @@ class Doubts:
             elif isinstance(notice, str):
                 is_lossy |= notice == OVERFLOW
                 doubtful |= {SYSCTLS if notice == SYSCTL else (notice,)} & {SYSCTLS, (OVERFLOW,)}
-            elif mirror is not None and is_news(notice, mirror, underlay):
+            elif mirror is not None and (
+                self._is_lost(notice) or is_news(notice, mirror, underlay)
+            ):
                 doubtful.add(notice.key)
                 if notice.by:
                     self._makers[notice.key] = notice.by

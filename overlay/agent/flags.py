@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from overlay import __version__
+from overlay.ipam.spans import Span, parse_span
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import own_namespace
 from overlay.kernel.underlay import UnderlayFlags
@@ -48,6 +49,7 @@ class Flags:
     subnet_file: Path
     state_dir: Path
     cni_socket: Path
+    reserved: tuple[Span, ...]
     healthz_ip: IPAddress
     healthz_port: int
     lease_ttl_s: int
@@ -110,6 +112,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
         subnet_file=args.subnet_file,
         state_dir=args.state_dir,
         cni_socket=args.cni_socket or args.state_dir / "cni.sock",
+        reserved=args.reserve_addresses,
         healthz_ip=args.healthz_ip,
         healthz_port=args.healthz_port,
         lease_ttl_s=int(args.subnet_lease_ttl),
@@ -184,6 +187,13 @@ def _any_address(text: str) -> IPAddress:
         raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
+def _spans(text: str) -> tuple[Span, ...]:
+    try:
+        return tuple(parse_span(part) for part in text.split(",") if part.strip())
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{exc}; write ADDRESS, PREFIX or FIRST-LAST") from exc
+
+
 def _port(text: str) -> int:
     if not text.isdigit() or not 0 <= int(text) <= 65535:
         msg = f"{text!r} is not a port; use 1 to 65535, or 0 for none"
@@ -250,6 +260,12 @@ def _parser(environment: Mapping[str, str]) -> _Parser:  # one flag after the ot
     flag("node-name", "", "this node's name and identity (default: hostname and machine id)")
     flag("state-dir", Path("/run/overlay"), "directory for state, root's alone", type=_path)
     flag("cni-socket", None, "socket for plugin and overlayctl (STATE_DIR/cni.sock)", type=_path)
+    flag(
+        "reserve-addresses",
+        "",
+        "addresses that no pod gets unless it asks for them: 10.244.3.10,10.244.3.32/28,A-B",
+        type=_spans,
+    )
     flag("healthz-ip", ip_address("127.0.0.1"), "address of the HTTP server", type=_any_address)
     flag("healthz-port", 9470, "its port; 0 for no server", type=_port)
     flag("audit-interval", 60.0, "look at the whole kernel this often (60s)", type=parse_duration)

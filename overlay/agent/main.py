@@ -20,6 +20,7 @@ from overlay.agent.control import ControlServer, calls, refuse_second
 from overlay.agent.flags import Flags, parse_flags
 from overlay.agent.host import Host
 from overlay.agent.http import HttpServer
+from overlay.agent.layer2 import Layer2
 from overlay.agent.lessee import Lessee
 from overlay.agent.logs import set_up_logs
 from overlay.agent.notify import notify
@@ -58,6 +59,8 @@ class Agent:
         self._fault: Exception | None = None
         self.stop = self._host.bell()
         self.status = Status()
+        attachments = Attachments(flags.state_dir / "attachments", flags.reserved)
+        layer2 = Layer2(attachments)
         self.reconciler = Reconciler(
             flags,
             self.status,
@@ -66,9 +69,9 @@ class Agent:
             clock,
             bell=self._host.bell(),
             write=self._host.write_file,
+            layer2=layer2 if host is None else None,  # a simulated machine has no pods
         )
-        attachments = Attachments(flags.state_dir / "attachments")
-        self.cni = CniService(self.status, attachments)
+        self.cni = CniService(self.status, attachments, layer2)
         self.lessee = Lessee(
             flags,
             store,

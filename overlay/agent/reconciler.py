@@ -16,12 +16,13 @@ from overlay.agent.files import format_subnet_file, write_file
 from overlay.agent.firewall import Firewall, PacketFilter
 from overlay.agent.flags import Flags
 from overlay.agent.hold import Hold
+from overlay.agent.layer2 import Layer2
 from overlay.agent.notify import notify
 from overlay.agent.pace import Pace
 from overlay.agent.status import PROGRAMMING, RUNNING, Bell, Mailbox, Status
 from overlay.kernel.base import Kernel, KernelError, OpFailure
 from overlay.kernel.netlink import NetlinkKernel
-from overlay.kernel.notices import Notice
+from overlay.kernel.notices import Change, Notice
 from overlay.kernel.reset import HELD_FILE
 from overlay.model.kernel import KernelObject, Key, Op, VxlanLink
 from overlay.model.lease import Lease, LeaseView
@@ -48,11 +49,13 @@ class Reconciler:
         clock: Callable[[], float] = time.monotonic,
         bell: Bell | None = None,
         write: Callable[[Path, str], None] = write_file,
+        layer2: Layer2 | None = None,
     ) -> None:
         self._flags = flags
         self._status = status
         self._make_kernel = kernel
         self._firewall = firewall if firewall is not None else Firewall()
+        self._layer2 = layer2
         self._clock = clock
         self._write = write
         self.bell: Bell = bell if bell is not None else threading.Event()
@@ -69,7 +72,7 @@ class Reconciler:
         self._file = ""
         self.netlink_port = 0  # of the kernel's socket, once there is one
         self._pace = Pace()
-        self._doubts = Doubts(self._pace)
+        self._doubts = Doubts(self._pace, self._is_lost)
         self.hold = Hold(flags.prune_limit, flags.state_dir / HELD_FILE, status, clock, write)
         self._leases: Mapping[str, Lease] | None = None  # those in the plan
 
@@ -105,8 +108,13 @@ class Reconciler:
             self._status.count(notice_losses=1)
         self._audit_at = min(self._audit_at, self._doubts.look_at)
 
+    def _is_lost(self, notice: Change) -> bool:
+        return self._layer2 is not None and self._layer2.is_lost(notice)
+
     def _check_filter(self, site: Site) -> None:
         errors = self._filter(site, audit=True)
+        if self._layer2 is not None:
+            errors += self._layer2.audit_rules()
         if errors:
             self._report(errors)
 
@@ -248,7 +256,10 @@ class Reconciler:
             if text not in known:
                 log.warning("%s", text)
         self._status.update(warnings=outcome.warnings)
-        return outcome.errors
+        if self._layer2 is None:
+            return outcome.errors
+        mtu = site.backend.mtu(site.underlay)
+        return (*outcome.errors, *self._layer2.audit(site.own.subnet, mtu))
 
     def _finish(
         self, failures: Sequence[OpFailure], errors: Sequence[str], elapsed_s: float

@@ -13,6 +13,10 @@ from overlay.model.errors import UsageError
 VERSION: Final = "1.0.0"  # containerd 1.6 and podman 4.3 take no newer one as the first
 VERSIONS: Final = ("0.4.0", "1.0.0", "1.1.0")
 _PORTMAP: Final = {"type": "portmap", "capabilities": {"portMappings": True}}
+# What a runtime may pass on from its user. Not from a kubelet, whose ranges are
+# its own node's podCIDR and no lease.
+_BY_USER: Final = ("containerd", "podman")
+_CAPABILITIES: Final = {"ips": True, "mac": True, "ipRanges": True}
 # File name, network name, plugins chained behind ours.
 RUNTIMES: Final[dict[str, tuple[str, str, tuple[dict[str, Any], ...]]]] = {
     "kubernetes": ("10-overlay.conflist", "overlay", (_PORTMAP,)),
@@ -38,7 +42,9 @@ def add_parser(commands: Any) -> None:
 def conflist(runtime: str, socket: str = "") -> dict[str, Any]:
     """Return a runtime's network configuration list; ``socket`` only where it is another."""
     _file, name, chained = RUNTIMES[runtime]
-    ours = {"type": "overlay", **({"socket": socket} if socket else {})}
+    ours: dict[str, Any] = {"type": "overlay", **({"socket": socket} if socket else {})}
+    if runtime in _BY_USER:
+        ours["capabilities"] = dict(_CAPABILITIES)
     return {
         "cniVersion": VERSION,
         "cniVersions": list(VERSIONS),

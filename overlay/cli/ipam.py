@@ -20,9 +20,18 @@ def add_parser(commands: Any) -> None:
     about = "addresses without a pod and pods without an address; status 1 when there are any"
     verb = verbs.add_parser("check", help=about, description=about)
     verb.set_defaults(run=with_output(show_check))
-    about = "detach a container's interfaces and free their addresses"
+    about = "detach a container's interfaces and free their addresses, or remove stray links"
     verb = verbs.add_parser("release", help=about, description=about)
-    verb.add_argument("container", metavar="CONTAINER", help="the runtime's container id, whole")
+    which = verb.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "container", metavar="CONTAINER", nargs="?", help="the runtime's container id, whole"
+    )
+    which.add_argument(
+        "--strays",
+        action="store_true",
+        help="instead: the links that no attachment is known for (`ipam check` names them); a pod "
+        "behind one loses it",
+    )
     verb.set_defaults(run=with_output(release))
 
 
@@ -57,7 +66,8 @@ def show_check(args: Namespace, out: Output) -> int:
         if not a["live"]
     ]
     findings += [
-        f"{name}: no attachment is known for this link; `ip link del {name}` removes it"
+        f"{name}: no attachment is known for this link; `overlayctl ipam release --strays` "
+        "removes it"
         for name in result["strays"]
     ]
     if not out.is_table:
@@ -69,18 +79,24 @@ def show_check(args: Namespace, out: Output) -> int:
 
 
 def release(args: Namespace, out: Output) -> int:
-    """Release a container's attachments; return 1 when it has none."""
-    result = call(
-        socket_path(args), "ipam-release", {"container": args.container}, like=shapes.RELEASED
-    )
+    """Release a container's attachments, or stray links; return 1 when there are none."""
+    wanted = {"strays": True} if args.strays else {"container": args.container}
+    result = call(socket_path(args), "ipam-release", wanted, like=shapes.RELEASED)
     if not out.is_table:
         out.document(result)
     else:
         for a in result["released"]:
             out.line(f"released {', '.join(a['addresses'])} of {a['interface']}")
-        if not result["released"]:
-            out.line(f"container {args.container} has no attachment here")
-    return 0 if result["released"] else 1
+        for name in result["links"]:
+            out.line(f"removed link {name}")
+        if not result["released"] and not result["links"]:
+            none = (
+                "no link is stray"
+                if args.strays
+                else f"container {args.container} has no attachment"
+            )
+            out.line(f"{none} here")
+    return 0 if result["released"] or result["links"] else 1
 
 
 def _pod(attachment: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ IPAM: Final[Shape] = {
     "strays": [str],
     "ranges": [{"network": str, "used": int, "count": int}],
 }
-RELEASED: Final[Shape] = {"released": [ATTACHMENT]}
+RELEASED: Final[Shape] = {"released": [ATTACHMENT], "links": [str]}
 
 
 def misfit(value: Any, shape: Shape) -> str | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RTM_GETLINK: Final = 18
 _IFINFOMSG: Final = struct.Struct("=BBHiII")
 _IFF_UP: Final = 1
-_ADDRESS, _IFNAME, _MTU, _LINKINFO, _IFALIAS = 1, 3, 4, 18, 20
+_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 18, 20
 _INFO_KIND, _INFO_DATA = 1, 2
 _ID, _LOWER, _LOCAL, _LEARNING, _PORT, _LOCAL6, _GBP = 1, 3, 4, 7, 15, 17, 23
 _ADDRGEN_NONE: Final = 1  # linux/if_link.h, IN6_ADDR_GEN_MODE_NONE
@@ -50,6 +50,8 @@ class LinkInfo:
     mac: str
     alias: str
     vxlan: Vxlan | None
+    kind: str = ""  # as `ip -d link` names it
+    master: int = 0  # interface index of the bridge it is a port of
 
     def is_ours(self) -> bool:
         """Return whether the alias says that we made it."""
@@ -99,6 +101,7 @@ def parse_link(data: bytes, start: int, end: int) -> LinkInfo:
     """Return the interface that one link message describes. Raises MessageError."""
     _family, _pad, _type, index, flags, _change = head(_IFINFOMSG, data, start, end)
     parts = attributes(data, start + 16, end)
+    info = attributes(parts[_LINKINFO], 0, len(parts[_LINKINFO])) if _LINKINFO in parts else {}
     return LinkInfo(
         index=index,
         name=_text(parts.get(_IFNAME)),
@@ -106,12 +109,13 @@ def parse_link(data: bytes, start: int, end: int) -> LinkInfo:
         mtu=_u32(parts.get(_MTU)),
         mac=parts.get(_ADDRESS, b"").hex(":") if parts.get(_ADDRESS) else "",
         alias=_text(parts.get(_IFALIAS)),
-        vxlan=_parse_vxlan(parts.get(_LINKINFO, b"")),
+        vxlan=_parse_vxlan(info),
+        kind=_text(info.get(_INFO_KIND)),
+        master=_u32(parts.get(_MASTER)),
     )
 
 
-def _parse_vxlan(linkinfo: bytes) -> Vxlan | None:
-    info = attributes(linkinfo, 0, len(linkinfo))
+def _parse_vxlan(info: Mapping[int, bytes]) -> Vxlan | None:
     if _text(info.get(_INFO_KIND)) != "vxlan":
         return None
     payload = info.get(_INFO_DATA, b"")

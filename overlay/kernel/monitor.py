@@ -29,7 +29,7 @@ from overlay.kernel.notices import (
 )
 from overlay.kernel.rtnl import MessageError, RtnlSocket, attributes, decoder, head, split
 from overlay.model.kernel import LinkAddress, Verb
-from overlay.model.node import POD_LINK_PREFIX, is_vtep_device
+from overlay.model.node import POD_BRIDGE, POD_LINK_PREFIX, is_vtep_device
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +185,8 @@ class Monitor:
             self._up[info.index] = info.is_up
         if before is not None and before != info.name:
             yield Change("del", ("link", before))
+        if info.name == POD_BRIDGE and not info.is_up:
+            verb = "del"  # one that is down is, for us, one that is gone
         yield Change(verb, ("link", info.name), info.as_vxlan_link(self._names))
         if verb == "del" or (before, was_up) != (info.name, info.is_up):
             yield Change(verb, ("device", info.name))

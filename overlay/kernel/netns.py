@@ -4,10 +4,11 @@
 was made in, so one is made inside and used from outside.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,18 @@ def enable_ipv6(descriptor: int, interface: str) -> None:
                 path.write_text("0\n")
         except OSError:
             return  # the address itself will tell
+        finally:
+            _enter(home)
+
+
+def write_sysctls(descriptor: int, values: Mapping[str, str]) -> None:
+    """Write values below /proc/sys of the namespace; those that are not there are left out."""
+    with _own_descriptor() as home:
+        _enter(descriptor)
+        try:
+            for name, value in values.items():
+                with contextlib.suppress(OSError):
+                    (Path("/proc/sys") / name).write_text(f"{value}\n")
         finally:
             _enter(home)
 

@@ -80,7 +80,7 @@ class NftTable:
             self._forget()
             if listing is not None:
                 self._applied, self._listing = ruleset, _parse_listing(listing)[0]
-            if after == _next(before):
+            if after == next_generation(before):
                 self._generation = after
                 self.written.append(after)
                 return
@@ -101,9 +101,9 @@ class NftTable:
         before = generation()
         self._nft("-f", "-", text=text)
         after = generation()
-        if after == _next(before):
+        if after == next_generation(before):
             self.written.append(after)
-        undisturbed = before == self._generation and after == _next(before)
+        undisturbed = before == self._generation and after == next_generation(before)
         self._generation = after if undisturbed else None
         if self._applied is not None:
             self._applied = new if self._applied.shape == new.shape else None
@@ -144,37 +144,46 @@ class NftTable:
         self._applied, self._listing, self._generation = None, "", None
 
     def _list(self) -> str | None:
-        """Return ``nft --stateless list table inet overlay``, or None where there is none."""
-        try:
-            return self._nft("--stateless", "list", "table", *TABLE.split())
-        except NftError as exc:
-            if "No such file or directory" in exc.problem:
-                return None
-            raise
+        return listed(TABLE, self.timeout_s)
 
     def _nft(self, *arguments: str, text: str = "") -> str:
-        try:
-            done = subprocess.run(
-                ["nft", *arguments],
-                input=text,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=self.timeout_s,
-                check=False,
-            )
-        except FileNotFoundError as exc:
-            msg = "no `nft` on the PATH; install the Debian package nftables"
-            raise NftError(msg) from exc
-        except subprocess.TimeoutExpired as exc:
-            msg = f"nft did not end within {self.timeout_s:g} s"
-            raise NftError(msg) from exc
-        except OSError as exc:
-            msg = f"nft cannot be run: {exc}"
-            raise NftError(msg) from exc
-        if done.returncode != 0:
-            raise _refusal(done.stderr, done.returncode, text)
-        return done.stdout
+        return run_nft(*arguments, text=text, timeout_s=self.timeout_s)
+
+
+def run_nft(*arguments: str, text: str = "", timeout_s: float = 30.0) -> str:
+    """Run ``nft`` with ``text`` as its input and return what it printed. Raises NftError."""
+    try:
+        done = subprocess.run(
+            ["nft", *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except FileNotFoundError as exc:
+        msg = "no `nft` on the PATH; install the Debian package nftables"
+        raise NftError(msg) from exc
+    except subprocess.TimeoutExpired as exc:
+        msg = f"nft did not end within {timeout_s:g} s"
+        raise NftError(msg) from exc
+    except OSError as exc:
+        msg = f"nft cannot be run: {exc}"
+        raise NftError(msg) from exc
+    if done.returncode != 0:
+        raise _refusal(done.stderr, done.returncode, text)
+    return done.stdout
+
+
+def listed(table: str, timeout_s: float = 30.0) -> str | None:
+    """Return ``nft --stateless list table TABLE``, None where there is none. Raises NftError."""
+    try:
+        return run_nft("--stateless", "list", "table", *table.split(), timeout_s=timeout_s)
+    except NftError as exc:
+        if "No such file or directory" in exc.problem:
+            return None
+        raise
 
 
 def generation() -> int:
@@ -247,7 +256,7 @@ def parse_generations(data: bytes) -> list[Generation]:
     return found
 
 
-def _next(number: int) -> int:
+def next_generation(number: int) -> int:
     """Return the generation after ``number``; the kernel leaves out 0 when it wraps."""
     return (number + 1) & 0xFFFFFFFF or 1
 

@@ -12,23 +12,31 @@ For a pod with the addresses A (IPv4) and B (IPv6)::
     ip route add A/32 dev opodX proto 80;  the same for B/128
 
 No bridge, no duplicate-address wait. Measured in November 2026: see
-docs/performance.md.
+docs/performance.md. In mode ``bridge`` the host's end is a port of the node's
+bridge instead, made before the pod's end is up (``overlay.kernel.bridge``)::
+
+    ip link set opodX master opod-bridge up;  bridge link set dev opodX hairpin on
+    ip -n POD addr add A/24 dev eth0;  ip -n POD addr add B/64 dev eth0 nodad
+    ip -n POD neigh add S4[1] lladdr BRIDGE-MAC dev eth0 nud permanent;  the same for S6[1]
+    ip -n POD route add default via S4[1] dev eth0;  the same for S6[1]
 """
 
 import errno
 import hashlib
 import socket
 import struct
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_interface, ip_network
 from typing import Final
 
-from overlay.kernel import messages
+from overlay.kernel import bridge_ports, messages
+from overlay.kernel.announce import announce
 from overlay.kernel.base import KernelError
 from overlay.kernel.links import RTM_GETLINK, LinkInfo, list_links, parse_link
-from overlay.kernel.netns import enable_ipv6, open_rtnl
+from overlay.kernel.netns import enable_ipv6, open_rtnl, write_sysctls
 from overlay.kernel.pod_gateway import gateway_address
 from overlay.kernel.pod_paths import path_of
 from overlay.kernel.rtnl import (
@@ -42,9 +50,10 @@ from overlay.kernel.rtnl import (
     attribute,
 )
 from overlay.model.address import FAMILIES, Family, IPAddress, IPNetwork, MacAddress, family_of
-from overlay.model.attachment import Attachment, AttachmentKey
+from overlay.model.attachment import BRIDGE, Attachment, AttachmentKey
 from overlay.model.kernel import LinkAddress, Neighbor, Op
-from overlay.model.node import POD_LINK_PREFIX
+from overlay.model.node import POD_BRIDGE, POD_BRIDGE_MAC, POD_LINK_PREFIX
+from overlay.model.subnet import Subnet
 
 # Threads that wait until the kernel is done with a link; each for some 20 ms.
 _DELETING: Final = ThreadPoolExecutor(max_workers=16, thread_name_prefix="dellink")
@@ -65,6 +74,12 @@ _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _MAIN_TABLE, _RTN_UNICAST, _RTNH_F_ONLINK = 254, 1, 4
 _SCOPE: Final = {"link": 253, "global": 0}
+_FORWARDING_S: Final = 1.0  # at most, until a port carries frames; some milliseconds mostly
+# Nobody on the segment configures a pod, and nobody is asked whether its address is free.
+_BRIDGED_SYSCTLS: Final = (
+    ("net/ipv6/conf/{}/accept_ra", "0"),
+    ("net/ipv6/conf/{}/accept_dad", "0"),
+)
 
 
 class InterfaceExistsError(KernelError):
@@ -73,7 +88,10 @@ class InterfaceExistsError(KernelError):
 
 @dataclass(frozen=True, slots=True)
 class PodLink:
-    """What ``attach`` makes: names, MAC addresses, MTU in bytes, and the pod's addresses."""
+    """What ``attach`` makes: names, MAC addresses, MTU in bytes, and the pod's addresses.
+
+    ``networks`` are those of the segment that it is on, none where it is routed.
+    """
 
     interface: str
     host_interface: str
@@ -81,6 +99,16 @@ class PodLink:
     host_mac: MacAddress
     mtu: int
     addresses: tuple[IPAddress, ...]
+    networks: tuple[IPNetwork, ...] = ()
+
+    def network_of(self, address: IPAddress) -> IPNetwork | None:
+        """Return what is on the link with ``address``: None where nothing is."""
+        return next((n for n in self.networks if n.version == address.version), None)
+
+    def gateway_of(self, address: IPAddress) -> IPAddress:
+        """Return where what is not on the link is sent."""
+        network = self.network_of(address)
+        return GATEWAY[family_of(address)] if network is None else network[1]
 
 
 def link_name(key: AttachmentKey) -> str:
@@ -97,14 +125,20 @@ def link_mac(name: str, end: str) -> MacAddress:
 
 
 def attach(
-    rtnl: RtnlSocket, netns: int, link: PodLink, beside: Sequence[PodLink] = ()
+    rtnl: RtnlSocket,
+    netns: int,
+    link: PodLink,
+    beside: Sequence[PodLink] = (),
+    bridge: int | None = None,
 ) -> frozenset[Family]:
     """Make the pair and everything on it; on an error nothing of it stays.
 
     Return the families whose default route it made: where the pod had one
     before, that one stays. ``beside`` are the pod's other interfaces of ours:
     with them, or with somebody else's default route, each address gets a way
-    out by its own interface.
+    out by its own interface. With the index of a ``bridge`` the host's end is
+    a port of it, whose rules must be there already; it carries frames when this
+    returns.
 
     ``rtnl`` is a socket on the host's side, ``netns`` a descriptor of the
     pod's namespace. Raises InterfaceExistsError, KernelError.
@@ -115,10 +149,10 @@ def attach(
     try:
         if any(family_of(address) is Family.IPV6 for address in link.addresses):
             enable_ipv6(netns, link.interface)
+        if bridge is not None:
+            return _set_up_on_bridge(rtnl, netns, link, beside, bridge)
         with open_rtnl(netns) as inside:
-            defaults = _set_up_pod(inside, link)
-            if beside or len(defaults) < len({family_of(a) for a in link.addresses}):
-                _part_ways(inside, (link, *beside))
+            defaults = _set_up_pod(inside, link, beside)
         _set_up_host(rtnl, link)
     except KernelError:
         detach(link.host_interface)
@@ -142,79 +176,24 @@ def detach(host_interface: str) -> bool:
     raise KernelError(msg)
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What should be there, by the result that the runtime kept. ``mac`` is empty where unknown."""
-
-    interface: str
-    host_interface: str
-    mac: str
-    addresses: tuple[IPAddress, ...]
-    routes: tuple[tuple[IPNetwork, IPAddress | None], ...] = ()
-
-
-def faults(rtnl: RtnlSocket, netns: int, expected: Expected) -> list[str]:
-    """Return what is not as expected; what others added does not count."""
-    found: list[str] = []
-    host = list_links(rtnl).get(expected.host_interface)
-    if host is None or not host.is_up:
-        found.append(f"interface {expected.host_interface} of the host is missing or down")
-    else:
-        found += [
-            f"route {address} dev {host.name} of the host is missing"
-            for address in expected.addresses
-            if not _leads_to(rtnl, address, host.index)
-        ]
-    name = expected.interface
-    with open_rtnl(netns) as inside:
-        pod = list_links(inside).get(name)
-        if pod is None:
-            return [*found, f"interface {name} is missing"]
-        if not pod.is_up:
-            found.append(f"interface {name} is down")
-        if expected.mac and pod.mac != expected.mac:
-            found.append(f"interface {name} has MAC {pod.mac}, not {expected.mac}")
-        answer = inside.dump(messages.RTM_GETADDR, messages.addresses_request(pod.index))
-        present = {a.address.ip for a in messages.addresses(answer, name, pod.index)}
-        found += [
-            f"address {a} is missing on {name}" for a in expected.addresses if a not in present
-        ]
-        routes = _routes(inside)
-        for prefix, gateway in expected.routes:
-            if not any(p == prefix and gateway in {None, g} for p, g in routes):
-                via = f" via {gateway}" if gateway is not None else ""
-                found.append(f"route {prefix}{via} is missing")
-    return found
-
-
-def _leads_to(rtnl: RtnlSocket, address: IPAddress, index: int) -> bool:
-    answer = rtnl.ask(messages.RTM_GETROUTE, messages.route_query(ip_network(address)))
-    return answer is not None and messages.route_maker(answer)[1] == index
-
-
-def _routes(inside: RtnlSocket) -> set[tuple[IPNetwork, IPAddress | None]]:
-    """Return prefix and gateway of every route in the pod's main table."""
-    found = set()
-    for family in FAMILIES:
-        body = _RTMSG.pack(messages.AF[family], 0, 0, 0, _MAIN_TABLE, 0, 0, 0, 0)
-        for data, start, end in inside.dump(messages.RTM_GETROUTE, body):
-            found.add(messages.route_way(data, start, end))
-    return found
-
-
 def host_links(rtnl: RtnlSocket) -> dict[str, LinkInfo]:
     """Return the host's ends there are, whoever's they were."""
     links = list_links(rtnl)
-    return {name: info for name, info in links.items() if name.startswith(POD_LINK_PREFIX)}
+    return {
+        name: info
+        for name, info in links.items()
+        if name.startswith(POD_LINK_PREFIX) and name != POD_BRIDGE
+    }
 
 
 def addresses_in_use(rtnl: RtnlSocket) -> dict[str, list[IPAddress]]:
     """Return the host's ends there are, each with the addresses that are routed to it.
 
-    ``ip route show proto 80``
+    ``ip route show proto 80``. To a port of the bridge none is routed: its
+    alias names them.
     """
     links = host_links(rtnl)
-    found: dict[str, list[IPAddress]] = {name: [] for name in links}
+    found = {name: bridge_ports.addresses_of(info) for name, info in links.items()}
     names = {info.index: name for name, info in links.items()}
     for family in FAMILIES:
         body = _RTMSG.pack(messages.AF[family], 0, 0, 0, _MAIN_TABLE, POD_ROUTE_PROTOCOL, 0, 0, 0)
@@ -226,9 +205,10 @@ def addresses_in_use(rtnl: RtnlSocket) -> dict[str, list[IPAddress]]:
     return found
 
 
-def pod_link(attachment: Attachment) -> PodLink:
-    """Return what ``attach`` made for a stored attachment."""
+def pod_link(attachment: Attachment, subnet: Subnet) -> PodLink:
+    """Return what ``attach`` makes for an attachment of a node with ``subnet``."""
     name = attachment.link
+    is_bridged = attachment.mode == BRIDGE
     return PodLink(
         interface=attachment.key.interface,
         host_interface=name,
@@ -236,6 +216,7 @@ def pod_link(attachment: Attachment) -> PodLink:
         host_mac=link_mac(name, "host"),
         mtu=attachment.mtu,
         addresses=attachment.addresses,
+        networks=tuple(subnet.networks()) if is_bridged else (),
     )
 
 
@@ -258,21 +239,49 @@ def _make_pair(link: PodLink, netns: int) -> Request:
     return Request(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
-def _set_up_pod(inside: RtnlSocket, link: PodLink) -> frozenset[Family]:
+def _set_up_on_bridge(
+    rtnl: RtnlSocket, netns: int, link: PodLink, beside: Sequence[PodLink], bridge: int
+) -> frozenset[Family]:
+    index = _index(rtnl, link.host_interface)
+    requests = [
+        bridge_ports.enslaving(index, bridge),
+        *bridge_ports.port_settings(index),
+        bridge_ports.naming(index, link.addresses),
+    ]
+    requests += [bridge_ports.known_neighbor(bridge, a, link.mac) for a in link.addresses]
+    for refusal in rtnl.send(requests):
+        msg = f"{link.host_interface}: {refusal.text}"
+        raise KernelError(msg)
+    name = link.interface
+    write_sysctls(netns, {path.format(name): value for path, value in _BRIDGED_SYSCTLS})
+    with open_rtnl(netns) as inside:
+        defaults = _set_up_pod(inside, link, beside)
+    deadline = time.monotonic() + _FORWARDING_S
+    while not bridge_ports.is_forwarding(rtnl, index) and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    announce(POD_BRIDGE, link.mac, link.addresses)
+    return defaults
+
+
+def _set_up_pod(inside: RtnlSocket, link: PodLink, beside: Sequence[PodLink]) -> frozenset[Family]:
     index = _index(inside, link.interface)
     where = {link.interface: index}
     requests = [_up(1), _up(index)]
+    if link.networks:
+        # The rules of its port know this one link-local address.
+        requests.insert(1, bridge_ports.address_generation(index, bridge_ports.ADDR_GEN_EUI64))
     optional: set[int] = set()
     defaults: dict[int, Family] = {}  # by the place of the request
     for address in link.addresses:
-        family = family_of(address)
-        gateway = GATEWAY[family]
-        entry = Neighbor(link.interface, gateway, link.host_mac)
-        own = LinkAddress(link.interface, ip_interface(address))
+        family, network = family_of(address), link.network_of(address)
+        gateway = link.gateway_of(address)
+        entry = Neighbor(link.interface, gateway, POD_BRIDGE_MAC if network else link.host_mac)
+        length = network.prefixlen if network else family.bits
+        own = LinkAddress(link.interface, ip_interface((address, length)))
         requests += [messages.request(Op("set", o), where) for o in (own, entry)]
         # The gateway is the same on another interface of this pod: there is a
         # route to it by each, or none could ever have a route by way of it.
-        if family is Family.IPV4:
+        if network is None and family is Family.IPV4:
             requests.append(_route(ip_network(gateway), index, scope="link", flag=NLM_F_APPEND))
         # That interface may have brought the default route already: it stays.
         optional.add(len(requests))
@@ -284,6 +293,8 @@ def _set_up_pod(inside: RtnlSocket, link: PodLink) -> frozenset[Family]:
             continue
         msg = f"{link.interface} in the pod: {refusal.text}"
         raise KernelError(msg)
+    if beside or len(set(defaults.values())) < len({family_of(a) for a in link.addresses}):
+        _part_ways(inside, (link, *beside))
     return frozenset(defaults.values())
 
 
@@ -296,7 +307,11 @@ def _part_ways(inside: RtnlSocket, links: Iterable[PodLink]) -> None:
         if link.interface in there  # somebody may have removed another one meanwhile
         for address in link.addresses
         for request in path_of(
-            there[link.interface].index, address, GATEWAY[family_of(address)], POD_ROUTE_PROTOCOL
+            there[link.interface].index,
+            address,
+            link.gateway_of(address),
+            POD_ROUTE_PROTOCOL,
+            link.network_of(address),
         )
     ]
     for refusal in inside.send(requests):

@@ -5,17 +5,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from overlay.kernel import iptables
+from overlay.kernel import bridge, iptables
 from overlay.kernel.base import KernelError
 from overlay.kernel.netlink import NetlinkKernel
-from overlay.kernel.nft import NftTable
+from overlay.kernel.nft import NftTable, listed
+from overlay.kernel.nft_ports import PortTable
 from overlay.kernel.pods import detach
+from overlay.kernel.rtnl import RtnlSocket
 from overlay.kernel.unix import is_answered
 from overlay.model.attachment import parse_attachment
 from overlay.model.document import parse_json
 from overlay.model.errors import OverlayError, UsageError
 from overlay.model.kernel import VxlanLink
+from overlay.model.node import POD_BRIDGE
 from overlay.plan.diff import diff
+from overlay.policy.ports import PORT_TABLE
 from overlay.policy.ruleset import TABLE
 
 HELD_FILE: Final = "held-peers.json"  # in the state directory
@@ -47,6 +51,7 @@ def reset_node(
         told(line)
 
     _reset_pods(state_dir / "attachments", done, failed)
+    _reset_bridge(done, failed)
     _reset_kernel(done, failed)
     _reset_filter(done, failed)
     for path in (
@@ -95,6 +100,18 @@ def _reset_kernel(done: Callable[[str], None], failed: list[str]) -> None:
             failed.append(str(failures[op]))
         elif isinstance(op.target, VxlanLink) or getattr(op.target, "device", "") not in devices:
             done(str(op.target))  # what hung on a device need not be told with it
+
+
+def _reset_bridge(done: Callable[[str], None], failed: list[str]) -> None:
+    try:
+        with RtnlSocket() as rtnl:
+            if bridge.remove(rtnl):
+                done(f"link {POD_BRIDGE}")
+        if listed(PORT_TABLE) is not None:
+            PortTable().remove()
+            done(f"table {PORT_TABLE}")
+    except OverlayError as exc:
+        failed.append(str(exc))
 
 
 def _reset_filter(done: Callable[[str], None], failed: list[str]) -> None:

@@ -10,6 +10,8 @@ from overlay.model.errors import OverlayError, shown
 
 FORMAT: Final = 1  # of the JSON form; a newer one is not read
 _MAX_MTU: Final = 65535  # bytes, an IP packet's length field
+PTP, BRIDGE = "ptp", "bridge"  # the configuration's "mode"
+MODES: Final = (PTP, BRIDGE)
 
 
 class AttachmentFormatError(OverlayError):
@@ -45,6 +47,7 @@ class Attachment:
     mtu: int = 0  # bytes
     arguments: Mapping[str, str] = field(default_factory=dict)
     is_complete: bool = False  # False while, or if, it was cut off half way
+    mode: str = PTP  # one of ``MODES``
 
     @property
     def shown(self) -> str:
@@ -68,6 +71,7 @@ class Attachment:
             "mtu": self.mtu,
             "arguments": dict(self.arguments),
             "complete": self.is_complete,
+            "mode": self.mode,
         }
 
 
@@ -93,6 +97,9 @@ def parse_attachment(document: Any) -> Attachment:
         raise _unreadable("mtu", mtu)
     if not isinstance(arguments, dict) or not all(isinstance(v, str) for v in arguments.values()):
         raise _unreadable("arguments", arguments)
+    mode = document.get("mode", PTP)  # written since there is another
+    if mode not in MODES:
+        raise _unreadable("mode", mode)
     try:
         mac = parse_mac(mac) if mac is not None else None
     except (ValueError, AttributeError) as exc:
@@ -106,6 +113,7 @@ def parse_attachment(document: Any) -> Attachment:
         mtu=mtu,
         arguments=arguments,
         is_complete=document.get("complete") is True,
+        mode=mode,
     )
 
 

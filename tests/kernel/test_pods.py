@@ -12,7 +12,8 @@ import pytest
 from overlay.kernel import pods
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import namespace_of, own_namespace
-from overlay.kernel.pods import Expected, InterfaceExistsError, PodLink, link_mac
+from overlay.kernel.pod_faults import Expected, faults
+from overlay.kernel.pods import InterfaceExistsError, PodLink, link_mac
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.model.address import FAMILIES, Family, MacAddress
 from overlay.model.attachment import AttachmentKey
@@ -70,7 +71,7 @@ class Pair:
         expected = Expected(
             wanted.interface, wanted.host_interface, wanted.mac, wanted.addresses, routes
         )
-        return self.work(lambda rtnl, netns: pods.faults(rtnl, netns, expected))
+        return self.work(lambda rtnl, netns: faults(rtnl, netns, expected))
 
     def state(self) -> list[str]:
         """Return links, addresses, routes and neighbors of both, as text."""

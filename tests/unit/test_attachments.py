@@ -16,7 +16,7 @@ from overlay.agent.attachments import (
     Attachments,
     AttachmentUnreadError,
 )
-from overlay.ipam.pool import AddressTakenError, PoolExhaustedError
+from overlay.ipam.pool import AddressTakenError, Demand, PoolExhaustedError
 from overlay.model.address import IPAddress, MacAddress
 from overlay.model.attachment import Attachment, AttachmentKey
 from overlay.model.subnet import parse_subnet
@@ -42,7 +42,8 @@ def add(
             arguments={"K8S_POD_NAME": name},
         )
 
-    return here.add(parse_subnet(subnet) if subnet else SUBNET, wanted, key(name), make)
+    own = parse_subnet(subnet) if subnet else SUBNET
+    return here.add(own, Demand(wanted), key(name), make)
 
 
 def held(here: Attachments) -> list[str]:
@@ -91,7 +92,36 @@ def test_release_is_repeatable(tmp_path: Path) -> None:
     first = add(here, "one")
     assert here.release(key("one")) == first
     assert here.release(key("one")) is None
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["boot_id"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["boot_id", "last"]
+
+
+def test_address_that_was_given_back_rests_over_a_restart(tmp_path: Path) -> None:
+    here = Attachments(tmp_path / "a")
+    for name in ("one", "two"):
+        add(here, name)
+        here.release(key(name))
+    here = Attachments(tmp_path / "a")
+    static = add(here, "static", wanted=(ip_address("10.1.0.40"),))
+    assert [str(a) for a in static.addresses] == ["10.1.0.40", "fd00::4"]
+    here.release(key("static"))
+    again = add(Attachments(tmp_path / "a"), "three")
+    assert [str(a) for a in again.addresses] == ["10.1.0.4", "fd00::5"], "each family for itself"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"10.1.0.9 rubbish", b"\0" * 64])
+def test_lost_place_is_begun_anew(tmp_path: Path, damage: bytes) -> None:
+    add(Attachments(tmp_path / "a"), "one")
+    (tmp_path / "a" / "last").write_bytes(damage)
+    assert str(add(Attachments(tmp_path / "a"), "two").addresses[0]) == "10.1.0.3"
+
+
+def test_attachment_of_an_older_version_is_routed(tmp_path: Path) -> None:
+    add(Attachments(tmp_path / "a"), "one")
+    (file,) = (tmp_path / "a").glob("*.json")
+    document = json.loads(file.read_text())
+    assert document.pop("mode") == "ptp"
+    file.write_text(json.dumps(document))
+    assert [a.mode for a in Attachments(tmp_path / "a").list()] == ["ptp"]
 
 
 def test_list_is_of_one_network(tmp_path: Path) -> None:

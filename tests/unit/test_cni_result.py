@@ -8,6 +8,7 @@ import pytest
 
 from overlay.agent.cni_request import VERSIONS, CniError, CniRequest, parse_request
 from overlay.agent.cni_result import format_error, format_ipam_result, format_result
+from overlay.kernel.pods import link_mac
 from overlay.model.address import MacAddress
 from overlay.model.attachment import Attachment
 from overlay.model.subnet import parse_subnet
@@ -19,6 +20,7 @@ VARIABLES = {
     "CNI_IFNAME": "eth0",
 }
 SUBNET = parse_subnet("10.1.0.0/24,fd00::/64")
+HOST_MAC = link_mac("opod1", "host")
 
 
 def request_of(version: str = "1.1.0", **keys: Any) -> CniRequest:
@@ -26,7 +28,7 @@ def request_of(version: str = "1.1.0", **keys: Any) -> CniRequest:
     return parse_request(VARIABLES, json.dumps(document).encode())
 
 
-def result(request: CniRequest, *addresses: str) -> Any:
+def result(request: CniRequest, *addresses: str, mode: str = "ptp") -> Any:
     attachment = Attachment(
         key=request.key,
         sandbox=request.netns,
@@ -34,8 +36,9 @@ def result(request: CniRequest, *addresses: str) -> Any:
         link="opod1",
         mac=MacAddress("02:00:00:00:00:01"),
         mtu=1430,
+        mode=mode,
     )
-    return json.loads(format_result(request, attachment, "02:00:00:00:00:02"))
+    return json.loads(format_result(request, attachment, SUBNET))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -46,7 +49,7 @@ def test_result_has_the_form_of_its_version(version: str) -> None:
     assert result(request_of(version), "10.1.0.2", "fd00::2") == {
         "cniVersion": version,
         "interfaces": [
-            {"name": "opod1", "mac": "02:00:00:00:00:02", **mtu},
+            {"name": "opod1", "mac": HOST_MAC, **mtu},
             {"name": "eth0", "mac": "02:00:00:00:00:01", **sandbox, **mtu},
         ],
         "ips": [
@@ -134,3 +137,21 @@ def test_error_form() -> None:
         "details": "add it",
     }
     assert "details" not in json.loads(format_error(CniError(11, "later"), "1.1.0"))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_pod_on_the_bridge_has_the_subnets_prefix_and_gateway(version: str) -> None:
+    found = result(request_of(version), "10.1.0.2", "fd00::2", mode="bridge")
+    assert [i["name"] for i in found["interfaces"]] == ["opod-bridge", "opod1", "eth0"]
+    assert [(ip["interface"], ip["address"], ip["gateway"]) for ip in found["ips"]] == [
+        (2, "10.1.0.2/24", "10.1.0.1"),
+        (2, "fd00::2/64", "fd00::1"),
+    ]
+    assert [route["gw"] for route in found["routes"]] == ["10.1.0.1", "fd00::1"]
+    assert all(("mtu" in item) == (version == "1.1.0") for item in found["interfaces"])
+
+
+def test_places_count_what_came_before_in_the_chain() -> None:
+    previous = {"interfaces": [{"name": "x"}, {"name": "y"}]}
+    found = result(request_of(prevResult=previous), "10.1.0.2", mode="bridge")
+    assert found["interfaces"][found["ips"][0]["interface"]]["name"] == "eth0"

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from overlay.agent.attachments import Attachments
 from overlay.agent.cni import CniService
+from overlay.agent.layer2 import Layer2
 from overlay.agent.status import WAITING_STORE, Status
 from tests.unit.worlds import site
 
@@ -25,6 +26,11 @@ CONFIG: Final = {
 }
 
 
+def service_of(status: Status, place: Path, start_s: float) -> CniService:
+    attachments = Attachments(place)
+    return CniService(status, attachments, Layer2(attachments), start_s)
+
+
 def asked(service: CniService, **more: str) -> tuple[int, dict[str, Any]]:
     config = json.dumps(CONFIG).encode()
     code, output = service.answer({**VARIABLES, **more}, config, None)
@@ -34,7 +40,7 @@ def asked(service: CniService, **more: str) -> tuple[int, dict[str, Any]]:
 
 def test_add_waits_for_the_subnet(tmp_path: Path) -> None:
     status = Status()
-    service = CniService(status, Attachments(tmp_path), start_s=20)
+    service = service_of(status, tmp_path, 20)
     with ThreadPoolExecutor(max_workers=1) as pool:
         early = pool.submit(asked, service)
         status.update(phase=WAITING_STORE)
@@ -48,7 +54,7 @@ def test_add_waits_for_the_subnet(tmp_path: Path) -> None:
 def test_add_is_told_to_come_again_when_there_is_none(tmp_path: Path) -> None:
     status = Status()
     status.update(phase=WAITING_STORE)
-    service = CniService(status, Attachments(tmp_path), start_s=0.05)
+    service = service_of(status, tmp_path, 0.05)
     code, error = asked(service)
     assert (code, error["code"]) == (1, 11)
     assert error["msg"] == f"this node has no subnet: {WAITING_STORE}"
@@ -56,6 +62,6 @@ def test_add_is_told_to_come_again_when_there_is_none(tmp_path: Path) -> None:
 
 def test_status_does_not_wait(tmp_path: Path) -> None:
     """It is asked often: it would outlast this test's time."""
-    service = CniService(Status(), Attachments(tmp_path), start_s=3600)
+    service = service_of(Status(), tmp_path, 3600)
     code, error = asked(service, CNI_COMMAND="STATUS")
     assert (code, error["code"]) == (1, 50)

@@ -1,7 +1,8 @@
 """The pool: what is given is free and inside, as long as there is one, and rests first."""
 
 from collections import deque
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 
 from overlay.ipam.pool import (
     AddressOutsideError,
-    AddressRange,
     AddressTakenError,
+    Demand,
+    Pool,
     PoolExhaustedError,
-    allocate,
 )
+from overlay.ipam.spans import AddressRange, Span, parse_span
 from overlay.model.address import IPAddress, family_of
 from overlay.model.subnet import Subnet, parse_subnet
 
@@ -22,9 +24,20 @@ def addresses(text: str) -> list[IPAddress]:
     return [ip_address(word) for word in text.split()]
 
 
+def pool_of(
+    taken: Iterable[IPAddress] = (),
+    after: Iterable[IPAddress] = (),
+    reserved: Iterable[Span] = (),
+) -> Pool:
+    pool = Pool(reserved, after)
+    pool.hold(taken)
+    return pool
+
+
 def given_by(subnet: str | Subnet, taken: str = "", after: str = "", wanted: str = "") -> str:
     own = parse_subnet(subnet) if isinstance(subnet, str) else subnet
-    found = allocate(own, set(addresses(taken)), addresses(after), addresses(wanted))
+    pool = pool_of(addresses(taken), addresses(after))
+    found = pool.allocate(own, Demand(tuple(addresses(wanted))))
     return " ".join(map(str, found))
 
 
@@ -156,7 +169,7 @@ def test_what_is_given_is_free_and_inside_and_given_whenever_there_is_one(
         wanted
     )
     try:
-        found = allocate(subnet, taken, after, wanted)
+        found = pool_of(taken, after).allocate(subnet, Demand(tuple(wanted)))
     except PoolExhaustedError:
         assert not is_possible
     except (AddressTakenError, AddressOutsideError):
@@ -177,20 +190,21 @@ def test_released_address_rests_as_long_as_possible(subnet: Subnet, releases: li
         for n in subnet.networks()
     }
     held: list[tuple[IPAddress, ...]] = []
-    last: tuple[IPAddress, ...] = ()
+    pool = Pool()
     for number in releases:
         if held and number % 3 == 0:
-            for address in held.pop(0):  # released in the order they were given
+            back = held.pop(number % len(held))  # in any order
+            pool.release(back)
+            for address in back:
                 rests[family_of(address)].append(address)
             continue
-        taken = {address for each in held for address in each}
         if not all(rests.values()):
             with pytest.raises(PoolExhaustedError):
-                allocate(subnet, taken, last)
+                pool.allocate(subnet)
             continue
-        last = allocate(subnet, taken, last)
-        assert list(last) == [rests[family_of(address)].popleft() for address in last]
-        held.append(last)
+        found = pool.allocate(subnet)
+        assert list(found) == [rests[family_of(address)].popleft() for address in found]
+        held.append(found)
 
 
 @given(st.sampled_from(["10.1.0.0/28", "fd00::/124", DUAL]), st.data())
@@ -201,18 +215,106 @@ def test_every_address_is_given_once_before_the_subnet_is_full(
     spans = [AddressRange(network) for network in subnet.networks()]
     count = min(span.count for span in spans)
     after = data.draw(st.lists(near, max_size=2))
+    pool = pool_of((), after)
     taken: set[IPAddress] = set()
     for _ in range(count):
-        found = allocate(subnet, taken, after)
+        found = pool.allocate(subnet)
         assert taken.isdisjoint(found)
         taken |= set(found)
-        after = list(found)
     with pytest.raises(PoolExhaustedError):
-        allocate(subnet, taken, after)
+        pool.allocate(subnet)
 
 
 def test_huge_subnet_is_searched_in_no_time() -> None:
     """IPv6 leases have 2**64 addresses: nothing may count them out."""
     taken = addresses(" ".join(f"fd00::{n:x}" for n in range(2, 300)))
-    found = allocate(parse_subnet("fd00::/64"), set(taken), addresses("fd00::ffff:ffff:ffff:ffff"))
-    assert str(found[0]) == "fd00::12c"
+    pool = pool_of(taken, addresses("fd00::ffff:ffff:ffff:ffff"))
+    assert str(pool.allocate(parse_subnet("fd00::/64"))[0]) == "fd00::12c"
+
+
+def texts(found: Iterable[IPAddress]) -> str:
+    return " ".join(map(str, found))
+
+
+def test_address_by_name_moves_the_other_family_on_and_its_own_not() -> None:
+    pool, subnet = Pool(), parse_subnet(DUAL)
+    static = pool.allocate(subnet, Demand(tuple(addresses("10.1.0.9"))))
+    assert texts(static) == "10.1.0.9 fd00::2"
+    assert texts(pool.last) == "fd00::2"
+    pool.release(static)
+    assert texts(pool.allocate(subnet)) == "10.1.0.2 fd00::3"
+
+
+def test_address_given_by_name_rests_too() -> None:
+    pool, subnet = Pool(), parse_subnet("10.1.0.0/29")
+    pool.release(pool.allocate(subnet, Demand(tuple(addresses("10.1.0.3")))))
+    found = [texts(pool.allocate(subnet)) for _ in range(5)]
+    assert found == ["10.1.0.2", "10.1.0.4", "10.1.0.5", "10.1.0.6", "10.1.0.3"]
+
+
+def test_what_was_not_in_use_cannot_be_given_back() -> None:
+    pool = Pool()
+    pool.release(addresses("10.1.0.4"))
+    assert texts(pool.allocate(parse_subnet("10.1.0.0/29"))) == "10.1.0.2"
+    pool.release(addresses("10.1.0.4"))
+    assert pool.usage(ip_network("10.1.0.0/29")) == (1, 5)
+
+
+def test_reserved_addresses_are_given_by_name_alone() -> None:
+    reserved = [parse_span(t) for t in ("10.1.0.0/30", "10.1.0.5-10.1.0.6", "fd00::2")]
+    pool, subnet = pool_of(reserved=reserved), parse_subnet("10.1.0.0/29,fd00::/64")
+    assert texts(pool.allocate(subnet)) == "10.1.0.4 fd00::3"
+    assert pool.usage(ip_network("10.1.0.0/29")) == (1, 1)
+    with pytest.raises(PoolExhaustedError, match=r"all 1 addresses that may be given here \(of 5"):
+        pool.allocate(subnet)
+    assert texts(pool.allocate(subnet, Demand(tuple(addresses("10.1.0.5"))))) == "10.1.0.5 fd00::4"
+    assert pool.usage(ip_network("10.1.0.0/29")) == (1, 1), "reserved ones do not count"
+
+
+def test_choice_is_within_the_ranges_asked_for() -> None:
+    pool, subnet = Pool(), parse_subnet(DUAL)
+    spans = tuple(parse_span(t) for t in ("10.1.0.20-10.1.0.21", "10.1.0.10"))
+    found = [texts(pool.allocate(subnet, Demand(spans=spans))) for _ in range(3)]
+    assert found == ["10.1.0.10 fd00::2", "10.1.0.20 fd00::3", "10.1.0.21 fd00::4"]
+    with pytest.raises(PoolExhaustedError, match="all 3 addresses"):
+        pool.allocate(subnet, Demand(spans=spans))
+    with pytest.raises(AddressOutsideError, match=r"10\.1\.0\.9 is not in the ranges"):
+        pool.allocate(subnet, Demand(tuple(addresses("10.1.0.9")), spans))
+    pool.release(addresses("10.1.0.20"))
+    wanted = Demand(tuple(addresses("10.1.0.20")), spans)
+    assert texts(pool.allocate(subnet, wanted)) == "10.1.0.20 fd00::5"
+    assert texts(pool.allocate(subnet)) == "10.1.0.22 fd00::6"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 31), st.integers(0, 31)).map(sorted), max_size=3),
+    st.lists(st.tuples(st.integers(0, 31), st.integers(0, 31)).map(sorted), max_size=3),
+)
+def test_every_address_within_the_ranges_and_not_reserved_is_given_once(
+    within: list[list[int]], reserved: list[list[int]]
+) -> None:
+    def spans(ends: list[list[int]]) -> tuple[Span, ...]:
+        base = IPv4Address("10.1.0.0")
+        return tuple(Span(base + low, base + high) for low, high in ends)
+
+    subnet = parse_subnet("10.1.0.0/27")
+    pool, demand = pool_of(reserved=spans(reserved)), Demand(spans=spans(within))
+    expected = {
+        address
+        for address in usable(subnet)
+        if (not within or any(address in span for span in spans(within)))
+        and not any(address in span for span in spans(reserved))
+    }
+    found = [pool.allocate(subnet, demand)[0] for _ in expected]
+    assert set(found) == expected
+    with pytest.raises(PoolExhaustedError) as caught:
+        pool.allocate(subnet, demand)
+    assert caught.value.count == len(expected)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10.1.0", "10.1.0.9-10.1.0.3", "10.1.0.3-fd00::1", "10.1.0.0/33", "a-b", "-"]
+)
+def test_what_is_no_span_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_span(text)
