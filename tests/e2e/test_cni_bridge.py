@@ -138,9 +138,14 @@ def test_second_interface_may_be_on_the_bridge(node: Node) -> None:
     node.add("multi", pod, mode="ptp")
     result = node.add("multi", pod, mode="bridge", interface="net1")
     assert result["routes"] == [], "the default route stays the first one's"
-    other, _ = attach(node, "b")
-    for to in addresses(result):
-        assert says(other, pod, to)
+    other, theirs = attach(node, "b")
+    for mine, to in zip(addresses(result), addresses(theirs), strict=True):
+        assert says(other, pod, mine) == to
+        assert says(pod, other, to, mine) == mine
+        (way,) = pod.ip_json("route", "get", to, "from", mine)
+        assert (way["dev"], way.get("gateway")) == ("net1", None), "its layer 2 is its own"
+    for mine, to in zip(addresses(result), ("192.0.2.1", "2001:db8::1"), strict=True):
+        assert says(pod, node.world.node, to, mine) == mine
 
 
 @pytest.mark.parametrize(

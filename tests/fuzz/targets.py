@@ -10,6 +10,7 @@ from functools import cache, partial
 from ipaddress import ip_address
 from typing import Final, TypeVar
 
+from overlay.agent.cni_config import demand, wanted_mode, wanted_mtu
 from overlay.agent.cni_request import (
     BAD_CONFIG,
     VERSIONS,
@@ -30,12 +31,14 @@ from overlay.kernel.notices import OVERFLOW, SYSCTL, UNDERLAY, Change
 from overlay.kernel.rtnl import MessageError, split
 from overlay.model.attachment import Attachment, AttachmentKey
 from overlay.model.document import is_plain
+from overlay.model.subnet import parse_subnet
 
 T = TypeVar("T")
 
 _ATTACHED: Final = Attachment(
     AttachmentKey("fabric", "c1", "eth0"), "/run/netns/pod", (ip_address("10.1.0.2"),), "opod1"
 )
+_SUBNET: Final = parse_subnet("10.1.0.0/24,fd00::/64")
 _MOST: Final = 64 * 1024  # bytes; more do not fit into a socket that nobody reads
 
 
@@ -56,10 +59,13 @@ def judge_request(variables: Mapping[str, str], text: bytes) -> None:
         wanted_mac,
         expected_by,
         lambda r: valid_attachments(r.config),
+        wanted_mode,
+        lambda r: wanted_mtu(r, 1430),
+        lambda r: demand(r, _SUBNET),
     ):
         found = _outcome(partial(function, request))
         assert not isinstance(found, CniError) or found.code == BAD_CONFIG
-    answer = _outcome(lambda: format_result(request, _ATTACHED, "02:00:00:00:00:02"))
+    answer = _outcome(lambda: format_result(request, _ATTACHED, _SUBNET))
     if isinstance(answer, bytes):
         json.loads(answer, parse_constant=_no_json)  # a runtime reads no NaN
     else:

@@ -68,7 +68,7 @@ TRUTH: dict[str, dict[str, Any]] = {
         "ranges": [{"network": "10.1.0.0/24", "used": 1, "count": 253}],
     },
     "ipam check": {"attachments": [{**ATTACHED, "live": False}], "strays": [], "ranges": []},
-    "ipam release c1": {"released": [ATTACHED]},
+    "ipam release c1": {"released": [ATTACHED], "links": []},
 }
 
 
