@@ -52,6 +52,9 @@ _CHANNEL_OPTIONS: Final = (
     # so after 9 s of an idle watch (etcd 3.5.1, November 2026).
     ("grpc.keepalive_time_ms", 6000),
     ("grpc.keepalive_timeout_ms", 2000),
+    # What gRPC 1.85 really waits for the answer to a ping, a minute by itself:
+    # a connection gone silent was noticed after 16.6 s, by a read.
+    ("grpc.http2.ping_timeout_ms", 2000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
