@@ -26,6 +26,7 @@ from overlay.agent.logs import set_up_logs
 from overlay.agent.notify import notify
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_STORE, Status
+from overlay.kernel.links import load
 from overlay.kernel.monitor import Monitor
 from overlay.kernel.notices import UNDERLAY
 from overlay.kernel.underlay import find_underlay
@@ -38,6 +39,7 @@ from overlay.store.base import LeaseStore, StoreError
 log = logging.getLogger(__name__)
 
 _MONITOR_POLL_S: Final = 3600.0  # the thread is ended with the process
+_LOAD_AFTER_S: Final = 1.0  # what is not needed for a start must not slow it down
 _STUCK_S: Final = 60.0  # beyond the audit interval, before /healthz says so
 
 
@@ -87,7 +89,12 @@ class Agent:
         """Work until stopped. Raises OverlayError for what only an operator can mend."""
         with contextlib.ExitStack() as stack:
             self._listen(stack)
-            threads = {"watch": self._watch, "lessee": self._lease, "monitor": self._monitor}
+            threads = {
+                "watch": self._watch,
+                "lessee": self._lease,
+                "monitor": self._monitor,
+                "load": self._load,
+            }
             for name, target in threads.items():
                 run = functools.partial(self._run_thread, target)
                 threading.Thread(target=run, name=name, daemon=True).start()
@@ -176,6 +183,10 @@ class Agent:
                 if UNDERLAY in notices and self.status.get().site is not None:
                     self.lessee.wake()
                 self.reconciler.tell(notices)
+
+    def _load(self) -> None:
+        if not self.stop.wait(_LOAD_AFTER_S):
+            load()
 
     def _is_alive(self) -> bool:
         quiet_s = self._clock() - self.reconciler.heartbeat

@@ -24,6 +24,7 @@ _ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 18, 20
 _INFO_KIND, _INFO_DATA = 1, 2
 _ID, _LOWER, _LOCAL, _LEARNING, _PORT, _LOCAL6, _GBP = 1, 3, 4, 7, 15, 17, 23
 _ADDRGEN_NONE: Final = 1  # linux/if_link.h, IN6_ADDR_GEN_MODE_NONE
+_IPV6_MIN_MTU: Final = 1280  # bytes (RFC 8200, section 5)
 _FLANNEL: Final = "flannel"
 
 
@@ -139,6 +140,11 @@ class LinkConflictError(Exception):
     """A device that is not ours stands in the way; the text says which, and the way out."""
 
 
+def load() -> None:
+    """Load what ``LinkWriter`` needs, so that its first change does not wait for that."""
+    import pyroute2  # noqa: F401 - 75 ms, which a device that is cut off should not wait for
+
+
 class LinkWriter:
     """Makes, changes and removes VXLAN devices. Holds one pyroute2 socket while it lives."""
 
@@ -224,6 +230,10 @@ class LinkWriter:
         if found.mac != link.mac:
             self._link("set", index=index, address=link.mac)
         if found.mtu != link.mtu:
+            if found.mtu < _IPV6_MIN_MTU:
+                # Such an MTU took IPv6 from the device. It comes back by itself, and on a
+                # device that is up with a link-local address, before _mark can forbid one.
+                self._link("set", index=index, state="down")
             self._link("set", index=index, mtu=link.mtu)
         self._mark(index)
         self._link("set", index=index, state="up")
