@@ -117,7 +117,8 @@ def _open(processes: Iterable[Process]) -> dict[int, Process]:
     for process in processes:
         try:
             descriptor = os.pidfd_open(process.pid)
-        except ProcessLookupError:
+        except (ProcessLookupError, FileNotFoundError):
+            # FileNotFoundError: by now a thread has that number (Linux 6.18).
             continue
         # Looked at after the descriptor is open: from here on it is one process.
         if process.is_alive:
