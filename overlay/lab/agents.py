@@ -21,13 +21,15 @@ _HTTP_TIMEOUT_S: Final = 2.0
 _LOG_LINES: Final = 12
 
 
-def command(topology: Topology, node: Host, state: StateDir) -> list[str]:
-    """Return the words that run the agent of ``node`` in its namespace."""
+def command(
+    topology: Topology, node: Host, state: StateDir, flags: Iterable[str] = ()
+) -> list[str]:
+    """Return the words that run the agent of ``node`` in its namespace; ``flags`` win."""
     own = state.node(node.name)
     return [
         *netns.command_prefix(node.namespace),
         *program("overlayd", "overlay.agent.main"),
-        *("--etcd-endpoints", topology.etcd_endpoint),
+        *("--etcd-endpoints", ",".join(topology.etcd_endpoints)),
         *("--iface", NODE_DEVICE),
         *("--node-name", node.name),
         *("--state-dir", str(own)),
@@ -35,6 +37,7 @@ def command(topology: Topology, node: Host, state: StateDir) -> list[str]:
         *("--cni-socket", str(own / "cni.sock")),
         *("--healthz-port", str(HEALTH_PORT)),
         *("--log-format", "text"),
+        *flags,
     ]
 
 
@@ -48,12 +51,12 @@ def program(script: str, module: str) -> list[str]:
     return [str(beside)] if beside.exists() else [sys.executable, "-m", module]
 
 
-def start(topology: Topology, node: Host, state: StateDir) -> Process:
+def start(topology: Topology, node: Host, state: StateDir, flags: Iterable[str] = ()) -> Process:
     """Start one node's agent; its output goes to the node's log. Raises LabError."""
     environment = {"PYTHONUNBUFFERED": "1"}
     return spawn(
         f"overlayd {node.name}",
-        command(topology, node, state),
+        command(topology, node, state, flags),
         state.log(node.name),
         environment,
     )

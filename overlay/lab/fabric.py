@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from overlay.lab import agents, netns, pods, processes, signals, underlay
 from overlay.lab.errors import LabError, LabUsageError, NoLabError
-from overlay.lab.etcd import EmbeddedEtcd
+from overlay.lab.etcd_cluster import EtcdCluster
 from overlay.lab.matrix import Endpoint, Expected, Flow, Result, Role, flows
 from overlay.lab.pods import Pod, SubnetFile
 from overlay.lab.probe import observe
@@ -23,7 +23,6 @@ from overlay.model.egress import EgressMode
 
 Progress: TypeAlias = Callable[[str], None]
 
-_ETCD_PEER: Final = "http://127.0.0.1:2380"  # loopback of the underlay's namespace
 _TOOLS: Final = ("ip", "nft")
 
 
@@ -41,7 +40,11 @@ class Lab:
         self.topology: Topology = plan(options)
         self.dir = StateDir.of(options.name, root)
         self._progress = progress
-        self._etcd: EmbeddedEtcd | None = None
+        self.etcd = EtcdCluster(
+            self.dir.path / "etcd",
+            client_urls=self.topology.etcd_endpoints,
+            namespace=self.topology.underlay,
+        )
 
     @classmethod
     def load(cls, name: str, *, progress: Progress = silent, root: Path = STATE_ROOT) -> "Lab":
@@ -80,7 +83,6 @@ class Lab:
         processes.stop(strays(topology))
         netns.delete(topology.namespaces)
         self.dir.remove()
-        self._etcd = None
 
     def test(self, only: Callable[[Flow], bool] = lambda _: True) -> list[Result]:
         """Return what becomes of every flow (that ``only`` lets through). Raises LabError."""
@@ -157,7 +159,7 @@ class Lab:
         self._progress(f"underlay: {len(topology.nodes)} nodes and the outside host")
         underlay.build(topology)
         self._progress("etcd")
-        state = state.with_processes([self._start_etcd()])
+        state = state.with_processes(self._start_etcd())
         self.dir.write(state)
         self._write_config()
         started = {}
@@ -176,18 +178,12 @@ class Lab:
         self.dir.write(replace(state, is_ready=True))
         self._progress("up")
 
-    def _start_etcd(self) -> Process:
-        self._etcd = EmbeddedEtcd(
-            self.dir.path / "etcd",
-            client_url=self.topology.etcd_endpoint,
-            peer_url=_ETCD_PEER,
-            command_prefix=tuple(netns.command_prefix(self.topology.underlay)),
-        )
-        pid = self._etcd.start().pid
-        if pid is None:
-            msg = f"etcd ended at once; see {self._etcd.log_file}"
-            raise LabError(msg)
-        return processes.identify("etcd", pid)
+    def _start_etcd(self) -> list[Process]:
+        self.etcd.start()
+        return [
+            processes.identify(f"etcd {member.name}" if number else "etcd", member.pid or 0)
+            for number, member in enumerate(self.etcd.members)
+        ]
 
     def _write_config(self) -> None:
         file = self.dir.path / "network.json"
@@ -197,7 +193,7 @@ class Lab:
                 *netns.command_prefix(self.topology.underlay),
                 *agents.program("overlayctl", "overlay.cli.main"),
                 *("network", "init", str(file)),
-                *("--etcd-endpoints", self.topology.etcd_endpoint),
+                *("--etcd-endpoints", ",".join(self.topology.etcd_endpoints)),
             ],
             capture_output=True,
             text=True,

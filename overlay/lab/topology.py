@@ -47,6 +47,8 @@ class LabOptions:
     egress: EgressMode = EgressMode.ISLAND
     direct_routing: bool = False
     mtu: int = 1500
+    etcd_members: int = 1
+    subnet_len: int | None = None  # of a node's IPv4 subnet; None for the network's default
 
     def __post_init__(self) -> None:
         if not _NAME.match(self.name):
@@ -55,6 +57,7 @@ class LabOptions:
         _within("--nodes", self.nodes, range(1, MOST_NODES + 1))
         _within("--pods", self.pods, range(MOST_PODS + 1))
         _within("--mtu", self.mtu, MTU_RANGE)
+        _within("etcd members", self.etcd_members, range(1, 10, 2))
         if self.direct_routing and self.backend != "vxlan":
             msg = f"--direct-routing is an option of vxlan, not of {self.backend}"
             raise LabUsageError(msg)
@@ -70,6 +73,8 @@ class LabOptions:
             "egress": self.egress.value,
             "direct_routing": self.direct_routing,
             "mtu": self.mtu,
+            "etcd_members": self.etcd_members,
+            "subnet_len": self.subnet_len,
         }
 
     @classmethod
@@ -133,9 +138,16 @@ class Topology:
 
     @property
     def etcd_endpoint(self) -> str:
-        """Return etcd's URL."""
+        """Return the URL of etcd's first member."""
+        return self.etcd_endpoints[0]
+
+    @property
+    def etcd_endpoints(self) -> tuple[str, ...]:
+        """Return the URLs of etcd's members; the odd ports are theirs, the even ones for peers."""
         host = self.etcd_host
-        return f"http://[{host}]:{ETCD_PORT}" if host.version == 6 else f"http://{host}:{ETCD_PORT}"
+        shown = f"[{host}]" if host.version == 6 else str(host)
+        ports = range(ETCD_PORT, ETCD_PORT + 2 * self.options.etcd_members, 2)
+        return tuple(f"http://{shown}:{port}" for port in ports)
 
     @property
     def config_text(self) -> str:
@@ -152,6 +164,8 @@ class Topology:
         }
         if Family.IPV4 in options.families:
             document["Network"] = POD_NETWORKS[Family.IPV4]
+            if options.subnet_len is not None:
+                document["SubnetLen"] = options.subnet_len
         if Family.IPV6 in options.families:
             document["IPv6Network"] = POD_NETWORKS[Family.IPV6]
         return json.dumps(document, indent=2)
