@@ -1,0 +1,67 @@
+"""Rows as a table: on a terminal as they come, and between two marks of a document."""
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from overlay.lab.chaos.fault import Row
+from overlay.lab.errors import LabUsageError
+
+BEGIN: Final = "<!-- chaos: begin; written by `make chaos WRITE=docs/reliability.md` -->"
+END: Final = "<!-- chaos: end -->"
+HEAD: Final = ("what happens", "p50 ms", "worst ms", "from", "lost", "flannel v0.28.9", "")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Return what stands in a row of the table."""
+    fault = row.fault
+    if row.skipped:
+        return (fault.name, "-", "-", "-", "-", fault.flannel, f"not run: {row.skipped}")
+    times = [_milliseconds(row.median_s), _milliseconds(row.worst_s)]
+    remarks = [row.note] if row.note else []
+    if row.median_s is not None and not row.is_in_time:
+        remarks.insert(0, f"target {1000 * fault.target_s:.0f} ms")
+    if fault.is_lossless and row.lost:
+        remarks.insert(0, "none may be lost")
+    return (fault.name, *times, fault.since, str(row.lost), fault.flannel, "; ".join(remarks))
+
+
+def document(rows: Sequence[Row]) -> str:
+    """Return the table in Markdown, a group below the other, with machine and date."""
+    lines = [machine(), ""]
+    lines += [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
+    group = ""
+    for row in rows:
+        if row.fault.group != group:
+            group = row.fault.group
+            lines.append(f"| **{group}** |" + " |" * (len(HEAD) - 1))
+        lines.append("| " + " | ".join(cells(row)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def machine() -> str:
+    """Return in a sentence where and when this was measured, and how busy the machine was."""
+    cpus, load = os.cpu_count(), os.getloadavg()[0]
+    today = datetime.now(UTC).strftime("%d %B %Y")
+    return (
+        f"{today}, kernel {platform.release()}, {cpus} cores, Python "
+        f"{platform.python_version()}, load {load:.1f} at the end."
+    )
+
+
+def write_between(path: Path, text: str) -> None:
+    """Replace what stands between the marks of a document. Raises LabUsageError without them."""
+    try:
+        before, rest = path.read_text().split(BEGIN)
+        _, after = rest.split(END)
+    except (OSError, ValueError) as exc:
+        msg = f"{path} cannot be read, or has not once `{BEGIN}` and `{END}`"
+        raise LabUsageError(msg) from exc
+    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{1000 * seconds:.0f}"
