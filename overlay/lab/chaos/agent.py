@@ -135,6 +135,7 @@ def _started(stage: Stage, made: Mapping[str, bytes]) -> Planted:
         right=lambda: stage.is_in_step([SUBJECT], leases) and stage.is_ready(SUBJECT),
         at=at,
         undo=lambda: stage.delete(list(made)),
+        note=lambda: f"{stage.cpu_s(SUBJECT):.2f} s of CPU",
     )
 
 

@@ -27,14 +27,18 @@ class Planted:
     ``at`` is the moment that repair is timed from (``time.monotonic``), ``lost_since``
     where packets are counted from, None for the moment before planting.
     ``right`` may be asked any number of times; ``undo`` once, and leaves the
-    stage as it was.
+    stage as it was. ``note`` may be asked for when all is right.
     """
 
     right: Callable[[], bool]
     at: float = field(default_factory=time.monotonic)
     undo: Callable[[], None] = nothing
     lost_since: Mark | None = None
-    note: str = ""
+    note: str | Callable[[], str] = ""
+
+    def told(self) -> str:
+        """Return what to know of the repair, once it is made."""
+        return self.note if isinstance(self.note, str) else self.note()
 
 
 Plant: TypeAlias = "Callable[[Stage], Planted]"

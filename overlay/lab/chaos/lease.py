@@ -22,6 +22,7 @@ _TTL: Final = (f"--subnet-lease-ttl={_TTL_S}s", "--subnet-lease-renew-margin=2s"
 _SAME_SUBNET: Final = "both silently get the same subnet"
 _EXITS: Final = "exits with 0, never claims again"
 _FEW: Final = 30
+_HELD_S: Final = 1.5
 
 
 def faults() -> list[Fault]:
@@ -76,7 +77,13 @@ def faults() -> list[Fault]:
             since=FROM_RETURN,
             target_s=2.0,
         ),
-        Fault("all peers deleted at once", GROUP, _mass_deletion),
+        Fault(
+            "30 of 33 peers deleted at once, held back",
+            GROUP,
+            _mass_deletion,
+            is_lossless=True,
+            target_s=2.0,
+        ),
     ]
 
 
@@ -231,14 +238,27 @@ def _owner(value: bytes) -> str:
 
 
 def _mass_deletion(stage: Stage) -> Planted:
-    if not stage.has_flag("--max-prune"):
+    if not stage.can_prune:
         msg = "this agent has no --max-prune"
         raise Skipped(msg)
+    stage.restart(SUBJECT, "--max-prune=50%", f"--prune-delay={2 * _HELD_S:g}s")
     made = with_peers(stage, _FEW)
     leases = stage.leases()
     at = time.monotonic()
     stage.delete(list(made))
-    # Held back for --prune-delay: right is that the entries are still there a second later.
-    return Planted(
-        right=lambda: time.monotonic() > at + 1.0 and stage.is_in_step(LIVING, leases), at=at
-    )
+
+    def right() -> bool:
+        if time.monotonic() < at + _HELD_S:
+            return False
+        if not stage.is_in_step([SUBJECT], leases):
+            msg = f"{_FEW} peers were removed at once"
+            raise LabError(msg)
+        return True
+
+    def undo() -> None:
+        now = stage.leases()
+        stage.await_that(lambda: stage.is_in_step([SUBJECT], now), "what was held is let go")
+        stage.restart(SUBJECT)
+
+    note = f"right is that its entries are still there after {_HELD_S:g} s"
+    return Planted(right, at, undo, note=note)

@@ -131,7 +131,7 @@ def _await_repair(planted: Planted) -> tuple[float | None, str]:
             return None, str(exc)
         now = time.monotonic()
         if is_right:
-            return now - planted.at, planted.note
+            return now - planted.at, planted.told()
         if now > deadline:
-            return None, f"not right after {DEADLINE_S:.0f} s; {planted.note}"
+            return None, f"not right after {DEADLINE_S:.0f} s"
         time.sleep(POLL_S)

@@ -27,7 +27,9 @@ _REPAIRS_OF_ONE_AGENT: Final = 5
 _WARM_S: Final = 1.5
 SETTLE_S: Final = 20.0
 # Notifications are what is measured, so the audit is out of the way.
-FLAGS: Final = ("--audit-interval=1h",)
+_FLAGS: Final = ("--audit-interval=1h",)
+# The crowd of peers goes as one, after most faults; that is held back only in its own row.
+_OFF: Final = "--max-prune=off"
 
 
 class Stage:
@@ -45,6 +47,8 @@ class Stage:
         self.gateway = lab.etcd.gateway
         self._nodes: Mapping[str, Host] = {node.name: node for node in lab.topology.nodes}
         self._agents = {name: lab.agent(name) for name in self._nodes}
+        self.can_prune = _has_flag("--max-prune")
+        self._flags = (*_FLAGS, _OFF) if self.can_prune else _FLAGS
         self._baseline: dict[str, Picture] = {}
         self._started_at = dict.fromkeys(self._nodes, 0.0)
         self._repairs = 0
@@ -59,7 +63,7 @@ class Stage:
     def start(self, node: str, *flags: str, environment: Mapping[str, str] | None = None) -> float:
         """Start a node's agent; return the moment before (``time.monotonic``)."""
         host, place = self._nodes[node], self.lab.dir
-        command = agents.command(self.lab.topology, host, place, (*FLAGS, *flags))
+        command = agents.command(self.lab.topology, host, place, (*self._flags, *flags))
         self._started_at[node] = at = time.monotonic()
         self._agents[node] = processes.spawn(
             f"overlayd {node}",
@@ -109,12 +113,6 @@ class Stage:
     def reason(self, node: str) -> str | None:
         """Return why a node's agent is not ready."""
         return netns.inside(self.namespace(node), agents.readiness)
-
-    def has_flag(self, flag: str) -> bool:
-        """Return whether the agent knows a flag."""
-        command = [*agents.program("overlayd", "overlay.agent.main"), "--help"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return flag in done.stdout
 
     def log_size(self, node: str) -> int:
         """Return how much a node's agent has logged, in bytes."""
@@ -232,3 +230,9 @@ class Stage:
 
     def _log(self, node: str) -> Path:
         return self.lab.dir.log(node)
+
+
+def _has_flag(flag: str) -> bool:
+    """Return whether the agent knows a flag."""
+    command = [*agents.program("overlayd", "overlay.agent.main"), "--help"]
+    return flag in subprocess.run(command, capture_output=True, text=True, check=True).stdout
