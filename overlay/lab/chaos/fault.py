@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from overlay.lab.chaos.stream import Mark
@@ -133,7 +133,7 @@ class Row:
             "worst_s": self.worst_s,
             "lost": self.lost,
             "note": self.note,
-            "rounds": [{"repair_s": r.repair_s, "lost": r.lost} for r in self.rounds],
+            "rounds": [asdict(each) for each in self.rounds],
         }
 
     @property

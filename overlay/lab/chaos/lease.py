@@ -137,6 +137,7 @@ def _same_address(stage: Stage) -> Planted:
 
 def _same_identity(stage: Stage) -> Planted:
     stage.terminate(SPARE)
+    stage.delete([stage.subnet_key(SPARE)])  # a clone has no lease of its own
     told, key = stage.log_size(SPARE), stage.subnet_key(SUBJECT)
     leases = stage.leases()
     at = stage.start(SPARE, f"--node-name={SUBJECT}")

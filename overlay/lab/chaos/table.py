@@ -2,6 +2,7 @@
 
 import os
 import platform
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from overlay.lab.errors import LabUsageError
 
 BEGIN: Final = "<!-- chaos: begin; written by `make chaos WRITE=docs/reliability.md` -->"
 END: Final = "<!-- chaos: end -->"
+_NOTE: Final = 120  # characters; all of it is in the JSON
 HEAD: Final = ("what happens", "p50 ms", "worst ms", "from", "lost", "flannel v0.28.9", "")
 
 
@@ -21,7 +23,7 @@ def cells(row: Row) -> tuple[str, ...]:
     if row.skipped:
         return (fault.name, "-", "-", "-", "-", fault.flannel, f"not run: {row.skipped}")
     times = [_milliseconds(row.median_s), _milliseconds(row.worst_s)]
-    remarks = [row.note] if row.note else []
+    remarks = [textwrap.shorten(row.note, _NOTE, placeholder=" ...")] if row.note else []
     if row.median_s is not None and not row.is_in_time:
         remarks.insert(0, f"target {1000 * fault.target_s:.0f} ms")
     if fault.is_lossless and row.lost:
