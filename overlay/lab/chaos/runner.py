@@ -74,6 +74,7 @@ def _row(stages: Stages, fault: Fault, rounds: int) -> Row:
             return Row(fault, tuple(done), str(exc))
         except LabError as exc:
             done.append(Round(None, 0, str(exc)))
+        if done[-1].repair_s is None:
             break
     return Row(fault, tuple(done))
 
@@ -86,13 +87,16 @@ def plant(stages: Stages, fault: Fault) -> Round:
     """
     stage = stages.get()
     try:
-        return _plant(stage, fault)
+        seen = _plant(stage, fault)
     except LabError as exc:
         left = {node: lines for node, lines in stage.differences().items() if lines}
         reasons = {node: why for node in stage.nodes if (why := stage.reason(node))}
         stages.discard()
         msg = f"{exc} {left or ''} {reasons or ''}".strip()
         raise LabError(msg) from exc
+    if seen.repair_s is None:
+        stages.discard()
+    return seen
 
 
 def _plant(stage: Stage, fault: Fault) -> Round:
@@ -103,6 +107,10 @@ def _plant(stage: Stage, fault: Fault) -> Round:
     repair_s, note = _await_repair(planted)
     time.sleep(_AFTERWARDS_S)
     lost = stage.stream.lost(planted.lost_since or before, stage.stream.mark())
+    if repair_s is None:
+        with contextlib.suppress(LabError):
+            planted.undo()
+        return Round(None, lost, note)
     planted.undo()
     stage.await_that(stage.is_whole, "all is as it was before the fault")
     return Round(repair_s, lost, note)
