@@ -40,8 +40,9 @@ def test_unreadable_lease_asks_for_nothing(value: bytes) -> None:
 
 
 def test_difference_names_what_lacks_and_what_is_too_much() -> None:
+    moved = peers.with_mac(peers.fake_lease(1), 9)
     one = peers.expected({"10.244.0.64-27": peers.fake_lease(1)}, "own")
-    other = peers.expected({"10.244.0.64-27": peers.fake_lease(1, 9)}, "own")
+    other = peers.expected({"10.244.0.64-27": moved}, "own")
     assert one.difference(one) == ""
     assert "-neighbor 10.244.0.64 02:f1:00:00:00:01" in one.difference(other)
     assert "+neighbor 10.244.0.64 02:f1:00:00:00:09" in one.difference(other)

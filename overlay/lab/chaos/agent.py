@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Final
 
 import overlay
+from overlay.lab import netns
 from overlay.lab.chaos.cast import SUBJECT
 from overlay.lab.chaos.fault import FROM_RETURN, Fault, Plant, Planted
-from overlay.lab.chaos.peers import fake_lease
+from overlay.lab.chaos.peers import expected, subnet_of
+from overlay.lab.chaos.picture import DEVICE
 from overlay.lab.chaos.stage import Stage
 
 GROUP: Final = "agent"
@@ -63,6 +65,14 @@ def faults() -> list[Fault]:
             is_lossless=True,
         ),
         Fault(
+            "entries gone already when their lease goes",
+            GROUP,
+            _gone_already,
+            "its event loop stands still for 155 s",
+            since=FROM_RETURN,
+            is_lossless=True,
+        ),
+        Fault(
             "upgrade to another version",
             GROUP,
             _upgraded,
@@ -83,7 +93,7 @@ def faults() -> list[Fault]:
 
 def with_peers(stage: Stage, count: int) -> dict[str, bytes]:
     """Write leases of nodes that do not exist, wait until the subject has them, return them."""
-    made = {key: fake_lease(number) for number, key in enumerate(stage.free_keys(count))}
+    made = stage.fakes(stage.free_keys(count))
     stage.put(made)
     leases = stage.leases()
     stage.await_that(lambda: stage.is_in_step([SUBJECT], leases), f"{count} peers are programmed")
@@ -95,20 +105,15 @@ def change(stage: Stage, made: Mapping[str, bytes], each: int = 10) -> dict[str,
     keys = list(made)
     gone, moved = keys[:each], keys[each : 2 * each]
     stage.delete(gone)
-    changed = {
-        key: fake_lease(keys.index(key), len(keys) + number) for number, key in enumerate(moved)
-    }
-    new = {
-        key: fake_lease(2 * len(keys) + number)
-        for number, key in enumerate(stage.free_keys(2 * each)[each:])
-    }
+    changed = stage.moved({key: made[key] for key in moved})
+    new = stage.fakes(stage.free_keys(2 * each)[each:])
     stage.put(changed | new)
     return {key: value for key, value in made.items() if key not in gone} | changed | new
 
 
 def _killed(count: int) -> Plant:
     def plant(stage: Stage) -> Planted:
-        made = {key: fake_lease(number) for number, key in enumerate(stage.free_keys(count))}
+        made = stage.fakes(stage.free_keys(count))
         killer = threading.Timer(
             stage.random.uniform(0, _LATEST_KILL_S), lambda: stage.kill(SUBJECT)
         )
@@ -146,6 +151,31 @@ def _hung(stage: Stage) -> Planted:
         made = change(stage, made)
         leases = stage.leases()
         time.sleep(_HUNG_S)
+    finally:
+        at = time.monotonic()
+        stage.signal(SUBJECT, signal.SIGCONT)
+    return Planted(
+        right=lambda: stage.is_in_step([SUBJECT], leases),
+        at=at,
+        undo=lambda: stage.delete(list(made)),
+    )
+
+
+def _gone_already(stage: Stage) -> Planted:
+    made = with_peers(stage, _FEW)
+    (key, value), *others = made.items()
+    entries = expected({key: value}, "")
+    ((gateway, mac),) = entries.neighbors
+    stage.signal(SUBJECT, signal.SIGSTOP)
+    try:
+        netns.ip_batch(
+            stage.namespace(SUBJECT),
+            [f"route del {subnet_of(key)}", f"neigh del {gateway} dev {DEVICE}"],
+        )
+        stage.run(SUBJECT, "bridge", "fdb", "del", mac, "dev", DEVICE)
+        stage.delete([key])
+        made = change(stage, dict(others))  # what comes behind it must not wait
+        leases = stage.leases()
     finally:
         at = time.monotonic()
         stage.signal(SUBJECT, signal.SIGCONT)

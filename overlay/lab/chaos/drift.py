@@ -30,6 +30,7 @@ _CUT_OFF: Final = "never repaired, pods cut off"
 _NEW_MAC: Final = "new MAC, no entries, pods dead"
 _FLUSHED: Final = "never repaired (nftables mode)"
 _UNKNOWN: Final = "not measured"
+_HAS_NONE: Final = "has none"
 
 
 def faults() -> list[Fault]:
@@ -37,9 +38,14 @@ def faults() -> list[Fault]:
     told = [
         ("route deleted", LINKS, "ip route del {subnet}", _NEVER),
         ("route changed", LINKS, "ip route replace {subnet} dev eth0", _UNKNOWN),
-        ("route to a node's address deleted", LINKS, "ip route del {public} table 20310", "none"),
+        (
+            "route to a node's address deleted",
+            LINKS,
+            "ip route del {public} table 20310",
+            _HAS_NONE,
+        ),
         ("all routes flushed", LINKS, "ip route flush table main proto 79", _NEVER),
-        ("rule deleted", LINKS, "ip rule del priority 20310", "none"),
+        ("rule deleted", LINKS, "ip rule del priority 20310", _HAS_NONE),
         ("neighbor deleted", LINKS, "ip neigh del {gateway} dev overlay.1", _NEVER),
         (
             "neighbor changed",
@@ -75,7 +81,7 @@ def faults() -> list[Fault]:
             "nft add rule inet overlay ov_postrouting counter accept",
             _UNKNOWN,
         ),
-        ("nft set flushed", FILTER, "nft flush set inet overlay ov_nodes4", "none"),
+        ("nft set flushed", FILTER, "nft flush set inet overlay ov_nodes4", _HAS_NONE),
         ("sysctl ip_forward = 0", SYSCTLS, "sysctl -qw net.ipv4.ip_forward=0", _UNKNOWN),
     ]
     found = [

@@ -11,7 +11,6 @@ from overlay.lab.chaos.agent import with_peers
 from overlay.lab.chaos.cast import LIVING, SPARE, SUBJECT
 from overlay.lab.chaos.connection import cut_off
 from overlay.lab.chaos.fault import FROM_RETURN, Fault, Planted, Skipped
-from overlay.lab.chaos.peers import fake_lease
 from overlay.lab.chaos.stage import LEASES, Stage
 from overlay.lab.errors import LabError
 from overlay.lab.topology import NODE_DEVICE
@@ -110,10 +109,10 @@ def _lost(stage: Stage, lose: Callable[[str], None]) -> Planted:
 
 def _malformed(stage: Stage) -> Planted:
     key, good = stage.free_keys(2)
-    bad = {key: b'{"PublicIP":', "no-subnet": b"{}", "300.0.0.0-27": fake_lease(1)}
+    bad = {key: b'{"PublicIP":', "no-subnet": b"{}", "300.0.0.0-27": b"{}"}
     at = time.monotonic()
     stage.put(bad)
-    stage.put({good: fake_lease(2)})
+    stage.put(stage.fakes([good]))
     leases = {key: value for key, value in stage.leases().items() if key not in bad}
     return Planted(
         right=lambda: stage.is_in_step(LIVING, leases),
@@ -201,7 +200,7 @@ def _claimed_by_another(stage: Stage) -> Planted:
     """The history that gives one subnet two owners wherever a renewal is a blind write."""
     key = stage.subnet_key(SUBJECT)
     file = stage.lab.dir.subnet_file(SUBJECT)
-    before, others = file.read_bytes(), fake_lease(1)
+    before, others = file.read_bytes(), stage.fakes([key])[key]
     stage.restart(SUBJECT, *_TTL)
     told = stage.log_size(SUBJECT)
     with cut_off(stage):

@@ -38,18 +38,21 @@ class Entries:
         return "; ".join(told)
 
 
-def fake_lease(number: int, mac_number: int | None = None) -> bytes:
-    """Return the lease value of a node that does not exist, as flannel writes it.
-
-    ``mac_number`` makes it a node that came back with another MAC address.
-    """
-    mac = (number if mac_number is None else mac_number).to_bytes(4, "big")
+def fake_lease(number: int) -> bytes:
+    """Return the lease value of a node that does not exist, as flannel writes it."""
     document = {
         "PublicIP": str(_PUBLIC + number),
         "PublicIPv6": None,
         "BackendType": "vxlan",
-        "BackendData": {"VNI": 1, "VtepMAC": f"02:f1:{mac.hex(':')}"},
+        "BackendData": {"VNI": 1, "VtepMAC": _mac(number)},
     }
+    return json.dumps(document).encode()
+
+
+def with_mac(lease: bytes, number: int) -> bytes:
+    """Return the lease of a node that came back with the MAC address of ``number``."""
+    document = json.loads(lease)
+    document["BackendData"]["VtepMAC"] = _mac(number)
     return json.dumps(document).encode()
 
 
@@ -101,6 +104,10 @@ def free_keys(network: str, prefix_length: int, taken: Iterable[str]) -> list[st
     subnets = IPv4Network(network).subnets(new_prefix=prefix_length)
     free = [str(subnet).replace("/", "-") for subnet in subnets if subnet not in used]
     return free[:0:-1]
+
+
+def _mac(number: int) -> str:
+    return f"02:f1:{number.to_bytes(4, 'big').hex(':')}"
 
 
 def _facts(value: bytes) -> dict[str, Any] | None:

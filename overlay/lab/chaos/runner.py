@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Self
 
 from overlay.lab.chaos import agent, connection, drift, lease, store
-from overlay.lab.chaos.cast import ends, options
+from overlay.lab.chaos.cast import SUBJECT, ends, options
 from overlay.lab.chaos.fault import DEADLINE_S, Fault, Planted, Round, Row, Skipped
 from overlay.lab.chaos.stage import POLL_S, Stage
 from overlay.lab.chaos.stream import Stream
@@ -109,6 +109,7 @@ def _plant(stage: Stage, fault: Fault) -> Round:
     lost = stage.stream.lost(planted.lost_since or before, stage.stream.mark())
     if repair_s is None:
         with contextlib.suppress(LabError):
+            note = f"{note} {stage.out_of_step(SUBJECT, stage.leases())}".strip()
             planted.undo()
         return Round(None, lost, note)
     planted.undo()

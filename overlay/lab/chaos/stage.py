@@ -1,11 +1,12 @@
 """The lab that faults are planted in: four nodes with traffic, and etcd of three members."""
 
+import itertools
 import os
 import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +53,7 @@ class Stage:
         self._baseline: dict[str, Picture] = {}
         self._started_at = dict.fromkeys(self._nodes, 0.0)
         self._repairs = 0
+        self._numbers = itertools.count()
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -174,6 +176,14 @@ class Stage:
     def delete(self, keys: Sequence[str]) -> None:
         """Delete leases."""
         self.gateway.delete([LEASES + key for key in keys])
+
+    def fakes(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """Return leases of nodes that do not exist, no two of them alike."""
+        return {key: peers.fake_lease(next(self._numbers)) for key in keys}
+
+    def moved(self, leases: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Return leases as they are when their nodes come back with other MAC addresses."""
+        return {key: peers.with_mac(value, next(self._numbers)) for key, value in leases.items()}
 
     def free_keys(self, count: int) -> list[str]:
         """Return keys of subnets that nobody has leased."""

@@ -13,7 +13,6 @@ from typing import Final
 from overlay.lab.chaos.agent import change, with_peers
 from overlay.lab.chaos.cast import LIVING
 from overlay.lab.chaos.fault import FROM_RETURN, Fault, Planted
-from overlay.lab.chaos.peers import fake_lease
 from overlay.lab.chaos.stage import Stage
 from overlay.lab.errors import LabError
 
@@ -22,7 +21,6 @@ TARGET_S: Final = 2.0
 # etcd takes no pings more often than every 5 s; ours go every 6 s, with 2 s to answer.
 KEEPALIVE_S: Final = 10.0
 _FEW: Final = 30
-_LATE: Final = 5000  # numbers of leases that are written afterwards
 _UNKNOWN: Final = "not measured"
 
 
@@ -55,13 +53,12 @@ def write_when_back(stage: Stage, done: Sequence[str] = ()) -> Planted:
 
     ``done`` are keys to delete afterwards, with the new one.
     """
-    number = _LATE + stage.random.randrange(_LATE)
     made: list[str] = []
 
     def is_written() -> bool:
         with contextlib.suppress(LabError):
             made[:] = stage.free_keys(1)
-            stage.put({made[0]: fake_lease(number)})
+            stage.put(stage.fakes(made))
             return True
         return False
 
@@ -123,7 +120,7 @@ def _member_hung(stage: Stage) -> Planted:
     first.hang()
     try:
         made = stage.free_keys(1)
-        stage.put({made[0]: fake_lease(_LATE)})
+        stage.put(stage.fakes(made))
         leases = stage.leases()
     except LabError:
         first.resume()
