@@ -206,4 +206,9 @@ def _underlay(stage: Stage) -> Planted:
         stage.namespace(SUBJECT),
         [f"link set {NODE_DEVICE} up", f"route replace default via {gateway} dev {NODE_DEVICE}"],
     )
-    return Planted(lambda: stage.is_node_same(SUBJECT, LINKS), at, lost_since=mark)
+
+    def undo() -> None:
+        # A first ARP request that the bridge is not up for yet is repeated after a second.
+        stage.await_that(stage.is_flowing, "packets pass again")
+
+    return Planted(lambda: stage.is_node_same(SUBJECT, LINKS), at, undo, mark)

@@ -26,6 +26,7 @@ POLL_S: Final = 0.002
 # later; a new agent has no such memory. It has loaded all it needs after a second.
 _REPAIRS_OF_ONE_AGENT: Final = 5
 _WARM_S: Final = 1.5
+_FLOW_S: Final = 0.05
 SETTLE_S: Final = 20.0
 # Notifications are what is measured, so the audit is out of the way.
 _FLAGS: Final = ("--audit-interval=1h",)
@@ -157,6 +158,12 @@ class Stage:
     def is_node_same(self, node: str, first: str) -> bool:
         """Return whether a node's kernel is as it was when all was well."""
         return is_same(self.namespace(node), self._baseline[node], first)
+
+    def is_flowing(self) -> bool:
+        """Return whether no packet of the next few is lost; takes a third of a second."""
+        since = self.stream.mark()
+        time.sleep(_FLOW_S)
+        return self.stream.lost(since, self.stream.mark()) == 0
 
     # Leases
 

@@ -3,8 +3,8 @@
 import os
 import platform
 import textwrap
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +47,7 @@ def document(rows: Sequence[Row]) -> str:
 def machine() -> str:
     """Return in a sentence where and when this was measured, and how busy the machine was."""
     cpus, load = os.cpu_count(), os.getloadavg()[0]
-    today = datetime.now(UTC).strftime("%d %B %Y")
+    today = time.strftime("%d %B %Y")
     return (
         f"{today}, kernel {platform.release()}, {cpus} cores, Python "
         f"{platform.python_version()}, load {load:.1f} at the end."
