@@ -6,6 +6,7 @@ what it, or the kernel, tells of its addresses is not given to anybody else.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -83,7 +84,11 @@ class Attachments:
         return self._by_key.get(key)
 
     def list(self, network: str | None = None) -> list[Attachment]:
-        """Return all attachments, or those of one network, in the order they were made."""
+        """Return all attachments, or those of one network, in the order they were made.
+
+        Of those from before a restart, what was made within some milliseconds
+        may have changed places.
+        """
         with self._lock:
             found = self._by_key.values()
             return [a for a in found if network is None or a.key.network == network]
@@ -194,8 +199,7 @@ class Attachments:
         self._counted = now
 
     def _path(self, key: AttachmentKey) -> Path:
-        seed = f"{key.network}\0{key.container}\0{key.interface}".encode()
-        return self._directory / f"{hashlib.sha256(seed).hexdigest()[:32]}.json"
+        return self._directory / _file_name(key)
 
     def _load(self, reserved: Iterable[Span]) -> None:
         if not self._directory.is_dir():
@@ -240,6 +244,12 @@ class Attachments:
             os.pwrite(file, text.encode("ascii"), 0)
         finally:
             os.close(file)
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_name(key: AttachmentKey) -> str:
+    seed = f"{key.network}\0{key.container}\0{key.interface}".encode()
+    return f"{hashlib.sha256(seed).hexdigest()[:32]}.json"
 
 
 def _read_marker(path: Path) -> str:

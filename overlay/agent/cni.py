@@ -72,6 +72,7 @@ class CniService:
         self, status: Status, attachments: Attachments, layer2: Layer2, start_s: float = 5.0
     ) -> None:
         self._status, self._start_s = status, start_s
+        self._home = own_namespace()
         self._attachments = attachments
         self._layer2 = layer2
         self._turns = Turns()
@@ -190,7 +191,7 @@ class CniService:
         if netns is None:
             raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} could not be opened")
         try:
-            if namespace_of(netns) == own_namespace():
+            if namespace_of(netns) == self._home:
                 raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} is the host's own")
         except KernelError as exc:
             raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} is {exc}") from exc

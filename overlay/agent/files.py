@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import tempfile
+import threading
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ _NAMES = {
     Family.IPV4: ("FLANNEL_NETWORK", "FLANNEL_SUBNET"),
     Family.IPV6: ("FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET"),
 }
+_WRITE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def format_subnet_file(config: NetworkConfig, subnet: Subnet, mtu: int) -> str:
@@ -59,29 +60,46 @@ def write_file(path: Path, text: str, *, sync: bool = True) -> None:
 
     Without ``sync`` it may be lost with the machine, not with the program. A
     file that says so already is left alone: that needs no room on a full disk.
+    Two threads may write the same file: one of them wins whole.
     """
+    # By hand, for each pod waits for two of these: with tempfile and pathlib it
+    # took 45 microseconds on a tmpfs, so 10 (November 2026).
     if _says(path, text):
         return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = f"{path.parent}/.{path.name}.{threading.get_ident()}"
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        descriptor = os.open(temporary, _WRITE, 0o600)
+    except FileNotFoundError:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(temporary, _WRITE, 0o600)
+    try:
+        try:
+            rest = text.encode()
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
             if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        Path(name).replace(path)
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)  # noqa: PTH105 - see above
     except OSError:
         with contextlib.suppress(OSError):
-            Path(name).unlink()
+            os.unlink(temporary)  # noqa: PTH108 - see above
         raise
 
 
 def _says(path: Path, text: str) -> bool:
     try:
-        return path.read_bytes() == text.encode()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
+    wanted = text.encode()
+    try:
+        return os.read(descriptor, len(wanted) + 1) == wanted
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def boot_id() -> str:

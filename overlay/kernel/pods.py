@@ -36,7 +36,7 @@ from overlay.kernel import bridge_ports, messages
 from overlay.kernel.announce import announce
 from overlay.kernel.base import KernelError
 from overlay.kernel.links import RTM_GETLINK, LinkInfo, list_links, parse_link
-from overlay.kernel.netns import enable_ipv6, open_rtnl, write_sysctls
+from overlay.kernel.netns import open_rtnl
 from overlay.kernel.pod_gateway import gateway_address
 from overlay.kernel.pod_paths import path_of
 from overlay.kernel.rtnl import (
@@ -44,10 +44,12 @@ from overlay.kernel.rtnl import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    Message,
     Refusal,
     Request,
     RtnlSocket,
     attribute,
+    attributes,
 )
 from overlay.model.address import FAMILIES, Family, IPAddress, IPNetwork, MacAddress, family_of
 from overlay.model.attachment import BRIDGE, Attachment, AttachmentKey
@@ -55,8 +57,9 @@ from overlay.model.kernel import LinkAddress, Neighbor, Op
 from overlay.model.node import POD_BRIDGE, POD_BRIDGE_MAC, POD_LINK_PREFIX
 from overlay.model.subnet import Subnet
 
-# Threads that wait until the kernel is done with a link; each for some 20 ms.
-_DELETING: Final = ThreadPoolExecutor(max_workers=16, thread_name_prefix="dellink")
+# Threads that wait until the kernel is done with a link; each for some 20 ms. With
+# 16 of them a DEL in ten waited for one (November 2026).
+_DELETING: Final = ThreadPoolExecutor(max_workers=64, thread_name_prefix="dellink")
 POD_ROUTE_PROTOCOL: Final = 80  # `ip route show proto 80`: routes to this node's own pods
 GATEWAY: Final[dict[Family, IPAddress]] = {
     Family.IPV4: IPv4Address("169.254.1.1"),
@@ -69,17 +72,17 @@ _IFINFOMSG: Final = struct.Struct("=BBHiII")
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
 _U32: Final = struct.Struct("=I")
 _IFF_UP: Final = 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 4, 18, 28
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
+_IFLA_LINKINFO, _IFLA_NET_NS_FD = 18, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _MAIN_TABLE, _RTN_UNICAST, _RTNH_F_ONLINK = 254, 1, 4
 _SCOPE: Final = {"link": 253, "global": 0}
 _FORWARDING_S: Final = 1.0  # at most, until a port carries frames; some milliseconds mostly
+# Some runtimes switch IPv6 off for all that comes, and still ask for a dual-stack network.
+_IPV6_SYSCTLS: Final = (("disable_ipv6", "0"),)
 # Nobody on the segment configures a pod, and nobody is asked whether its address is free.
-_BRIDGED_SYSCTLS: Final = (
-    ("net/ipv6/conf/{}/accept_ra", "0"),
-    ("net/ipv6/conf/{}/accept_dad", "0"),
-)
+_BRIDGED_SYSCTLS: Final = (("accept_ra", "0"), ("accept_dad", "0"))
 
 
 class InterfaceExistsError(KernelError):
@@ -143,17 +146,22 @@ def attach(
     ``rtnl`` is a socket on the host's side, ``netns`` a descriptor of the
     pod's namespace. Raises InterfaceExistsError, KernelError.
     """
-    refusals = rtnl.send([_make_pair(link, netns)])
-    if refusals:
-        raise _made(refusals[0], link)
+    if "%" in link.interface:  # the kernel would take it for a pattern, and count up
+        msg = f"{link.interface!r} is not the name of an interface"
+        raise KernelError(msg)
+    refusal, told = rtnl.send_heard(_make_pair(link, netns))
+    if refusal is not None:
+        raise _made(refusal, link)
     try:
-        if any(family_of(address) is Family.IPV6 for address in link.addresses):
-            enable_ipv6(netns, link.interface)
+        index, peer = _ends(told) if told is not None else (_index(rtnl, link.host_interface), 0)
         if bridge is not None:
-            return _set_up_on_bridge(rtnl, netns, link, beside, bridge)
-        with open_rtnl(netns) as inside:
-            defaults = _set_up_pod(inside, link, beside)
-        _set_up_host(rtnl, link)
+            _make_port(rtnl, link, index, bridge)
+        with open_rtnl(netns, _sysctls(link)) as inside:
+            defaults = _set_up_pod(inside, link, peer or _index(inside, link.interface), beside)
+        if bridge is None:
+            _set_up_host(rtnl, link, index)
+        else:
+            _await_forwarding(rtnl, link, index)
     except KernelError:
         detach(link.host_interface)
         raise
@@ -239,10 +247,24 @@ def _make_pair(link: PodLink, netns: int) -> Request:
     return Request(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
-def _set_up_on_bridge(
-    rtnl: RtnlSocket, netns: int, link: PodLink, beside: Sequence[PodLink], bridge: int
-) -> frozenset[Family]:
-    index = _index(rtnl, link.host_interface)
+def _ends(told: Message) -> tuple[int, int]:
+    """Return the index of the host's end, and that of the other in the pod's namespace or 0."""
+    data, start, end = told
+    peer = attributes(data, start + _IFINFOMSG.size, end).get(_IFLA_LINK, bytes(4))
+    return int(_IFINFOMSG.unpack_from(data, start)[3]), int(_U32.unpack(peer)[0])
+
+
+def _sysctls(link: PodLink) -> dict[str, str]:
+    """Return what the pod's end needs before it has addresses."""
+    has_ipv6 = any(family_of(address) is Family.IPV6 for address in link.addresses)
+    wanted = (
+        *(_IPV6_SYSCTLS if has_ipv6 else ()),
+        *(_BRIDGED_SYSCTLS if link.networks else ()),
+    )
+    return {f"net/ipv6/conf/{link.interface}/{name}": value for name, value in wanted}
+
+
+def _make_port(rtnl: RtnlSocket, link: PodLink, index: int, bridge: int) -> None:
     requests = [
         bridge_ports.enslaving(index, bridge),
         *bridge_ports.port_settings(index),
@@ -252,19 +274,19 @@ def _set_up_on_bridge(
     for refusal in rtnl.send(requests):
         msg = f"{link.host_interface}: {refusal.text}"
         raise KernelError(msg)
-    name = link.interface
-    write_sysctls(netns, {path.format(name): value for path, value in _BRIDGED_SYSCTLS})
-    with open_rtnl(netns) as inside:
-        defaults = _set_up_pod(inside, link, beside)
+
+
+def _await_forwarding(rtnl: RtnlSocket, link: PodLink, index: int) -> None:
+    """Wait until the port carries frames, then tell the segment who is there."""
     deadline = time.monotonic() + _FORWARDING_S
     while not bridge_ports.is_forwarding(rtnl, index) and time.monotonic() < deadline:
         time.sleep(0.0005)
     announce(POD_BRIDGE, link.mac, link.addresses)
-    return defaults
 
 
-def _set_up_pod(inside: RtnlSocket, link: PodLink, beside: Sequence[PodLink]) -> frozenset[Family]:
-    index = _index(inside, link.interface)
+def _set_up_pod(
+    inside: RtnlSocket, link: PodLink, index: int, beside: Sequence[PodLink]
+) -> frozenset[Family]:
     where = {link.interface: index}
     requests = [_up(1), _up(index)]
     if link.networks:
@@ -320,8 +342,7 @@ def _part_ways(inside: RtnlSocket, links: Iterable[PodLink]) -> None:
             raise KernelError(msg)
 
 
-def _set_up_host(rtnl: RtnlSocket, link: PodLink) -> None:
-    index = _index(rtnl, link.host_interface)
+def _set_up_host(rtnl: RtnlSocket, link: PodLink, index: int) -> None:
     requests = [_up(index)]
     for address in link.addresses:
         requests.append(gateway_address(index, GATEWAY[family_of(address)]))

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeAlias, TypeVar
 
 from overlay.kernel.base import KernelError
 
@@ -66,6 +66,9 @@ def decoder(function: Callable[P, T]) -> Callable[P, T]:
             raise MessageError(msg) from exc
 
     return decode
+
+
+Message: TypeAlias = tuple[bytes, int, int]  # a buffer, and where a message's body starts and ends
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -196,7 +199,7 @@ class RtnlSocket:
             msg = f"rtnetlink: {exc}"
             raise KernelError(msg) from exc
 
-    def ask(self, kind: int, body: bytes) -> tuple[bytes, int, int] | None:
+    def ask(self, kind: int, body: bytes) -> Message | None:
         """Return the answer to one question as (buffer, start, end); None when it is refused."""
         self._sequence += 1
         wanted = self._sequence
@@ -206,6 +209,32 @@ class RtnlSocket:
                 for answer, _flags, sequence, data, start, end in self._receive():
                     if sequence == wanted:
                         return None if answer == _NLMSG_ERROR else (data, start, end)
+        except OSError as exc:
+            msg = f"rtnetlink: {exc}"
+            raise KernelError(msg) from exc
+
+    def send_heard(self, request: Request) -> tuple[Refusal | None, Message | None]:
+        """Carry out one request; return why it was refused, and what the kernel told of it.
+
+        The latter (NLM_F_ECHO) is None for a link on Linux before 6.2.
+        """
+        self._sequence += 1
+        wanted = self._sequence
+        asked = request.flags | NLM_F_REQUEST | NLM_F_ACK | _NLM_F_ECHO
+        header = _HEADER.pack(16 + len(request.body), request.kind, asked, wanted, 0)
+        told: Message | None = None
+        try:
+            self._socket.send(header + request.body)
+            while True:
+                for kind, flags, sequence, data, start, end in self._receive():
+                    if sequence != wanted:
+                        continue
+                    if kind != _NLMSG_ERROR:
+                        told = (data, start, end)
+                        continue
+                    number = _error_number(data, start, end)
+                    text = _extended_text(flags, data, start, end)
+                    return (Refusal(0, number, text) if number else None), told
         except OSError as exc:
             msg = f"rtnetlink: {exc}"
             raise KernelError(msg) from exc
@@ -236,7 +265,7 @@ class RtnlSocket:
         with contextlib.closing(told):
             return _await_echo(told, request.kind, wanted)
 
-    def dump(self, kind: int, body: bytes) -> list[tuple[bytes, int, int]]:
+    def dump(self, kind: int, body: bytes) -> list[Message]:
         """Return every message of a dump as (buffer, start of its body, end).
 
         A dump that the kernel marks as interrupted by a change is repeated.
@@ -248,11 +277,11 @@ class RtnlSocket:
                 return found
         return found
 
-    def _dump(self, kind: int, body: bytes) -> tuple[list[tuple[bytes, int, int]], bool]:
+    def _dump(self, kind: int, body: bytes) -> tuple[list[Message], bool]:
         self._sequence += 1
         wanted = self._sequence
         header = _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | _NLM_F_DUMP, wanted, 0)
-        found: list[tuple[bytes, int, int]] = []
+        found: list[Message] = []
         interrupted = False
         try:
             self._socket.send(header + body)
