@@ -1,37 +1,117 @@
 """``python -m bench [NAME ...]``: run the named benches, or all of them."""
 
-import platform
+import argparse
+import importlib
+import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from bench import cni, cold_join
+from bench import machine
+from bench.options import AgentCommand, Effort, Options
+from bench.table import Table, rewritten
+from overlay.lab import signals
+from overlay.model.errors import OverlayError
 
-BENCHES: Final[Mapping[str, Callable[[], object]]] = {
-    "cni": cni.main,
-    "cold-join": cold_join.main,
+BENCHES: Final[Mapping[str, str]] = {
+    "cold-join": "from start to every entry of N peers in the kernel",
+    "changes": "1,000 leases more on top of 1,000, and those removed again",
+    "event": "one lease put until its route is there",
+    "restart": "killed and started again, until all is checked; packets lost",
+    "idle": "memory and CPU of an agent that has nothing to do",
+    "cni": "ADD and DEL, one by one and ten at a time; 110 pods on a node",
+    "throughput": "pod to pod against node to node",
+    "nft": "the packet filter compiled and applied",
+    "growth": "join time, CPU, memory and etcd requests up to 20,000 peers; a picture",
 }
+# The picture takes minutes and is drawn when the document is made anew.
+_BY_NAME_ONLY: Final = frozenset({"growth"})
 
 
-def _machine() -> str:
-    cpus = Path("/proc/cpuinfo").read_text().count("processor\t")
-    return f"kernel {platform.release()}, {cpus} cores, Python {platform.python_version()}"
+def parse(argv: Sequence[str]) -> tuple[list[str], Options, argparse.Namespace]:
+    """Return the benches named, the options, and where results go. Ends the program on misuse."""
+    listed = "\n".join(f"  {name:<12} {text}" for name, text in BENCHES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=f"Without a name all but growth run:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", metavar="NAME", nargs="*")
+    effort = parser.add_mutually_exclusive_group()
+    effort.add_argument("--quick", action="store_true", help="the least work there is to see")
+    effort.add_argument("--full", action="store_true", help="with 20,000 peers, more rounds")
+    parser.add_argument(
+        "--agent",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="measure another agent with flannel's flags beside ours, such as 'flanneld -ip-masq'",
+    )
+    parser.add_argument("--idle", type=float, metavar="S", help="seconds of doing nothing (60)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="put the tables between the markers there"
+    )
+    args = parser.parse_args(argv)
+    for name in args.names:
+        if name not in BENCHES:
+            parser.error(f"{name}: there are {', '.join(BENCHES)}")
+    try:
+        others = [AgentCommand.parse(text) for text in args.agent]
+    except ValueError as exc:
+        parser.error(f"--agent: {exc}")
+    effort_asked = Effort.QUICK if args.quick else Effort.FULL if args.full else Effort.NORMAL
+    options = Options(effort_asked, (AgentCommand.ours(), *others), args.idle)
+    names = args.names or [n for n in BENCHES if n not in _BY_NAME_ONLY]
+    try:
+        _check_files(names, args)
+    except (OSError, OverlayError) as exc:
+        parser.error(str(exc))
+    return names, options, args
 
 
-def main() -> int:
+def _check_files(names: Sequence[str], args: argparse.Namespace) -> None:
+    """Find out before minutes of work whether its results can be written. Raises."""
+    if args.json is not None:
+        args.json.touch()
+    if args.write is not None:
+        text = args.write.read_text()
+        for name in names:
+            text = rewritten(text, name, "")
+
+
+def main(argv: Sequence[str]) -> int:
     """Run what was named; return an exit status."""
-    names = sys.argv[1:] or list(BENCHES)
-    unknown = [name for name in names if name not in BENCHES]
-    if unknown:
-        sys.stderr.write(f"bench: {unknown[0]}: there are {', '.join(BENCHES)}\n")
-        return 2
-    print(_machine())
-    for name in names:
-        print(f"\n# {name}")
-        BENCHES[name]()
+    names, options, args = parse(argv)
+    shown = machine.describe()
+    print(shown, flush=True)
+    results: dict[str, Any] = {"machine": shown, "effort": options.effort.value, "benches": {}}
+    with signals.as_exceptions():
+        for name in names:
+            print(f"\n# {name}: {BENCHES[name]}", flush=True)
+            tables = _run(name, options)
+            results["benches"][name] = [each for table in tables for each in table.records]
+            if args.json is not None:
+                args.json.write_text(json.dumps(results, indent=1) + "\n")
+            if args.write is not None:
+                body = "\n\n".join([*map(str, tables), f"On {shown}."])
+                args.write.write_text(rewritten(args.write.read_text(), name, body))
     return 0
 
 
+def _run(name: str, options: Options) -> list[Table]:
+    """Run one bench; its tables are printed as they come."""
+    tables: list[Table] = []
+    # Imported by name: one bench does not wait for what another needs.
+    for table in importlib.import_module(f"bench.{name.replace('-', '_')}").run(options):
+        print(f"\n{table}", flush=True)
+        tables.append(table)
+    return tables
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except OverlayError as exc:
+        sys.exit(f"bench: {exc}")

@@ -1,181 +1,203 @@
-"""The CNI plugin as a runtime executes it: ADD and DEL, one by one and ten at a time.
-
-One node in a namespace of its own, with etcd and ``overlayd``; ten pods'
-namespaces. Both forms of the plugin, and beside them ``/bin/true`` executed
-the same way: what any plugin costs. Nothing is written but the table.
-"""
+"""CNI plugins executed as a runtime does it: ADD and DEL, one by one, ten at a time, 110 pods."""
 
 import contextlib
-import json
+import functools
 import os
 import queue
-import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
-import overlay_cni.plugin
+from bench import agents
+from bench.bed import bed
+from bench.chains import FLOOR, Chain, chains
+from bench.options import AgentCommand, Options
+from bench.ready import await_subnet
+from bench.series import Series, ratio, series
+from bench.table import Table
 from overlay.lab import netns
-from overlay.lab.etcd import EmbeddedEtcd
+from overlay.model.errors import OverlayError
 
-CONFIG: Final = (
-    '{"Network": "10.0.0.0/8", "SubnetLen": 24, "Backend": {"Type": "vxlan"},'
-    ' "EnableIPv6": true, "IPv6Network": "fd00:1::/48"}'
-)
 AT_ONCE: Final = 10
-_SHIM: Final = Path(__file__).resolve().parents[1] / "cni" / "shim"
-_LIMIT_S: Final = 30.0
+MOST_PODS: Final = 110  # of a node: the kubelet's own limit
+_EACH: Final = (
+    *("plugin", "at once", "ADD ms, p50 / p99", "ADD CPU ms", "DEL ms, p50 / p99"),
+    *("DEL CPU ms", "ADD / floor", "DEL / floor"),
+)
+_ALL: Final = ("plugin", "pods", "all attached s", "ADD ms, p50 / p99", "all detached s")
 
 
-def _build(place: Path) -> dict[str, list[str]]:
-    """Return the command of each form; the first is the floor."""
-    subprocess.run(["make", "-s", "-C", str(_SHIM), f"BUILD={place}"], check=True)
-    return {
-        "/bin/true": ["/bin/true"],
-        "C, static": [str(place / "overlay")],
-        "Python": [sys.executable, "-ISE", overlay_cni.plugin.__file__],
-    }
+class PluginError(OverlayError):
+    """A plugin refused what it was asked: the text is its own."""
 
 
-@contextlib.contextmanager
-def _agent(place: Path) -> Iterator[Path]:
-    """Run etcd and ``overlayd`` in the caller's namespace; yield the agent's socket."""
-    import etcd3
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Seconds of each call, of all together, and of processor time for one."""
 
-    with EmbeddedEtcd(place / "etcd") as etcd:
-        client = etcd3.client(host="127.0.0.1", port=int(etcd.endpoint.rsplit(":", 1)[1]))
-        client.put("/coreos.com/network/config", CONFIG)
-        client.close()
-        state = place / "state"
-        flags = {
-            "etcd-endpoints": etcd.endpoint,
-            "iface": "eth0",
-            "node-name": "bench",
-            "state-dir": state,
-            "subnet-file": place / "subnet.env",
-            "log-level": "warning",
+    each_s: tuple[float, ...]
+    wall_s: float
+    cpu_s: float
+
+    @property
+    def series(self) -> Series:
+        """Return the seconds of each call."""
+        return series(self.each_s)
+
+
+def run(options: Options) -> Iterator[Table]:
+    """Return two tables: pods attached and detached in turns, and a whole node's pods.
+
+    Our own agent serves our plugin; the reference plugins need none. IPv4.
+    """
+    rounds = options.pick(AT_ONCE, 200, 500)
+    most = options.pick(AT_ONCE, MOST_PODS, MOST_PODS)
+    rows: list[tuple[str, ...]] = []
+    records: list[dict[str, Any]] = []
+    wholes: list[tuple[str, ...]] = []
+    with contextlib.ExitStack() as stack:
+        test = stack.enter_context(bed())
+        node = stack.enter_context(test.node())
+        agent = stack.enter_context(agents.running(AgentCommand.ours(), test, node))
+        await_subnet(node, agent)
+        names = [f"{node.namespace}-{number}" for number in range(most)]
+        stack.callback(netns.delete, names)
+        netns.add(names)
+        floor: dict[int, tuple[Calls, Calls]] = {}
+
+        def inside(work: Callable[[], tuple[Calls, Calls]]) -> tuple[Calls, Calls]:
+            return netns.inside(node.namespace, work)
+
+        for chain in chains(node.place, node.place / "state" / "cni.sock"):
+            served = agent if chain.needs_agent else None
+            runtime = Runtime(chain, names, served)
+            inside(functools.partial(runtime.in_turns, AT_ONCE, 1))  # files into the cache
+            for workers in (1, AT_ONCE):
+                pair = inside(functools.partial(runtime.in_turns, rounds, workers))
+                floor.setdefault(workers, pair)
+                rows.append(_row(chain.name, workers, pair, floor[workers]))
+                records.append(_record(chain.name, workers, pair))
+            if chain.name == FLOOR:
+                continue
+            pair = inside(runtime.all_at_once)
+            wholes.append(_whole(chain.name, pair))
+            records.append({**_record(chain.name, AT_ONCE, pair), "pods": most})
+    yield Table(_EACH, tuple(rows), tuple(records))
+    yield Table(_ALL, tuple(wholes))
+
+
+class Runtime:
+    """Attaches and detaches pods by one chain, as a runtime would, in the thread's namespace."""
+
+    def __init__(self, chain: Chain, pods: Sequence[str], agent: agents.Running | None) -> None:
+        self._chain = chain
+        self._pods = pods
+        self._agent = agent
+
+    def in_turns(self, rounds: int, workers: int) -> tuple[Calls, Calls]:
+        """Return ``rounds`` ADDs and as many DELs, ``workers`` at a time, each pod by itself.
+
+        The agent's processor time is split in halves: they run side by side.
+        """
+        free: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for pod in self._pods[:AT_ONCE]:
+            free.put(pod)
+
+        def attach_and_detach(number: int) -> tuple[tuple[float, float], tuple[float, float]]:
+            pod = free.get()
+            pair = self._execute("ADD", number, pod), self._execute("DEL", number, pod)
+            free.put(pod)
+            return pair
+
+        before, started = self._agent_cpu_s(), time.perf_counter()
+        with ThreadPoolExecutor(workers) as pool:
+            pairs = list(pool.map(attach_and_detach, range(rounds)))
+        wall_s = time.perf_counter() - started
+        half_s = (self._agent_cpu_s() - before) / 2
+        added, removed = zip(*pairs, strict=True)
+        return _calls(added, wall_s, half_s), _calls(removed, wall_s, half_s)
+
+    def all_at_once(self) -> tuple[Calls, Calls]:
+        """Attach every pod, ten at a time, and then detach them all."""
+        found = []
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for command in ("ADD", "DEL"):
+                before, started = self._agent_cpu_s(), time.perf_counter()
+                count = range(len(self._pods))
+                calls = list(pool.map(self._execute, [command] * len(count), count, self._pods))
+                wall_s = time.perf_counter() - started
+                found.append(_calls(calls, wall_s, self._agent_cpu_s() - before))
+        return found[0], found[1]
+
+    def _execute(self, command: str, number: int, pod: str) -> tuple[float, float]:
+        """Return the seconds from exec to the end, and the processor's; with the plugin's children.
+
+        Raises PluginError.
+        """
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": f"bench{number:059d}",
+            "CNI_NETNS": str(netns.NETNS_DIR / pod),
+            "CNI_IFNAME": "eth0",
+            "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod",
+            "CNI_PATH": self._chain.path,
+            "PATH": os.environ["PATH"],
         }
-        program = Path(sys.executable).parent / "overlayd"
-        agent = subprocess.Popen([str(program), *(f"--{k}={v}" for k, v in flags.items())])
-        try:
-            _await_ready(agent, place / "subnet.env")
-            yield state / "cni.sock"
-        finally:
-            agent.send_signal(signal.SIGTERM)
-            agent.wait(10)
-
-
-def _await_ready(agent: "subprocess.Popen[bytes]", file: Path) -> None:
-    deadline = time.monotonic() + _LIMIT_S
-    while not file.exists():
-        if agent.poll() is not None or time.monotonic() > deadline:
-            msg = f"overlayd ended, or was not ready within {_LIMIT_S:.0f} s"
-            raise RuntimeError(msg)
-        time.sleep(0.01)
-
-
-def _execute(argv: Sequence[str], command: str, container: str, pod: str, text: bytes) -> float:
-    """Execute a plugin as a runtime does; return the seconds from exec to its end."""
-    environment = {
-        "CNI_COMMAND": command,
-        "CNI_CONTAINERID": container,
-        "CNI_NETNS": str(netns.NETNS_DIR / pod),
-        "CNI_IFNAME": "eth0",
-        "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod",
-        "CNI_PATH": "/opt/cni/bin",
-    }
-    started = time.perf_counter()
-    with subprocess.Popen(
-        argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        with contextlib.suppress(BrokenPipeError):  # /bin/true does not read
-            os.write(process.stdin.fileno(), text)  # type: ignore[union-attr]  # PIPE is given
-        process.stdin.close()  # type: ignore[union-attr]  # likewise
-        output = process.stdout.read()  # type: ignore[union-attr]  # likewise
-        status = process.wait()
-    elapsed = time.perf_counter() - started
-    if status:
-        raise RuntimeError(f"{command}: {output.decode()}")
-    return elapsed
-
-
-def _rounds(
-    argv: Sequence[str], pods: Sequence[str], text: bytes, rounds: int, workers: int
-) -> tuple[list[float], list[float]]:
-    """Return the seconds of each ADD and of each DEL."""
-    free: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for pod in pods:
-        free.put(pod)
-
-    def attach_and_detach(number: int) -> tuple[float, float]:
-        pod, container = free.get(), f"bench{number:059d}"
-        add = _execute(argv, "ADD", container, pod, text)
-        delete = _execute(argv, "DEL", container, pod, text)
-        free.put(pod)
-        return add, delete
-
-    with ThreadPoolExecutor(workers) as pool:
-        pairs = list(pool.map(attach_and_detach, range(rounds)))
-    return [add for add, _ in pairs], [delete for _, delete in pairs]
-
-
-def _quantile(values: Sequence[float], part: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
-
-
-def _shown(values: Sequence[float]) -> str:
-    return f"{1000 * _quantile(values, 0.5):6.1f} /{1000 * _quantile(values, 0.99):6.1f}"
-
-
-def _measure_inside(pods: Sequence[str], rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        forms = _build(place)
-        with _agent(place) as socket:
-            document = {"cniVersion": "1.0.0", "name": "bench", "type": "overlay"}
-            text = json.dumps({**document, "socket": str(socket)}).encode()
-            for form, argv in forms.items():
-                _rounds(argv, pods, text, AT_ONCE, 1)  # files into the cache
-                for workers in (1, AT_ONCE):
-                    add, delete = _rounds(argv, pods, text, rounds, workers)
-                    print(f"{form:<10} {workers:7}   {_shown(add)}    {_shown(delete)}", flush=True)
-
-
-@contextlib.contextmanager
-def _namespaces() -> Iterator[tuple[str, list[str]]]:
-    node = f"ovl-bench-{os.getpid()}"
-    pods = [f"{node}-{number}" for number in range(AT_ONCE)]
-    netns.add([node, *pods])
-    try:
-        netns.ip_batch(
-            node,
-            [
-                "link set lo up",
-                "link add eth0 type veth peer name eth1",
-                "link set eth1 up",
-                "link set eth0 up",
-                "addr add 172.16.0.1/12 dev eth0",
-                "addr add 2001:db8::1/64 dev eth0 nodad",
-            ],
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            self._chain.words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        yield node, pods
-    finally:
-        netns.delete([node, *pods])
+        assert process.stdin is not None  # noqa: S101 - PIPE is given
+        assert process.stdout is not None  # noqa: S101 - likewise
+        with process.stdin, process.stdout:
+            with contextlib.suppress(BrokenPipeError):  # /bin/true does not read
+                os.write(process.stdin.fileno(), self._chain.config)
+            process.stdin.close()
+            output = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        elapsed = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if status:
+            raise PluginError(f"{self._chain.name}, {command}: {output.decode(errors='replace')}")
+        return elapsed, used.ru_utime + used.ru_stime
+
+    def _agent_cpu_s(self) -> float:
+        return self._agent.usage.cpu_s if self._agent is not None else 0.0
 
 
-def main(rounds: int = 200) -> None:
-    """Print the table: milliseconds, p50 / p99."""
-    print("form       at once   ADD p50 / p99 ms   DEL p50 / p99 ms", flush=True)
-    with _namespaces() as (node, pods):
-        # A namespace of its own for all of it: plugin, agent and etcd are its children.
-        command = [sys.executable, "-m", "bench.cni", str(rounds), *pods]
-        subprocess.run([*netns.command_prefix(node), *command], check=True, timeout=600)
+def _calls(timed: Sequence[tuple[float, float]], wall_s: float, agent_s: float) -> Calls:
+    cpu_s = (sum(used for _, used in timed) + agent_s) / len(timed)
+    return Calls(tuple(elapsed for elapsed, _ in timed), wall_s, cpu_s)
 
 
-if __name__ == "__main__":
-    _measure_inside(sys.argv[2:], int(sys.argv[1]))
+def _row(
+    name: str, workers: int, pair: tuple[Calls, Calls], floor: tuple[Calls, Calls]
+) -> tuple[str, ...]:
+    cells = [f"{text}" for calls in pair for text in _shown(calls)]
+    ratios = (
+        ratio(calls.series.median, least.series.median)
+        for calls, least in zip(pair, floor, strict=True)
+    )
+    return (name, str(workers), *cells, *ratios)
+
+
+def _shown(calls: Calls) -> tuple[str, str]:
+    return calls.series.tail(1000), f"{1000 * calls.cpu_s:.1f}"
+
+
+def _whole(name: str, pair: tuple[Calls, Calls]) -> tuple[str, ...]:
+    add, delete = pair
+    count = str(len(add.each_s))
+    return name, count, f"{add.wall_s:.2f}", add.series.tail(1000), f"{delete.wall_s:.2f}"
+
+
+def _record(name: str, workers: int, pair: tuple[Calls, Calls]) -> dict[str, Any]:
+    found: dict[str, Any] = {"plugin": name, "at_once": workers}
+    for verb, calls in zip(("add", "del"), pair, strict=True):
+        found[f"{verb}_s"] = calls.each_s
+        found[f"{verb}_wall_s"] = calls.wall_s
+        found[f"{verb}_cpu_s"] = calls.cpu_s
+    return found

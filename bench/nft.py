@@ -1,0 +1,86 @@
+"""The packet filter: a ruleset compiled and applied, and one element of it changed.
+
+The floor is ``nft`` itself, executed for an empty table.
+"""
+
+import functools
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+from typing import Any, Final, TypeVar
+
+from bench import peers
+from bench.bed import namespace
+from bench.options import Options
+from bench.series import Series, ratio, series
+from bench.table import Table
+from overlay.kernel.nft import NftTable
+from overlay.lab import netns
+from overlay.model.address import IPAddress
+from overlay.plan.planner import Site
+from overlay.policy.egress import FirewallPlan, compile_ruleset
+from overlay.policy.ruleset import Ruleset
+
+T = TypeVar("T")
+
+_COLUMNS: Final = (
+    *("peers", "compiled ms", "applied whole ms", "checked ms"),
+    *("one element more: compiled ms", "applied ms", "nft alone ms", "applied / nft alone"),
+)
+
+
+def run(options: Options) -> Iterator[Table]:
+    """Return one table; in a namespace of its own."""
+    sizes = options.pick((100,), (1000, 5000, 20000), (1000, 5000, 20000))
+    rounds = options.pick(2, 5, 10)
+    rows: list[tuple[str, ...]] = []
+    records: list[dict[str, Any]] = []
+    for size in sizes:
+        with namespace() as name:
+            found = netns.inside(name, functools.partial(_measure, size, rounds))
+        cells = (
+            found[key].spread(1000, 1) for key in ("compile", "apply", "check", "delta", "element")
+        )
+        floor = found["nft"]
+        share = ratio(found["element"].median, floor.median)
+        rows.append((f"{size:,}", *cells, floor.spread(1000, 1), share))
+        records.append({"peers": size, **{key: each.samples for key, each in found.items()}})
+    yield Table(_COLUMNS, tuple(rows), tuple(records))
+
+
+def _measure(size: int, rounds: int) -> dict[str, Series]:
+    site = peers.site()
+    found: dict[str, list[float]] = {
+        key: [] for key in ("nft", "compile", "apply", "check", "delta", "element")
+    }
+    nodes: frozenset[IPAddress] = frozenset(
+        IPv4Address((172 << 24) + (17 << 16) + number) for number in range(size)
+    )
+
+    more = nodes | {IPv4Address("172.30.0.1")}
+    table = NftTable()
+
+    def timed(key: str, work: Callable[..., T], *arguments: Any) -> T:
+        started = time.perf_counter()
+        result = work(*arguments)
+        found[key].append(time.perf_counter() - started)
+        return result
+
+    for _ in range(rounds):
+        timed("nft", _empty)
+        ruleset = timed("compile", _compiled, site, nodes)
+        timed("apply", table.apply, ruleset)
+        timed("check", table.is_ours, ruleset)
+        other = timed("delta", _compiled, site, more)
+        timed("element", table.apply_delta, ruleset, other)
+    return {key: series(samples) for key, samples in found.items()}
+
+
+def _compiled(site: Site, nodes: frozenset[IPAddress]) -> Ruleset:
+    return compile_ruleset(FirewallPlan(site.own.subnet, site.config, site.backend.tunnel, nodes))
+
+
+def _empty() -> None:
+    text = b"table inet bench {}\ndelete table inet bench\n"
+    subprocess.run(["nft", "-f", "-"], input=text, check=True)

@@ -1,0 +1,81 @@
+"""The peers to measure with: leases as flannel would write them, and their kernel entries."""
+
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, ip_interface
+from typing import Final
+
+from bench.entries import Entries, Identity
+from overlay.model.address import Family
+from overlay.model.lease import Lease, LeaseAttributes, format_attributes
+from overlay.model.network import parse_network_config
+from overlay.model.node import NodeIdentity, Underlay, vtep_mac
+from overlay.model.subnet import Subnet
+from overlay.plan.planner import Site
+from overlay.plan.registry import load_backend
+
+# Nodes that are measured get subnets below the peers' own.
+CONFIG: Final = (
+    '{"Network": "10.0.0.0/8", "SubnetLen": 24, "SubnetMin": "10.0.1.0", '
+    '"SubnetMax": "10.0.255.0", "Backend": {"Type": "vxlan", "VNI": 1}}'
+)
+PREFIX: Final = "/coreos.com/network"
+VNI: Final = 1
+_V4: Final = Family.IPV4
+_FIRST_SUBNET: Final = (10 << 24) + (1 << 16)  # 10.1.0.0
+_FIRST_ADDRESS: Final = (172 << 24) + (17 << 16)  # 172.17.0.0, of 172.16.0.0/12
+
+
+def peer(number: int, epoch: int = 0) -> Lease:
+    """Return a peer's lease; in another ``epoch`` it has another VTEP MAC."""
+    mac = vtep_mac(f"peer{number}-{epoch}", VNI, _V4)
+    return Lease(
+        Subnet(IPv4Network((_FIRST_SUBNET + (number << 8), 24))),
+        LeaseAttributes(
+            "vxlan",
+            {_V4: IPv4Address(_FIRST_ADDRESS + number)},
+            {_V4: {"VNI": VNI, "VtepMAC": mac}},
+        ),
+    )
+
+
+def pair(lease: Lease) -> tuple[str, bytes]:
+    """Return key and value of a lease in etcd."""
+    return f"{PREFIX}/subnets/{lease.subnet.key}", format_attributes(lease.attributes)
+
+
+def pairs(numbers: Iterable[int]) -> dict[str, bytes]:
+    """Return keys and values of the peers."""
+    return dict(pair(peer(number)) for number in numbers)
+
+
+def entries(numbers: Iterable[int]) -> Entries:
+    """Return what the kernel must hold for the peers."""
+    wanted: dict[Identity, bytes] = {}
+    for number in numbers:
+        subnet = _FIRST_SUBNET + (number << 8)
+        gateway = subnet.to_bytes(4, "big")
+        mac = bytes.fromhex(vtep_mac(f"peer{number}-0", VNI, _V4).replace(":", ""))
+        wanted["route", gateway + b"\x18"] = gateway
+        wanted["neigh", gateway] = mac
+        wanted["fdb", mac] = (_FIRST_ADDRESS + number).to_bytes(4, "big")
+    return wanted
+
+
+def gone(numbers: Iterable[int]) -> Entries:
+    """Return that the kernel must hold nothing of the peers."""
+    return dict.fromkeys(entries(numbers))
+
+
+def site() -> Site:
+    """Return a node such as the measured one, for a floor that plans by itself."""
+    config = parse_network_config(CONFIG)
+    underlay = Underlay(
+        "eth0", 1500, {_V4: ip_interface("172.16.0.1/12")}, {_V4: IPv4Address("172.16.0.1")}
+    )
+    own = Lease(Subnet(IPv4Network("10.0.1.0/24")), LeaseAttributes("vxlan"))
+    return Site(config, load_backend(config, NodeIdentity("bench", "bench")), own, underlay)
+
+
+def leases(numbers: Iterable[int]) -> Mapping[str, Lease]:
+    """Return the peers' leases by key."""
+    return {lease.subnet.key: lease for lease in map(peer, numbers)}

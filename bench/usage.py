@@ -1,0 +1,62 @@
+"""What a process and its children have used: proc(5)."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")  # a second
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Processor seconds with ended children, memory now and at its peak in MiB."""
+
+    cpu_s: float
+    rss_mib: float
+    peak_mib: float
+
+
+def usage(pid: int) -> Usage:
+    """Return what a process and all that descend from it have used.
+
+    Raises ProcessLookupError when it is gone.
+    """
+    found = [_one(each) for each in (pid, *_descendants(pid))]
+    return Usage(
+        sum(each.cpu_s for each in found),
+        sum(each.rss_mib for each in found),
+        sum(each.peak_mib for each in found),
+    )
+
+
+def cpu_s(stat: str) -> float:
+    """Return the seconds in the text of ``/proc/PID/stat``, ended children's included."""
+    fields = stat.rpartition(")")[2].split()
+    return sum(int(fields[i]) for i in (11, 12, 13, 14)) / _TICKS
+
+
+def memory_mib(status: str, name: str) -> float:
+    """Return one line of ``/proc/PID/status`` that is in kB, as MiB; 0 where there is none."""
+    for line in status.splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _one(pid: int) -> Usage:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError as exc:
+        msg = f"process {pid} is gone"
+        raise ProcessLookupError(msg) from exc
+    return Usage(cpu_s(stat), memory_mib(status, "VmRSS"), memory_mib(status, "VmHWM"))
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, thread.read_text().split()):
+            yield child
+            yield from _descendants(child)
