@@ -36,7 +36,7 @@ def run(options: Options) -> Iterator[Table]:
     records: list[dict[str, object]] = []
     with bed() as test:
         netlink = floors.netlink_s(test, count, 2 * count)
-        for away in (False, True):
+        for away in options.pick((False,), (False, True), (False, True)):
             found: dict[str, list[tuple[Change, Change]]] = {a.name: [] for a in options.agents}
             for _ in range(rounds):
                 for agent in options.agents:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 PORT: Final = 5300
-_TIMEOUT_S: Final = 2.0
+_TIMEOUT_S: Final = 10.0
 _BYTE: Final = b"x"
 
 

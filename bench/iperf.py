@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 from bench import echo
@@ -18,7 +19,18 @@ PORT: Final = 5201
 _SMALL: Final = 64  # bytes in a datagram: packets are counted, not bits
 _LEAST: Final = "2M"
 _START_S: Final = 10.0
-_BUSY: Final = "busy"  # in what iperf3 says
+_LIMIT_S: Final = 60.0
+_TRIES: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """From where, to where, and the address there; both ends are namespaces."""
+
+    name: str
+    source: str
+    target: str
+    address: str
 
 
 class TrafficError(OverlayError):
@@ -26,74 +38,76 @@ class TrafficError(OverlayError):
 
 
 @contextlib.contextmanager
-def servers(namespace: str) -> Iterator[None]:
-    """Run an iperf3 and an echo server in a namespace; they have ended after the block."""
-    if shutil.which("iperf3") is None:
-        raise TrafficError("iperf3 is not on this machine; `make setup` installs it")
-    commands = (
-        ["iperf3", "--server", "--port", str(PORT)],
-        [sys.executable, "-m", "bench.echo", "serve"],
-    )
-    with contextlib.ExitStack() as stack:
-        for command in commands:
-            process = netns.inside(namespace, functools.partial(_start, command))
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-        deadline = time.monotonic() + _START_S
-        while netns.inside(namespace, _listening) < len(commands):
-            if time.monotonic() > deadline:
-                raise TrafficError(f"servers in {namespace} do not come up")
-            time.sleep(0.02)
+def echo_server(namespace: str) -> Iterator[None]:
+    """Run an echo server in a namespace; it has ended after the block."""
+    with _server(namespace, [sys.executable, "-m", "bench.echo", "serve"], echo.PORT):
         yield
 
 
-def tcp(namespace: str, address: str, seconds: int, streams: int) -> float:
+def tcp(path: Path, seconds: int, streams: int) -> float:
     """Return the bits per second that arrive, in ``streams`` connections together.
 
     In 0 seconds, a few megabytes are sent. Raises TrafficError.
     """
-    report = _run(namespace, address, seconds, "--parallel", str(streams))
+    report = _run(path, seconds, "--parallel", str(streams))
     return float(report["end"]["sum_received"]["bits_per_second"])
 
 
-def udp(namespace: str, address: str, seconds: int) -> float:
+def udp(path: Path, seconds: int) -> float:
     """Return the datagrams of 64 bytes that arrive in a second, sent as fast as it goes.
 
     In 0 seconds, a few megabytes are sent. Raises TrafficError.
     """
-    report = _run(namespace, address, seconds, "--udp", "--bitrate", "0", "--length", str(_SMALL))
+    report = _run(path, seconds, "--udp", "--bitrate", "0", "--length", str(_SMALL))
     total = report["end"]["sum"]
     return float((total["packets"] - total["lost_packets"]) / total["seconds"])
 
 
-def echoes(namespace: str, address: str, seconds: float) -> echo.Echoes:
+def echoes(path: Path, seconds: float) -> echo.Echoes:
     """Return round trips and rates. Raises TrafficError."""
-    command = [sys.executable, "-m", "bench.echo", "ask", address, str(seconds)]
-    done = netns.inside(
-        namespace, lambda: subprocess.run(command, capture_output=True, text=True, check=False)
-    )
+    command = [sys.executable, "-m", "bench.echo", "ask", path.address, str(seconds)]
+    done = netns.inside(path.source, functools.partial(_captured, command))
     if done.returncode:
-        raise TrafficError(f"echo to {address}: {done.stderr.strip()[-300:]}")
+        raise TrafficError(f"echo to {path.address}: {done.stderr.strip()[-300:]}")
     return echo.Echoes(**json.loads(done.stdout))
 
 
-def _run(namespace: str, address: str, seconds: int, *more: str) -> Any:
-    command = ["iperf3", "--client", address, "--port", str(PORT), "--json", *more]
+def _run(path: Path, seconds: int, *more: str) -> Any:
+    """Return the report of one test, tried again a few times: a full machine breaks some off."""
+    if shutil.which("iperf3") is None:
+        raise TrafficError("iperf3 is not on this machine; `make setup` installs it")
+    command = ["iperf3", "--client", path.address, "--port", str(PORT), "--json", *more]
     command += ["--time", str(seconds)] if seconds else ["--bytes", _LEAST]
-    run = functools.partial(
-        subprocess.run, command, capture_output=True, text=True, timeout=seconds + 30
-    )
-    deadline = time.monotonic() + _START_S
-    while True:
-        done = netns.inside(namespace, run)
+    problem = ""
+    for _ in range(_TRIES):
+        # A server for each: one that lost its client still counts as busy.
+        serve = ["iperf3", "--server", "--one-off", "--port", str(PORT)]
+        with _server(path.target, serve, PORT):
+            done = netns.inside(path.source, functools.partial(_captured, command))
         report = json.loads(done.stdout or "{}")
-        problem = report.get("error", "")
+        problem = f"{report.get('error', '')} {done.stderr[-300:]}".strip()
         if done.returncode == 0 and not problem:
             return report
-        # The server lags behind a flood of datagrams, or with its farewell.
-        if _BUSY not in problem or time.monotonic() > deadline:
-            raise TrafficError(f"iperf3 to {address}: {problem} {done.stderr[-300:]}")
-        time.sleep(0.1)
+    raise TrafficError(f"iperf3 to {path.address}: {problem}")
+
+
+def _captured(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT_S)
+
+
+@contextlib.contextmanager
+def _server(namespace: str, command: list[str], port: int) -> Iterator[None]:
+    process = netns.inside(namespace, functools.partial(_start, command))
+    try:
+        deadline = time.monotonic() + _START_S
+        while not netns.inside(namespace, functools.partial(_is_listening, port)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise TrafficError(f"{command[0]} in {namespace} does not come up")
+            time.sleep(0.02)
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _start(command: list[str]) -> "subprocess.Popen[bytes]":
@@ -101,7 +115,6 @@ def _start(command: list[str]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
 
-def _listening() -> int:
-    filters = f"sport = :{PORT} or sport = :{echo.PORT}"
-    shown = subprocess.run(["ss", "-Hltn", filters], capture_output=True, check=True)
-    return len(shown.stdout.splitlines())
+def _is_listening(port: int) -> bool:
+    shown = subprocess.run(["ss", "-Hltn", f"sport = :{port}"], capture_output=True, check=True)
+    return bool(shown.stdout)

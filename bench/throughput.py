@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from bench import agents, iperf
 from bench.bed import Bed, Node, bed
+from bench.iperf import Path
 from bench.options import AgentCommand, Options
 from bench.pods import pods
 from bench.ready import await_routes
@@ -14,16 +15,6 @@ from bench.series import ratio, series
 from bench.table import Table
 
 _UNDERLAY: Final = "node to node"
-
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """From where, to where, and the address there."""
-
-    name: str
-    source: str
-    target: str
-    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +60,7 @@ def run(options: Options) -> Iterator[Table]:
 
 @contextlib.contextmanager
 def _fabric(agent: AgentCommand, test: Bed) -> Iterator[list[Path]]:
-    """Make two nodes with two pods each, and servers at the far ends; yield the paths."""
+    """Make two nodes with two pods each, and echo servers at the far ends; yield the paths."""
     with contextlib.ExitStack() as stack:
         nodes: list[Node] = [stack.enter_context(test.node(number)) for number in (1, 2)]
         running = [stack.enter_context(agents.running(agent, test, node)) for node in nodes]
@@ -77,7 +68,7 @@ def _fabric(agent: AgentCommand, test: Bed) -> Iterator[list[Path]]:
         here, there = (stack.enter_context(pods(agent, node, 2)) for node in nodes)
         targets = {nodes[1].namespace, there[0][0], here[1][0]}
         for namespace in targets:
-            stack.enter_context(iperf.servers(namespace))
+            stack.enter_context(iperf.echo_server(namespace))
         yield [
             Path(_UNDERLAY, nodes[0].namespace, nodes[1].namespace, nodes[1].address),
             Path("pod to pod", here[0][0], *there[0]),
@@ -89,12 +80,11 @@ def _measure(paths: list[Path], rounds: int, seconds: int) -> Samples:
     found: Samples = {(key, path.name): [] for key in MEASURES for path in paths}
     for _ in range(rounds):
         for path in paths:
-            ends = path.source, path.address
-            echoes = iperf.echoes(*ends, seconds or 0.1)
+            echoes = iperf.echoes(path, seconds or 0.1)
             once = {
-                "tcp1": iperf.tcp(*ends, seconds, 1),
-                "tcp4": iperf.tcp(*ends, seconds, 4),
-                "udp": iperf.udp(*ends, seconds),
+                "tcp1": iperf.tcp(path, seconds, 1),
+                "tcp4": iperf.tcp(path, seconds, 4),
+                "udp": iperf.udp(path, seconds),
                 "round_trip": echoes.round_trip_s,
                 "requests": echoes.requests_per_s,
                 "connections": echoes.connections_per_s,
