@@ -59,7 +59,7 @@ fuzz: setup ## search for input that breaks a parser, FUZZ_S=60 seconds each (Li
 	$(BIN)/python -m tests.fuzz netlink $(FUZZ_S)
 
 bench: setup ## measure against the numbers that docs and changelog claim (root)
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(ARGS)
 
 # WRITE=docs/reliability.md puts the table into that document.
 chaos: setup ## plant every fault in a lab; repair times and lost packets (root, 6 minutes)

@@ -66,6 +66,7 @@ def test_table_is_written_between_its_markers_alone() -> None:
         pytest.param("<!-- end nft -->\n<!-- bench nft -->\n", id="wrong order"),
         pytest.param("<!-- bench nft -->\n", id="no end"),
         pytest.param(DOCUMENT + DOCUMENT, id="twice"),
+        pytest.param("<!-- bench nft -->\n" + DOCUMENT, id="two beginnings"),
     ],
 )
 def test_document_without_a_place_is_refused_with_the_markers_to_add(text: str) -> None:
