@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import machine
-from bench.options import AgentCommand, Effort, Options
+from bench.options import AgentCommand, Effort, Options, distinct
 from bench.table import Table, rewritten
 from overlay.lab import signals
 from overlay.model.errors import OverlayError
@@ -62,7 +62,7 @@ def parse(argv: Sequence[str]) -> tuple[list[str], Options, argparse.Namespace]:
     except ValueError as exc:
         parser.error(f"--agent: {exc}")
     effort_asked = Effort.QUICK if args.quick else Effort.FULL if args.full else Effort.NORMAL
-    options = Options(effort_asked, (AgentCommand.ours(), *others), args.idle)
+    options = Options(effort_asked, distinct([AgentCommand.ours(), *others]), args.idle)
     names = args.names or [n for n in BENCHES if n not in _BY_NAME_ONLY]
     try:
         _check_files(names, args)

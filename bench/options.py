@@ -1,9 +1,11 @@
 """What the command line asks of a bench."""
 
 import enum
+import itertools
 import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -46,6 +48,16 @@ class AgentCommand:
     def ours(cls) -> Self:
         """Return the ``overlayd`` that is installed beside the running interpreter."""
         return cls("overlayd", (str(Path(sys.executable).parent / "overlayd"),), is_ours=True)
+
+
+def distinct(agents: Sequence[AgentCommand]) -> tuple[AgentCommand, ...]:
+    """Return the agents with names of their own: a second ``flanneld`` is ``flanneld-2``."""
+    found: dict[str, AgentCommand] = {}
+    for agent in agents:
+        free = (f"{agent.name}-{number}" for number in itertools.count(2))
+        name = agent.name if agent.name not in found else next(n for n in free if n not in found)
+        found[name] = replace(agent, name=name)
+    return tuple(found.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,12 @@ def test_other_agent_is_measured_beside_ours() -> None:
     assert options.agents[1] == AgentCommand("flanneld", ("/opt/flanneld", "-ip-masq"))
 
 
+def test_agents_of_one_name_are_told_apart() -> None:
+    _, options, _ = parse(["--agent", "/a/overlayd", "--agent", "/b/overlayd", "nft"])
+    assert [agent.name for agent in options.agents] == ["overlayd", "overlayd-2", "overlayd-3"]
+    assert [agent.is_ours for agent in options.agents] == [True, False, False]
+
+
 @pytest.mark.parametrize(
     "argv",
     [
