@@ -15,6 +15,7 @@ _BATCH: Final = 100  # operations; etcd takes 128 in one transaction
 _RECEIVED: Final = re.compile(
     r'^grpc_server_msg_received_total\{.*grpc_method="(\w+)".*\} (\S+)$', re.MULTILINE
 )
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 _TIMEOUT_S: Final = 30.0
 
 
@@ -76,6 +77,22 @@ class Gateway:
             msg = f"etcd {verb}: {text.decode(errors='replace')}"
             raise RuntimeError(msg)
         return json.loads(text)
+
+
+def is_whole(answer: bytes) -> bool:
+    r"""Return whether an answer to a put has come to its end. Raises RuntimeError for a refusal.
+
+    >>> is_whole(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{")
+    False
+    """
+    head, found, body = answer.partition(b"\r\n\r\n")
+    if not found:
+        return False
+    if not head.startswith(b"HTTP/1.1 200"):
+        msg = f"etcd refused a put: {answer.decode(errors='replace')}"
+        raise RuntimeError(msg)
+    length = _LENGTH.search(head)
+    return length is not None and len(body) >= int(length[1])
 
 
 def parse_metrics(text: str) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """What a process and its children have used: proc(5)."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ def usage(pid: int) -> Usage:
 
     Raises ProcessLookupError when it is gone.
     """
-    found = [_one(each) for each in (pid, *_descendants(pid))]
+    found = [_one(pid)]
+    for child in _descendants(pid):
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and counts in its parent
+            found.append(_one(child))
     return Usage(
         sum(each.cpu_s for each in found),
         sum(each.rss_mib for each in found),
@@ -49,14 +53,22 @@ def _one(pid: int) -> Usage:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         status = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError as exc:
+    except (FileNotFoundError, ProcessLookupError) as exc:
         msg = f"process {pid} is gone"
         raise ProcessLookupError(msg) from exc
     return Usage(cpu_s(stat), memory_mib(status, "VmRSS"), memory_mib(status, "VmHWM"))
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, thread.read_text().split()):
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:  # the process has ended
+        return
+    for thread in threads:
+        try:
+            children = (thread / "children").read_text().split()
+        except OSError:  # the thread has ended
+            continue
+        for child in map(int, children):
             yield child
             yield from _descendants(child)

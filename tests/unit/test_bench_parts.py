@@ -2,6 +2,8 @@
 
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,10 +17,10 @@ from bench.agents import flags
 from bench.bed import Node
 from bench.echo import Echoes, ask, serve
 from bench.entries import Identity, parse
-from bench.gateway import parse_metrics
+from bench.gateway import is_whole, parse_metrics
 from bench.options import AgentCommand
 from bench.proxy import DelayProxy
-from bench.usage import cpu_s, memory_mib
+from bench.usage import cpu_s, memory_mib, usage
 from overlay.kernel import messages
 from overlay.kernel.rtnl import Request
 from overlay.lab.etcd import free_port
@@ -105,6 +107,42 @@ def test_messages_that_etcd_received_are_counted_by_method() -> None:
         'grpc_server_msg_sent_total{grpc_method="Range",grpc_service="etcdserverpb.KV"} 9\n'
     )
     assert parse_metrics(text) == {"Range": 3, "Watch": 100}
+
+
+def test_answer_of_etcd_is_whole_at_its_end_and_not_before() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{..}"
+    assert [is_whole(answer[:n]) for n in range(len(answer) + 1)] == [False] * len(answer) + [True]
+
+
+def test_refused_put_is_said() -> None:
+    with pytest.raises(RuntimeError, match="no space"):
+        is_whole(b"HTTP/1.1 503 X\r\nContent-Length: 8\r\n\r\nno space")
+
+
+def test_usage_has_living_children_and_misses_no_ended_one() -> None:
+    program = "import subprocess, sys; subprocess.run(['cat'], check=True)"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as parent:
+        path = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        deadline = time.monotonic() + 20
+        while not path.read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        alone = memory_mib(Path(f"/proc/{parent.pid}/status").read_text(), "VmRSS")
+        found = usage(parent.pid)
+        parent.communicate()
+    assert found.rss_mib > alone
+    assert found.peak_mib >= found.rss_mib
+    with pytest.raises(ProcessLookupError):
+        usage(parent.pid)
+
+
+def test_usage_bears_children_that_end_meanwhile() -> None:
+    program = "import subprocess\nwhile True: subprocess.run(['true'])"
+    with subprocess.Popen([sys.executable, "-c", program]) as parent:
+        try:
+            found = [usage(parent.pid) for _ in range(2000)]
+        finally:
+            parent.kill()
+    assert found[-1].cpu_s >= found[0].cpu_s
 
 
 def test_processor_time_has_ended_children_and_a_name_with_brackets() -> None:
