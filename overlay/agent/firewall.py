@@ -49,6 +49,7 @@ class Firewall:
     def __init__(self) -> None:
         self._table = NftTable()
         self._applied: Ruleset | None = None
+        self._compiled: tuple[Site, frozenset[IPAddress], bool, Ruleset] | None = None
 
     def filter(
         self, site: Site, nodes: frozenset[IPAddress], *, direct: bool, audit: bool
@@ -60,15 +61,7 @@ class Firewall:
         errors: list[str] = []
         applied, is_repair = 0, False
         try:
-            ruleset = compile_ruleset(
-                FirewallPlan(
-                    own=site.own.subnet,
-                    config=site.config,
-                    tunnel=site.backend.tunnel,
-                    nodes=nodes,
-                    direct=direct,
-                )
-            )
+            ruleset = self._compile(site, nodes, direct=direct)
             if audit and self._applied is not None:
                 is_repair = not self._table.is_ours(self._applied)
             applied = self._write(ruleset, is_changed=is_repair)
@@ -82,10 +75,24 @@ class Firewall:
             written=tuple(self._table.written),
         )
 
+    def _compile(self, site: Site, nodes: frozenset[IPAddress], *, direct: bool) -> Ruleset:
+        """Return the ruleset; the same object for the same peers, for most passes change none."""
+        known = self._compiled
+        if known is None or not (known[0] is site and known[1] is nodes and known[2] is direct):
+            plan = FirewallPlan(
+                own=site.own.subnet,
+                config=site.config,
+                tunnel=site.backend.tunnel,
+                nodes=nodes,
+                direct=direct,
+            )
+            known = self._compiled = (site, nodes, direct, compile_ruleset(plan))
+        return known[3]
+
     def _write(self, ruleset: Ruleset, *, is_changed: bool) -> int:
         if self._applied is None or is_changed:
             self._table.apply(ruleset)
-        elif ruleset == self._applied:
+        elif ruleset is self._applied or ruleset == self._applied:
             return 0
         else:
             try:
