@@ -21,11 +21,17 @@ _REMEMBERED: Final = 16  # ruleset changes between two looks at the table
 class Doubts:
     """``tell`` is for any thread, the rest for the reconciler's.
 
-    ``is_lost`` says whether a change takes away what no mirror holds.
+    ``is_lost`` says whether a change takes away what no mirror holds, and
+    ``is_as_left`` whether devices, by their keys, are as the mirror says.
     """
 
-    def __init__(self, pace: Pace, is_lost: Callable[[Change], bool] = lambda _: False) -> None:
-        self._pace, self._is_lost = pace, is_lost
+    def __init__(
+        self,
+        pace: Pace,
+        is_lost: Callable[[Change], bool] = lambda _: False,
+        is_as_left: Callable[[Iterable[Key]], bool] = lambda _: False,
+    ) -> None:
+        self._pace, self._is_lost, self._is_as_left = pace, is_lost, is_as_left
         self._notices: deque[Notice] = deque()
         self._rulesets: deque[RulesetChange] = deque(maxlen=_REMEMBERED)
         self._makers: dict[Key, str] = {}
@@ -42,6 +48,7 @@ class Doubts:
         Without a ``mirror`` everything is in doubt already.
         """
         doubtful: set[Key] = set()
+        unmarked: set[Key] = set()
         is_lossy = False
         while self._notices:
             notice = self._notices.popleft()
@@ -54,9 +61,13 @@ class Doubts:
             elif mirror is not None and (
                 self._is_lost(notice) or is_news(notice, mirror, underlay)
             ):
-                doubtful.add(notice.key)
+                (unmarked if _is_unmarked_link(notice) else doubtful).add(notice.key)
                 if notice.by:
                     self._makers[notice.key] = notice.by
+        # A device of ours has no mark for a moment while it is made: a look at the
+        # devices alone is enough then, and saves a dump of everything at each join.
+        if unmarked and not self._is_as_left(unmarked):
+            doubtful |= unmarked
         if mirror is not None:
             soonest = (self._pace.next_at(now, key) for key in doubtful)
             self.look_at = min(self.look_at, *soonest, NEVER)
@@ -81,6 +92,10 @@ class Doubts:
         self._rulesets.clear()
         self.filter_at = NEVER
         return others
+
+
+def _is_unmarked_link(notice: Change) -> bool:
+    return notice.verb == "set" and notice.key[0] == "link" and notice.item is None
 
 
 def named(makers: Iterable[str], most: int = 3) -> str:

@@ -7,7 +7,7 @@ at that lease's objects, after anything else at a whole dump.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -72,13 +72,14 @@ class Reconciler:
         self._file = ""
         self.netlink_port = 0  # of the kernel's socket, once there is one
         self._pace = Pace()
-        self._doubts = Doubts(self._pace, self._is_lost)
+        self._doubts = Doubts(self._pace, self._is_lost, self._is_as_left)
+        self._kernel: Kernel | None = None
         self.hold = Hold(flags.prune_limit, flags.state_dir / HELD_FILE, status, clock, write)
         self._leases: Mapping[str, Lease] | None = None  # those in the plan
 
     def run(self, stop: StopSignal) -> None:
         """Work until ``stop`` is set."""
-        kernel = self._make_kernel()
+        kernel = self._kernel = self._make_kernel()
         self.netlink_port = kernel.port
         while not stop.is_set():
             self.bell.clear()
@@ -110,6 +111,12 @@ class Reconciler:
 
     def _is_lost(self, notice: Change) -> bool:
         return self._layer2 is not None and self._layer2.is_lost(notice)
+
+    def _is_as_left(self, keys: Iterable[Key]) -> bool:
+        if self._kernel is None or self._mirror is None:
+            return False
+        devices = {device.key: device for device in self._kernel.devices()}
+        return all(devices.get(key) == self._mirror.get(key) for key in keys)
 
     def _check_filter(self, site: Site) -> None:
         errors = self._filter(site, audit=True)

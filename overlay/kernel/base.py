@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from overlay.model.errors import OverlayError
-from overlay.model.kernel import KernelObject, Op
+from overlay.model.kernel import KernelObject, Op, VxlanLink
 
 
 class KernelError(OverlayError):
@@ -45,6 +45,9 @@ class Kernel(Protocol):
         by its protocol and table. What others made is not in the answer.
         Raises KernelError.
         """
+
+    def devices(self) -> Sequence[VxlanLink]:
+        """Return our devices alone, as ``dump`` would. Raises KernelError."""
 
     def apply(self, ops: Iterable[Op]) -> tuple[OpFailure, ...]:
         """Carry out ``ops`` in order; return those that failed, the others being done.

@@ -33,6 +33,10 @@ class FakeKernel:
         """Return what is ours."""
         return list(self.objects.values())
 
+    def devices(self) -> Sequence[VxlanLink]:
+        """Return our devices alone."""
+        return [item for item in self.objects.values() if isinstance(item, VxlanLink)]
+
     def apply(self, ops: Iterable[Op]) -> tuple[OpFailure, ...]:
         """Carry out ``ops``. With a ``budget`` the rest is left undone, as by kill -9."""
         failures: list[OpFailure] = []

@@ -65,6 +65,13 @@ class NetlinkKernel:
             found += messages.rules(rtnl.dump(messages.RTM_GETRULE, body))
         return found
 
+    def devices(self) -> Sequence[VxlanLink]:
+        """Return our devices alone; see ``Kernel.devices``."""
+        links = list_links(self._rtnl)
+        names = names_by_index(links)
+        found = (link.as_vxlan_link(names) for link in ours(links))
+        return [device for device in found if device is not None]
+
     def _dump_device(self, link: LinkInfo) -> list[KernelObject]:
         rtnl = self._rtnl
         found: list[KernelObject] = []

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from overlay.kernel.base import KernelError
 from overlay.kernel.fake import FakeKernel
 from overlay.kernel.notices import OVERFLOW, SYSCTL, Change, Notice, RulesetChange
 from overlay.model.address import IPAddress
-from overlay.model.kernel import FdbEntry, KernelObject, Route
+from overlay.model.kernel import FdbEntry, KernelObject, Route, Verb
 from overlay.model.lease import Lease, LeaseView
 from overlay.plan.planner import Site
 from tests.unit.worlds import V4, by_key, lease, site
@@ -129,6 +130,30 @@ def test_our_own_notices_set_off_nothing(bench: Bench) -> None:
     for item in bench.kernel.dump():
         bench.tell(Change("set", item.key, item))
     assert bench.status.get().counters == before
+
+
+def test_a_device_without_our_mark_is_looked_at_alone_before_all_else(bench: Bench) -> None:
+    """While we make one, and once somebody has taken the mark away."""
+    (device,) = bench.kernel.devices()
+    passes = bench.status.get().counters.passes
+    bench.tell(Change("set", device.key))
+    assert bench.status.get().counters.passes == passes
+    del bench.kernel.objects[device.key]
+    bench.tell(Change("set", device.key))
+    assert bench.kernel.objects[device.key] == device
+    assert bench.status.get().counters.passes == passes + 1
+
+
+@pytest.mark.parametrize("verb", ["set", "del"])
+def test_a_device_that_was_down_or_gone_is_a_reason_to_look_at_all(
+    bench: Bench, verb: Verb
+) -> None:
+    """It may be as before again, but its routes went with it."""
+    (device,) = bench.kernel.devices()
+    route = bench.route()
+    del bench.kernel.objects[route.key]
+    bench.tell(Change(verb, device.key, replace(device, is_up=False)))
+    assert bench.kernel.objects[route.key] == route
 
 
 def test_repair_beside_a_lease_change_names_the_repair_alone(
