@@ -37,6 +37,7 @@ from overlay.agent.cni_request import (
     wanted_mac,
 )
 from overlay.agent.cni_result import format_error, format_ipam_result, format_result
+from overlay.agent.cni_witness import attached, detached
 from overlay.agent.layer2 import Layer2
 from overlay.agent.status import CLAIMING, Snapshot, Status
 from overlay.agent.turns import Turns
@@ -52,6 +53,7 @@ from overlay.kernel.pod_faults import faults
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.model.address import IPAddress
 from overlay.model.attachment import BRIDGE, PTP, Attachment, AttachmentKey
+from overlay.model.event import Kind
 from overlay.model.subnet import Subnet
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ class CniService:
         self._attachments = attachments
         self._layer2 = layer2
         self._turns = Turns()
+        self._note = status.events.note_later
         self._commands: Mapping[str, Callable[[CniRequest, int | None], bytes]] = {
             "ADD": self._add,
             "DEL": self._delete,
@@ -119,7 +122,7 @@ class CniService:
             if attachment.is_complete and is_there:
                 continue
             try:
-                self._drop(attachment.key, attachment.link)
+                self._drop(attachment.key, attachment.link, "it went while the agent was away")
             except OSError as exc:
                 log.warning("%s is gone, its record stays: %s", attachment.key, exc)
                 continue
@@ -173,7 +176,7 @@ class CniService:
         found = [a for a in self._attachments.list() if a.key.container == container]
         for attachment in found:
             with self._turns.of(attachment.key):
-                self._drop(attachment.key, attachment.link)
+                self._drop(attachment.key, attachment.link, "released by hand")
             log.info("%s is released by hand", attachment.key)
         return {"released": [a.to_json() for a in found], "links": []}
 
@@ -186,6 +189,7 @@ class CniService:
         previous_result(request.config)  # before anything is made
         if request.is_ipam:
             found = self._attachments.complete(self._allocate(request, subnet, mtu, link=""))
+            self._note(Kind.POD_ATTACHED, lambda: attached(found))
             return format_ipam_result(request, found, subnet)
         mode = wanted_mode(request)
         if netns is None:
@@ -215,6 +219,7 @@ class CniService:
             pods.detach(attachment.link)
             self._undo(attachment)
             raise
+        self._note(Kind.POD_ATTACHED, lambda: attached(attachment))
         return format_result(request, attachment, subnet, defaults)
 
     def _beside(self, attachment: Attachment) -> list[Attachment]:
@@ -257,11 +262,13 @@ class CniService:
         self._attachments.undo(attachment)
         self._follow()
 
-    def _drop(self, key: AttachmentKey, link: str) -> None:
+    def _drop(self, key: AttachmentKey, link: str, why: str) -> None:
         """Remove link and record, in the turn of ``key``. Repeating it is safe."""
         if link:
             pods.detach(link)
-        self._attachments.release(key)
+        released = self._attachments.release(key)
+        if released is not None:  # a DEL may come for what never was
+            self._note(Kind.POD_DETACHED, lambda: detached(released, why))
         self._follow()
 
     def _follow(self) -> None:
@@ -276,8 +283,9 @@ class CniService:
 
     def _delete(self, request: CniRequest, netns: int | None) -> bytes:
         del netns  # the host's end is found without it
+        link = "" if request.is_ipam else pods.link_name(request.key)
         with self._turns.of(request.key):
-            self._drop(request.key, "" if request.is_ipam else pods.link_name(request.key))
+            self._drop(request.key, link, "the runtime says so")
         return b""
 
     def _check(self, request: CniRequest, netns: int | None) -> bytes:
@@ -310,7 +318,7 @@ class CniService:
                 # One that changed meanwhile was being attached: the runtime's
                 # list is older than it.
                 if self._attachments.get(key) is attachment:
-                    self._drop(key, attachment.link)
+                    self._drop(key, attachment.link, "the runtime does not know it any more")
                     log.info("%s is collected", key)
         return b""
 

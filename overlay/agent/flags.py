@@ -20,6 +20,7 @@ from overlay.ipam.spans import Span, parse_span
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import own_namespace
 from overlay.kernel.underlay import UnderlayFlags
+from overlay.model import duration
 from overlay.model.address import Family, IPAddress, parse_node_address
 from overlay.model.document import is_plain
 from overlay.model.errors import UsageError, usage_text
@@ -31,10 +32,7 @@ _LOG_FORMATS: Final = ("text", "json")
 _LOG_LEVELS: Final = ("debug", "info", "warning")
 _MACHINE_ID: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _VARIABLE: Final = "OVERLAYD_"
-_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_LONGEST_S: Final = 10 * 365 * 86400  # etcd takes 285 years at most
 _SHORTEST_LEASE_S: Final = 1  # etcd counts in seconds
 _NODE_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
 
@@ -140,15 +138,10 @@ def parse_duration(text: str) -> float:
     >>> parse_duration("1h30m")
     5400.0
     """
-    parts = _DURATION.findall(text)
-    if not parts or "".join(n + u for n, u in parts) != text:
-        msg = f"{text[:40]!r} is not a duration such as 90s, 60m or 24h"
-        raise argparse.ArgumentTypeError(msg)
-    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
-    if not 0 < seconds <= _LONGEST_S:
-        msg = f"{text[:40]!r} is no time at all, or more than ten years"
-        raise argparse.ArgumentTypeError(msg)
-    return float(seconds)
+    try:
+        return duration.parse_duration(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def _parse_margin(text: str) -> float:

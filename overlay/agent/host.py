@@ -6,9 +6,10 @@ The defaults are this machine's; a simulation passes in its own.
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
+from overlay.agent.events import wall_clock
 from overlay.agent.files import read_subnet_file, write_file
 from overlay.agent.firewall import Firewall, PacketFilter
 from overlay.agent.status import Bell
@@ -21,11 +22,6 @@ from overlay.model.node import NodeIdentity, Underlay
 from overlay.model.subnet import Subnet
 from overlay.plan.backend import Backend, Tunnel
 from overlay.plan.registry import load_backend
-
-
-def wall_clock() -> datetime:
-    """Return the time of day, for people to read; nothing is decided by it."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from overlay.kernel.base import DeviceConflictError
 from overlay.model.address import family_of
 from overlay.model.attachment import Attachment
 from overlay.model.errors import ConfigError, OverlayError
+from overlay.model.event import Kind
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner
 from overlay.model.network import NetworkConfig
 from overlay.model.node import Underlay
@@ -85,6 +86,7 @@ class Lessee:
         self._store = store
         self._status = status
         self._sites = sites
+        self._note = status.events.note
         self._check = check
         self._clock = clock
         self._host = host if host is not None else Host()
@@ -185,6 +187,7 @@ class Lessee:
     def _report_config(self, text: str) -> None:
         if self._status.get().config_error != text:
             log.error("%s; the last good config stays in force", text)
+            self._note(Kind.CONFIG_REFUSED, text)
         self._status.update(config_error=text)
 
     def _look(self, config: NetworkConfig | None) -> None:
@@ -274,6 +277,9 @@ class Lessee:
             raise
         self._twins.forget()
         self._is_rival_sought = True
+        if previous is not None:
+            self._note(Kind.LEASE_LOST, f"{previous} is no longer this node's")
+        self._note(Kind.LEASE_CLAIMED, f"leased {own.subnet}", subnet=str(own.subnet))
         if previous is None:
             log.info("leased %s", own.subnet)
         elif previous == own.subnet:
@@ -289,12 +295,13 @@ class Lessee:
     def _name_stranded(self, subnet: Subnet) -> None:
         stranded = self._pods_outside(subnet)
         if stranded:
-            log.error(
-                "%d pods have no address of %s and are cut off from other nodes; recreate them: %s",
-                len(stranded),
-                subnet,
-                "; ".join(attachment.shown for attachment in stranded),
+            pods = [attachment.shown for attachment in stranded]
+            text = (
+                f"{len(pods)} pods have no address of {subnet} and are cut off from other nodes; "
+                f"recreate them: {'; '.join(pods)}"
             )
+            log.error("%s", text)
+            self._note(Kind.POD_STRANDED, text, pods=pods)
 
     def _keep(self, site: Site, wanted: _Wanted, view: LeaseView) -> None:
         own = site.own
@@ -327,6 +334,7 @@ class Lessee:
                 self._claim(wanted, view)
                 return
             log.info("renewed the lease of %s", own.subnet)
+            self._note(Kind.LEASE_RENEWED, f"renewed the lease of {own.subnet}")
             self._written(own)
         self._hand_over(wanted, own)
 

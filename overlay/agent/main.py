@@ -16,7 +16,12 @@ from typing import Final, NoReturn
 from overlay import __version__
 from overlay.agent.attachments import Attachments
 from overlay.agent.cni import CniService
+from overlay.agent.cni_witness import witnessed
 from overlay.agent.control import ControlServer, calls, refuse_second
+from overlay.agent.event_call import event_calls
+from overlay.agent.event_journal import Journal
+from overlay.agent.event_recorder import Recorder
+from overlay.agent.events import Events
 from overlay.agent.flags import Flags, parse_flags
 from overlay.agent.host import Host
 from overlay.agent.http import HttpServer
@@ -31,6 +36,7 @@ from overlay.kernel.monitor import Monitor
 from overlay.kernel.notices import UNDERLAY
 from overlay.kernel.underlay import find_underlay
 from overlay.model.errors import OverlayError, UsageError
+from overlay.model.event import Kind
 from overlay.model.lease import LeaseView
 from overlay.model.node import Underlay
 from overlay.plan.backend import Backend
@@ -60,7 +66,8 @@ class Agent:
         self._started_at = clock()
         self._fault: Exception | None = None
         self.stop = self._host.bell()
-        self.status = Status()
+        self.status = Status(Events(self._host.wall_clock))
+        self._recorder = Recorder(self.status, Journal(flags.state_dir))
         attachments = Attachments(flags.state_dir / "attachments", flags.reserved)
         layer2 = Layer2(attachments)
         self.reconciler = Reconciler(
@@ -88,7 +95,9 @@ class Agent:
     def run(self) -> None:
         """Work until stopped. Raises OverlayError for what only an operator can mend."""
         with contextlib.ExitStack() as stack:
+            stack.callback(self._recorder.close)
             self._listen(stack)
+            self._record(stack)
             threads = {
                 "watch": self._watch,
                 "lessee": self._lease,
@@ -119,15 +128,23 @@ class Agent:
         self.reconciler.bell.set()
         self.lessee.wake()
 
+    def _record(self, stack: contextlib.ExitStack) -> None:
+        self._recorder.start()  # not before it is clear that no other agent writes there
+        events, node = self.status.events, self._flags.node
+        text = f"overlayd {__version__} on node {node.name}"
+        events.note(Kind.AGENT_STARTED, text, node=node.name, version=__version__)
+        stack.callback(events.note, Kind.AGENT_STOPPING, "forwarding stays as it is")
+
     def _listen(self, stack: contextlib.ExitStack) -> None:
         flags = self._flags
         stranded = self.cni.stranded
         answers = calls(flags.node, self.status, self.reconciler, self._started_at, stranded)
-        answers |= self.cni.calls()
+        answers |= self.cni.calls() | event_calls(self.status.events)
         try:
             refuse_second(flags.cni_socket)
             self.cni.recover()
-            control = ControlServer(flags.cni_socket, answers, self.cni.answer)
+            cni = witnessed(self.status, self.cni.answer)
+            control = ControlServer(flags.cni_socket, answers, cni)
         except OSError as exc:
             msg = f"--cni-socket {flags.cni_socket}: {exc.strerror or exc}"
             raise UsageError(msg) from exc
@@ -159,8 +176,10 @@ class Agent:
         text = None if error is None else str(error)
         if text is not None and text != before.store_error:
             log.warning("%s; forwarding goes on with the last view", text)
+            self.status.events.note(Kind.STORE_LOST, text)
         if text is None and before.store_error is not None:
             log.info("the store answers again")
+            self.status.events.note(Kind.STORE_BACK, "the store answers again")
             self.lessee.wake()  # what it wanted to write waits for its next try otherwise
         self.status.count(store_troubles=text is not None)
         self.status.update(

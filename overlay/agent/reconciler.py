@@ -24,6 +24,7 @@ from overlay.kernel.base import Kernel, KernelError, OpFailure
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.notices import Change, Notice
 from overlay.kernel.reset import HELD_FILE
+from overlay.model.event import Kind
 from overlay.model.kernel import KernelObject, Key, Op, VxlanLink
 from overlay.model.lease import Lease, LeaseView
 from overlay.plan.diff import diff
@@ -205,7 +206,9 @@ class Reconciler:
         now = self._clock()
         pause_s = self._pace.repaired(now, repairs)
         later = f", next not before {pause_s:g} s" if pause_s > 1 else ""
-        log.warning("somebody else changed %s; put right%s", what, later)
+        text = f"somebody else changed {what}; put right{later}"
+        log.warning("%s", text)
+        self._status.events.note(Kind.DRIFT_REPAIRED, text, objects=list(repairs.values()))
         self._status.count(repairs=len(repairs))
         self._status.update(fights=tuple(self._pace.contested(now)))
 
@@ -248,6 +251,8 @@ class Reconciler:
         is_direct = site.backend.tunnel is None or plan.routes_to[site.underlay.device] > 0
         outcome = self._firewall.filter(site, plan.addresses(), direct=is_direct, audit=audit)
         self._status.count(ruleset_applies=outcome.applied)
+        if outcome.applied:
+            self._status.events.note(Kind.RULESET_APPLIED, "table inet overlay is in step")
         others = self._doubts.looked_at_filter(outcome.written) if audit else ()
         for text in outcome.repairs:
             self._repaired(text + named(others), {FILTER: text + named(others)})
@@ -288,6 +293,8 @@ class Reconciler:
             mtu=site.backend.mtu(site.underlay),
             last_pass_s=elapsed_s,
         )
+        self._status.timings.passes.observe(elapsed_s)
+        self._status.events.bell.set()  # the recorder sees what became of the peers
         texts = [str(failure) for failure in failures]
         self._report((*shortened(texts), *errors))
 
@@ -296,6 +303,7 @@ class Reconciler:
         for text in errors:
             if text not in before.kernel_errors:
                 log.error("%s", text)
+                self._status.events.note(Kind.KERNEL_REFUSED, text)
         if errors:
             delay = _RETRY_S[min(self._failed_passes, len(_RETRY_S) - 1)]
             self._failed_passes += 1
@@ -308,6 +316,7 @@ class Reconciler:
         if after.is_ready and not before.is_ready:
             subnet = after.site.own.subnet if after.site is not None else "?"
             log.info("ready: %d peers, subnet %s", after.peers, subnet)
+            self._status.events.note(Kind.AGENT_READY, f"{after.peers} peers, subnet {subnet}")
             notify("READY=1", f"STATUS=subnet {subnet}")
 
     def _write_subnet_file(self, site: Site) -> list[str]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from math import isinf
 from typing import Any, Generic, Protocol, TypeVar
 
+from overlay.agent.events import Events
 from overlay.agent.pace import Fight
+from overlay.agent.timings import Timings
 from overlay.model.attachment import Attachment
 from overlay.model.lease import Lease, LeaseView
 from overlay.plan.planner import Problem, Site
@@ -109,9 +111,14 @@ def stranded_text(attachment: Attachment, snapshot: Snapshot) -> str:
 
 
 class Status:
-    """The latest snapshot; any thread reads it, each writes its own fields."""
+    """The latest snapshot; any thread reads it, each writes its own fields.
 
-    def __init__(self) -> None:
+    What happened on the way there is in ``events``, how long it took in ``timings``.
+    """
+
+    def __init__(self, events: Events | None = None) -> None:
+        self.events = events if events is not None else Events()
+        self.timings = Timings()
         self._changed = threading.Condition()
         self._snapshot = Snapshot()
 

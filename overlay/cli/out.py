@@ -6,19 +6,27 @@ written by others: what could steer a terminal is shown as ``cat -v`` would.
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TextIO
 
 FORMATS: Final = ("table", "json", "yaml")
+_COLOURS: Final = {"red": "31", "green": "32", "yellow": "33"}  # ECMA-48, 8.3.117
 
 
 class Output:
     """Prints in one of FORMATS to ``stream``."""
 
-    def __init__(self, form: str, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        form: str,
+        stream: TextIO | None = None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
         self.form = form
         self._stream = sys.stdout if stream is None else stream
+        self._has_colour = self._stream.isatty() and wants_colour(environment)
 
     @property
     def is_table(self) -> bool:
@@ -59,7 +67,7 @@ class Output:
         else:
             self._write(json.dumps(document, indent=2))
 
-    def event(self, text: str, document: Any) -> None:
+    def event(self, text: str, document: Any, colour: str = "") -> None:
         """Print one event at once: a line for people, a JSON line or a YAML document."""
         if self.form == "json":
             self._write(json.dumps(document, separators=(",", ":")))
@@ -67,12 +75,15 @@ class Output:
             self.line("---")
             self.document(document)
         else:
-            self.line(text)
+            self.line(text, colour)
         self._stream.flush()
 
-    def line(self, text: str) -> None:
-        """Print one line; what could steer a terminal is shown."""
-        self._write(printable(text) if text else "")
+    def line(self, text: str, colour: str = "") -> None:
+        """Print one line; what could steer a terminal is shown. ``colour`` is for terminals."""
+        shown = printable(text) if text else ""
+        if colour and self._has_colour:
+            shown = f"\x1b[{_COLOURS[colour]}m{shown}\x1b[0m"
+        self._write(shown)
 
     def _write(self, text: str) -> None:
         self._stream.write(text + "\n")
@@ -90,6 +101,15 @@ class Output:
         for row in rows:
             table.add_row(*[Text(cell, overflow="fold") for cell in row])
         Console(file=self._stream).print(table)
+
+
+def wants_colour(environment: Mapping[str, str]) -> bool:
+    """Return whether a terminal may be coloured (no-color.org).
+
+    >>> wants_colour({"TERM": "xterm"}), wants_colour({"TERM": "xterm", "NO_COLOR": "1"})
+    (True, False)
+    """
+    return not environment.get("NO_COLOR") and environment.get("TERM") not in {None, "", "dumb"}
 
 
 def printable(value: object) -> str:

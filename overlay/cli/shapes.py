@@ -54,6 +54,10 @@ IPAM: Final[Shape] = {
     "strays": [str],
     "ranges": [{"network": str, "used": int, "count": int}],
 }
+EVENTS: Final[Shape] = {
+    "events": [{"number": int, "time": str, "kind": str, "text": str, "times": int, "facts": dict}],
+    "last": int,
+}
 RELEASED: Final[Shape] = {"released": [ATTACHMENT], "links": [str]}
 
 

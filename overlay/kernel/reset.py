@@ -16,6 +16,7 @@ from overlay.kernel.unix import is_answered
 from overlay.model.attachment import parse_attachment
 from overlay.model.document import parse_json
 from overlay.model.errors import OverlayError, UsageError
+from overlay.model.event import FILE
 from overlay.model.kernel import VxlanLink
 from overlay.model.node import POD_BRIDGE
 from overlay.plan.diff import diff
@@ -58,6 +59,7 @@ def reset_node(
         subnet_file or state_dir / "subnet.env",
         cni_socket or state_dir / "cni.sock",
         state_dir / HELD_FILE,
+        *sorted(state_dir.glob(f"{FILE}*")),
     ):
         try:
             path.unlink()

@@ -96,8 +96,9 @@ def test_entry_points_lead_somewhere() -> None:
 
 # Who may look at the time of day: for people to read, never to decide by.
 WALL_CLOCK = {
-    "overlay/agent/host.py",  # when a lease was claimed
+    "overlay/agent/events.py",  # when something happened, when a lease was claimed
     "overlay/agent/logs.py",
+    "overlay/cli/events.py",  # what happened in the last ten minutes
     "overlay/cli/leases.py",  # when a lease ends
     "overlay/lab/chaos/table.py",  # when it was measured
 }
@@ -119,7 +120,8 @@ def test_nothing_decides_by_the_time_of_day() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["setup", "demo", "test", "lint", "fuzz", "bench", "chaos", "clean", "help"]
+    "target",
+    ["setup", "demo", "test", "lint", "fuzz", "bench", "chaos", "clean", "help"],
 )
 def test_make_target_is_there(target: str) -> None:
     assert re.search(rf"^{target}:.* ## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
