@@ -37,7 +37,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif path == "/readyz":
             self._answer_ready()
         elif path == "/metrics":
-            kind, text = render_metrics(self.status.get(), len(type(self).stranded()))
+            kind, text = render_metrics(self.status, len(type(self).stranded()))
             self._answer(200, kind, text)
         else:
             self._answer(404, "text/plain", "there are /healthz, /readyz and /metrics\n")

@@ -1,76 +1,159 @@
-"""Metrics by Prometheus' conventions, made from the snapshot when somebody asks."""
+"""Metrics by Prometheus' conventions, made from the agent's status when somebody asks.
+
+Everything is named here and nowhere else: docs/metrics.md is made of it.
+"""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
 from overlay import __version__
-from overlay.agent.status import Snapshot
+from overlay.agent.status import Snapshot, Status
+from overlay.agent.timings import BOUNDS_S, Histogram
+from overlay.model.event import Kind
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
 
-def render_metrics(snapshot: Snapshot, stranded_pods: int) -> tuple[str, str]:
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One metric as a reader of ``/metrics`` meets it."""
+
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    text: str
+
+
+def render_metrics(status: Status, stranded_pods: int) -> tuple[str, str]:
     """Return content type and text of ``/metrics``."""
-    from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-    from prometheus_client.registry import Collector
+    from prometheus_client import generate_latest
 
-    class _Snapshot(Collector):
-        def collect(self) -> "Iterable[Metric]":
-            return list(_families(snapshot, stranded_pods))
-
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot())
-    ProcessCollector(registry=registry)
-    text = generate_latest(registry).decode()
+    text = generate_latest(_registry(status, stranded_pods)).decode()
     return "text/plain; version=0.0.4; charset=utf-8", text
 
 
-def _families(snapshot: Snapshot, stranded_pods: int) -> "Iterable[Metric]":
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+def described() -> list[Described]:
+    """Return all metrics that there are, ours first."""
+    suffix = {"counter": "_total", "info": "_info"}
+    return [
+        Described(
+            family.name + suffix.get(family.type, ""),
+            family.type,
+            tuple(sorted({n for s in family.samples for n in s.labels} - {"le"})),
+            family.documentation,
+        )
+        for family in _registry(Status(), 0).collect()
+    ]
 
-    def gauge(name: str, text: str, value: float) -> "Metric":
-        return GaugeMetricFamily(f"overlay_{name}", text, value=value)
 
-    def counter(name: str, text: str, value: float) -> "Metric":
-        return CounterMetricFamily(f"overlay_{name}", text, value=value)
+def _registry(status: Status, stranded_pods: int) -> "CollectorRegistry":
+    from prometheus_client import CollectorRegistry, ProcessCollector
+    from prometheus_client.registry import Collector
 
-    view, counters = snapshot.view, snapshot.counters
+    class _Agent(Collector):
+        def collect(self) -> "Iterable[Metric]":
+            yield from _snapshot(status.get(), stranded_pods)
+            yield from _happened(status)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Agent())
+    ProcessCollector(registry=registry)
+    return registry
+
+
+def _gauge(name: str, text: str, value: float) -> "Metric":
+    from prometheus_client.core import GaugeMetricFamily
+
+    return GaugeMetricFamily(f"overlay_{name}", text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> "Metric":
+    from prometheus_client.core import CounterMetricFamily
+
+    return CounterMetricFamily(f"overlay_{name}", text, value=value)
+
+
+def _snapshot(snapshot: Snapshot, stranded_pods: int) -> "Iterator[Metric]":
+    """Yield how things stand."""
+    from prometheus_client.core import InfoMetricFamily
+
+    view, held, now = snapshot.view, snapshot.held, time.monotonic()
     yield InfoMetricFamily("overlay_build", "Version of the agent.", {"version": __version__})
-    yield gauge("ready", "1 when a lease is held and the kernel is in step.", snapshot.is_ready)
+    yield _gauge("ready", "1 when a lease is held and the kernel is in step.", snapshot.is_ready)
     connected = snapshot.is_store_connected
-    yield gauge("store_connected", "1 while the lease store answers.", connected)
-    yield gauge("peers", "Leases that are peers.", snapshot.peers)
-    yield gauge("leases", "Leases in the store.", len(view.leases) if view else 0)
+    yield _gauge("store_connected", "1 while the lease store answers.", connected)
+    yield _gauge("peers", "Leases that are peers.", snapshot.peers)
+    yield _gauge("leases", "Leases in the store.", len(view.leases) if view else 0)
     skipped = len(view.skipped) if view else 0
-    yield gauge("lease_keys_skipped", "Keys in the store that could not be read.", skipped)
-    yield gauge("lease_problems", "Leases that cannot be peers.", len(snapshot.problems))
-    yield gauge("stranded_pods", "Pods without an address of the node's subnet.", stranded_pods)
-    yield gauge("store_revision", "Revision of the last view.", view.revision if view else 0)
-    yield gauge("kernel_errors", "What the kernel refused last.", len(snapshot.kernel_errors))
-    yield gauge("mtu_bytes", "Largest packet that a pod may send.", snapshot.mtu)
-    yield counter("reconcile_passes", "Passes over the kernel.", counters.passes)
-    yield counter("kernel_ops", "Kernel objects set or deleted.", counters.ops)
-    yield counter("kernel_op_failures", "Those that were refused.", counters.op_failures)
-    yield counter("kernel_repairs", "Objects put right that others had changed.", counters.repairs)
-    yield counter("ruleset_applies", "nftables transactions.", counters.ruleset_applies)
-    yield counter("store_troubles", "Times that the store failed.", counters.store_troubles)
-    yield gauge("reconcile_last_seconds", "Length of the last pass.", snapshot.last_pass_s)
-    held, now = snapshot.held, time.monotonic()
+    yield _gauge("lease_keys_skipped", "Keys in the store that could not be read.", skipped)
+    yield _gauge("lease_problems", "Leases that cannot be peers.", len(snapshot.problems))
+    yield _gauge("stranded_pods", "Pods without an address of the node's subnet.", stranded_pods)
+    yield _gauge("store_revision", "Revision of the last view.", view.revision if view else 0)
+    yield _gauge("kernel_errors", "What the kernel refused last.", len(snapshot.kernel_errors))
+    yield _gauge("mtu_bytes", "Largest packet that a pod may send.", snapshot.mtu)
+    yield _gauge("reconcile_last_seconds", "Length of the last pass.", snapshot.last_pass_s)
     left_s = held.seconds_left(now) if held else 0.0
-    yield gauge(
-        "peers_held", "Peers that vanished together and are held.", len(held.leases) if held else 0
-    )
-    yield gauge(
+    kept = len(held.leases) if held else 0
+    yield _gauge("peers_held", "Peers that vanished together and are held.", kept)
+    yield _gauge(
         "peers_held_remaining_seconds",
         "Until the held peers are let go; +Inf where an operator said to keep them.",
         inf if left_s is None else left_s,
     )
-    text = "Times that too many peers vanished at once."
-    yield counter("mass_deletions", text, counters.mass_deletions)
     fights = len(snapshot.contested(now))
-    yield gauge("contested_objects", "Objects that somebody changes again and again.", fights)
+    yield _gauge("contested_objects", "Objects that somebody changes again and again.", fights)
+
+
+def _happened(status: Status) -> "Iterator[Metric]":
+    """Yield what happened since the start, and how long it took."""
+    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+    counters, timings = status.get().counters, status.timings
+    yield _counter("reconcile_passes", "Passes over the kernel.", counters.passes)
+    yield _counter("kernel_ops", "Kernel objects set or deleted.", counters.ops)
+    yield _counter(
+        "kernel_op_failures", "Kernel objects that the kernel refused.", counters.op_failures
+    )
+    yield _counter("kernel_repairs", "Objects put right that others had changed.", counters.repairs)
+    yield _counter("ruleset_applies", "nftables transactions.", counters.ruleset_applies)
+    yield _counter("store_troubles", "Times that the store failed.", counters.store_troubles)
+    text = "Times that too many peers vanished at once."
+    yield _counter("mass_deletions", text, counters.mass_deletions)
     text = "Times that the kernel told more than could be read."
-    yield counter("kernel_notice_losses", text, counters.notice_losses)
+    yield _counter("kernel_notice_losses", text, counters.notice_losses)
+    events = CounterMetricFamily(
+        "overlay_events", "Events by kind, as `overlayctl events` shows them.", labels=["kind"]
+    )
+    seen = status.events.counts()
+    for kind in Kind:
+        events.add_metric([kind], seen.get(kind, 0))
+    yield events
+    passes = HistogramMetricFamily(
+        "overlay_reconcile_duration_seconds", "Length of the passes over the kernel."
+    )
+    passes.add_metric([], *_buckets(timings.passes))
+    yield passes
+    requests = HistogramMetricFamily(
+        "overlay_cni_request_duration_seconds",
+        "CNI requests by command and outcome (done, failed), within the agent.",
+        labels=["command", "outcome"],
+    )
+    outcomes: Mapping[str, Mapping[str, Histogram]] = {
+        "done": timings.cni_done,
+        "failed": timings.cni_failed,
+    }
+    for outcome, histograms in outcomes.items():
+        for command, histogram in histograms.items():
+            requests.add_metric([command, outcome], *_buckets(histogram))
+    yield requests
+
+
+def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+    totals, sum_s = histogram.read()
+    names = ["+Inf" if bound == inf else str(bound) for bound in BOUNDS_S]
+    return list(zip(names, map(float, totals), strict=True)), sum_s

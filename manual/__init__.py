@@ -1,0 +1,1 @@
+"""Pages that are made of the code: docs/metrics.md (``make docs``)."""
