@@ -7,16 +7,17 @@ from overlay.cli import shapes
 from overlay.cli.control import call
 from overlay.cli.flags import Parser, socket_path, with_output
 from overlay.cli.out import Output
+from overlay.cli.watch import watchable
 
 
 def add_parsers(commands: Any) -> None:
     """Add the three commands."""
     about = "this node's agent; status 1 when something needs a look"
     status: Parser = commands.add_parser("status", help=about, description=about)
-    status.set_defaults(run=with_output(show_status))
+    watchable(status, with_output(show_status))
     about = "the peers that this node sends to"
     peers: Parser = commands.add_parser("peers", help=about, description=about)
-    peers.set_defaults(run=with_output(show_peers))
+    watchable(peers, with_output(show_peers))
     verbs = peers.add_subparsers(metavar="COMMAND", dest="verb")
     about = "let go the peers that vanished together and are held back; status 1 when none is"
     prune: Parser = verbs.add_parser("prune", help=about, description=about)
@@ -26,7 +27,7 @@ def add_parsers(commands: Any) -> None:
     keep.set_defaults(run=with_output(keep_peers))
     about = "what the kernel lacks or has too much; status 1 when there is any"
     diff: Parser = commands.add_parser("diff", help=about, description=about)
-    diff.set_defaults(run=with_output(show_diff))
+    watchable(diff, with_output(show_diff))
 
 
 def show_status(args: Namespace, out: Output) -> int:

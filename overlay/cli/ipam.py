@@ -7,6 +7,7 @@ from overlay.cli import shapes
 from overlay.cli.control import call
 from overlay.cli.flags import Parser, socket_path, with_output
 from overlay.cli.out import Output
+from overlay.cli.watch import watchable
 
 
 def add_parser(commands: Any) -> None:
@@ -16,10 +17,10 @@ def add_parser(commands: Any) -> None:
     verbs = group.add_subparsers(required=True, metavar="VERB", dest="verb")
     about = "every attachment, and how full the subnet is"
     verb: Parser = verbs.add_parser("list", help=about, description=about)
-    verb.set_defaults(run=with_output(show_list))
+    watchable(verb, with_output(show_list))
     about = "addresses without a pod and pods without an address; status 1 when there are any"
     verb = verbs.add_parser("check", help=about, description=about)
-    verb.set_defaults(run=with_output(show_check))
+    watchable(verb, with_output(show_check))
     about = "detach a container's interfaces and free their addresses, or remove stray links"
     verb = verbs.add_parser("release", help=about, description=about)
     which = verb.add_mutually_exclusive_group(required=True)

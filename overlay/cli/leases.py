@@ -11,6 +11,7 @@ from overlay.cli.flags import Parser, with_store
 from overlay.cli.lease_records import COLUMNS, TimeLeft, holders, record, row
 from overlay.cli.lease_watch import watch_leases
 from overlay.cli.out import Output
+from overlay.cli.watch import watchable
 from overlay.model.errors import LeaseFormatError, OverlayError, UsageError
 from overlay.model.lease import Lease
 from overlay.model.subnet import Subnet, parse_subnet
@@ -33,7 +34,7 @@ def add_parser(commands: Any) -> None:
         default=True,
         help="ask for each lease's end (one request a lease)",
     )
-    leases.set_defaults(run=with_store(list_leases))
+    watchable(leases, with_store(list_leases))
     verbs = leases.add_subparsers(metavar="COMMAND", dest="verb")
     about = "print every change as a line, until interrupted"
     watch = verbs.add_parser("watch", help=about, description=about)
@@ -41,7 +42,7 @@ def add_parser(commands: Any) -> None:
     about = "who holds this; status 1 when nobody does"
     show = verbs.add_parser("show", help=about, description=about)
     show.add_argument("what", metavar="NODE|SUBNET|IP", help="a pod's address will do")
-    show.set_defaults(run=with_store(show_lease))
+    watchable(show, with_store(show_lease))
     about = "keep a subnet for a node that is not there yet, or make a live lease permanent"
     reserve = verbs.add_parser("reserve", help=about, description=about)
     reserve.add_argument("subnet", metavar="SUBNET", help="10.244.3.0/24, dual-stack V4,V6")
