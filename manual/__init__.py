@@ -1,1 +1,1 @@
-"""Pages that are made of the code: docs/metrics.md (``make docs``)."""
+"""Pages that are made of the code: man pages (``make man``) and docs/metrics.md (``make docs``)."""

@@ -66,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
 def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Flags:
     """Return the flags in ``argv`` and ``environment``. Raises UsageError in one line."""
     _refuse_odd_bytes(argv, environment)
-    parser = _parser(environment)
+    parser = flag_parser(environment)
     args = parser.parse_args([_double_dash(a) for a in argv])
     if args.kube_subnet_mgr:
         raise UsageError(
@@ -208,7 +208,8 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def _parser(environment: Mapping[str, str]) -> _Parser:  # one flag after the other
+def flag_parser(environment: Mapping[str, str]) -> _Parser:  # one flag after the other
+    """Return the parser of all flags; ``environment`` has their defaults."""
     parser = _Parser(
         prog="overlayd",
         description="Leases a pod subnet and keeps this node's part of the fabric.",

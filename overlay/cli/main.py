@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from overlay import __version__
-from overlay.cli import agent, cni, events, ipam, leases, network, node
+from overlay.cli import agent, cni, completion, events, ipam, leases, network, node
 from overlay.cli.flags import Parser, resolve
 from overlay.model.errors import OverlayError
 from overlay.store.base import LeaseStore
@@ -74,6 +74,7 @@ def parser() -> Parser:
     cni.add_parser(commands)
     node.add_parser(commands)
     events.add_parser(commands)
+    completion.add_parser(commands)
     _add_lab(commands)
     return top
 
