@@ -1,5 +1,6 @@
 """``ipam list``, ``check`` and ``release``: which pod has which address of this node's subnet."""
 
+import os
 from argparse import Namespace
 from typing import Any
 
@@ -67,6 +68,12 @@ def show_check(args: Namespace, out: Output) -> int:
         if not a["live"]
     ]
     findings += [
+        f"{', '.join(a['addresses'])}: {a['sandbox']}, the namespace of container "
+        f"{a['container']}, is gone; `overlayctl ipam release {a['container']}` frees them"
+        for a in result["attachments"]
+        if a["live"] and not a["link"] and not _is_namespace(a.get("sandbox"))
+    ]
+    findings += [
         f"{name}: no attachment is known for this link; `overlayctl ipam release --strays` "
         "removes it"
         for name in result["strays"]
@@ -98,6 +105,19 @@ def release(args: Namespace, out: Output) -> int:
             )
             out.line(f"{none} here")
     return 0 if result["released"] or result["links"] else 1
+
+
+def _is_namespace(sandbox: object) -> bool:
+    """Return whether a namespace lies at ``sandbox``; the kernel gives all of them one device.
+
+    Addresses that another plugin uses have no link of ours that would tell.
+    """
+    if not isinstance(sandbox, str) or not sandbox:
+        return True  # a runtime that told none: nothing can be said
+    try:
+        return os.stat(sandbox).st_dev == os.stat("/proc/self/ns/net").st_dev  # noqa: PTH116
+    except OSError:
+        return False
 
 
 def _pod(attachment: dict[str, Any]) -> str:
