@@ -14,12 +14,13 @@ import logging
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from overlay.kernel.base import KernelError
 from overlay.model.address import FAMILIES, Family, IPNetwork, family_of
 from overlay.model.document import parse_json
 from overlay.model.node import POD_BRIDGE
@@ -71,6 +72,28 @@ def ensure(networks: Iterable[IPNetwork]) -> tuple[str, ...]:
         except _ToolError as exc:
             problems.append(f"{_COMMAND[table.family]} ({table.variant}): {exc}")
     return (*problems, *_other_dropping_chains())
+
+
+def listing(family: Family) -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """Return the chains of ``filter`` as ``iptables -S`` prints them, by program, then by name.
+
+    Of the tables that are there. Raises KernelError with the program's words,
+    and where a table has no program that could list it.
+    """
+    found: dict[str, Mapping[str, Sequence[str]]] = {}
+    for table in _tables(forward=False):
+        if table.family is not family:
+            continue
+        program = f"{_COMMAND[family]} ({table.variant})"
+        if table.command is None:
+            msg = f"{program} has rules and is not installed; install the Debian package iptables"
+            raise KernelError(msg)
+        try:
+            found[table.command] = _listed(table.command)
+        except _ToolError as exc:
+            msg = f"{program}: {exc}"
+            raise KernelError(msg) from exc
+    return found
 
 
 def remove() -> tuple[str, ...]:
@@ -149,10 +172,12 @@ def _leads_to_us(forward: list[str]) -> bool:
     return not any(_drops(line) for line in rules[: rules.index(_JUMP)])
 
 
-def _tables() -> Iterator[_Table]:
+def _tables(*, forward: bool = True) -> Iterator[_Table]:
+    """Yield the tables that are there; of nft's only those with a FORWARD chain, where asked."""
     chains = _nft_chains()
+    is_one = _is_iptables_forward if forward else _is_iptables
     for family in FAMILIES:
-        if any(_is_iptables_forward(chain, family) for chain in chains):
+        if any(is_one(chain, family) for chain in chains):
             yield _Table(family, "nft", _program(family, "nft"))
         try:
             names = _LEGACY_TABLES[family].read_text().split()
@@ -176,6 +201,11 @@ def _program(family: Family, variant: str) -> str | None:
     return plain if ("nf_tables" in version) is (variant == "nft") else None
 
 
+def is_iptables(family: str, table: str, chain: str) -> bool:
+    """Return whether an nftables chain is one of iptables' ``filter``, in its newer face."""
+    return family in _NFT_FAMILY.values() and table == "filter" and chain.isupper()
+
+
 def _nft_chains() -> list[dict[str, Any]]:
     try:
         return _parse_chains(_run(["nft", "-j", "list", "chains"]))
@@ -195,6 +225,16 @@ def _parse_chains(text: str) -> list[dict[str, Any]]:
         for chain in chains
         if isinstance(chain, dict) and all(isinstance(chain.get(name), str) for name in _PLACE)
     ]
+
+
+def _is_iptables(chain: dict[str, Any], family: Family) -> bool:
+    """Return whether the chain is of the table that ``iptables-nft`` makes; any one of it will do.
+
+    It makes them one by one, as they are used.
+    """
+    return chain["family"] == _NFT_FAMILY[family] and is_iptables(
+        chain["family"], chain["table"], chain["name"]
+    )
 
 
 def _is_iptables_forward(chain: dict[str, Any], family: Family) -> bool:

@@ -88,6 +88,17 @@ def _ensure(path: str, wanted: bytes) -> None:
         os.close(file)
 
 
+def enter_new() -> None:
+    """Put the calling thread into a network namespace of its own, gone when the thread ends.
+
+    Raises KernelError.
+    """
+    if _LIBC.unshare(_CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        msg = f"no network namespace to try things in: unshare: {os.strerror(number)}"
+        raise KernelError(msg)
+
+
 @contextmanager
 def _own_descriptor() -> Iterator[int]:
     descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

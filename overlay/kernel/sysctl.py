@@ -123,6 +123,14 @@ def ensure(settings: Iterable[Sysctl]) -> Outcome:
     return Outcome(tuple(changes), tuple(problems))
 
 
+def read(name: str) -> str | None:
+    """Return a value; None where there is no such setting. Raises OSError."""
+    try:
+        return _read(name)
+    except FileNotFoundError:
+        return None
+
+
 def ipv6_links() -> tuple[str, ...]:
     """Return the host's links that have IPv6 settings; none where the kernel has no IPv6.
 
