@@ -154,6 +154,12 @@ class LeaseStore(Protocol):
         0 when it is over.
         """
 
+    def granted_ttl(self, lease: Lease) -> int | None:
+        """Return the seconds that the lease lasts when it was just renewed; None for ever.
+
+        0 when it is over.
+        """
+
     def write_config(self, text: str, *, force: bool = False) -> NetworkConfig:
         """Write the network config, by compare-and-swap with what is there.
 

@@ -152,6 +152,13 @@ class EtcdLeaseStore:
         answer = self._connection.read(lambda client: client.get_lease_info(lease.lease_id))
         return max(0, int(answer.TTL))  # 0 or -1 when it is over
 
+    def granted_ttl(self, lease: Lease) -> int | None:
+        """Return the seconds that the lease was granted for. See ``LeaseStore``."""
+        if lease.is_permanent:
+            return None
+        answer = self._connection.read(lambda client: client.get_lease_info(lease.lease_id))
+        return max(0, int(answer.grantedTTL))
+
     def write_config(self, text: str, *, force: bool = False) -> NetworkConfig:
         """Write the network config. See ``LeaseStore``."""
         table = self._table()

@@ -43,6 +43,7 @@ class MemoryLeaseStore:
         self._condition = threading.Condition(threading.RLock())
         self._leases: dict[str, Lease] = {}
         self._ends_at: dict[int, float] = {}  # by lease_id
+        self._granted: dict[int, int] = {}  # seconds
         self._revision = 1
         self._last_lease_id = 0
         self._config_text: str | None = None
@@ -124,6 +125,13 @@ class MemoryLeaseStore:
             if lease.is_permanent:
                 return None
             return max(0, int(self._ends_at.get(lease.lease_id, 0) - self._clock()))
+
+    def granted_ttl(self, lease: Lease) -> int | None:
+        """Return the seconds that the lease was granted for. See ``LeaseStore``."""
+        with self._open():
+            if lease.is_permanent:
+                return None
+            return self._granted.get(lease.lease_id, 0) if lease.lease_id in self._ends_at else 0
 
     def write_config(self, text: str, *, force: bool = False) -> NetworkConfig:
         """Write the network config. See ``LeaseStore``."""
@@ -228,6 +236,7 @@ class MemoryLeaseStore:
     def _grant(self, ttl_s: int) -> int:
         self._last_lease_id += 1
         self._ends_at[self._last_lease_id] = self._clock() + ttl_s
+        self._granted[self._last_lease_id] = ttl_s
         return self._last_lease_id
 
     def _advance(self) -> None:

@@ -181,6 +181,7 @@ def test_renewal_writes_attributes_and_keeps_the_lease(store: LeaseStore) -> Non
     left = store.time_to_live(renewed)
     assert left is not None
     assert 590 <= left <= 600
+    assert store.granted_ttl(renewed) == 600
 
 
 def test_renewal_of_an_outdated_lease_writes_nothing(store: LeaseStore) -> None:
@@ -196,6 +197,7 @@ def test_renewal_and_release_of_a_lease_that_is_gone(store: LeaseStore) -> None:
     store.release(lease)
     assert not store.view().leases
     assert store.time_to_live(lease) == 0
+    assert store.granted_ttl(lease) == 0
     with pytest.raises(LeaseLostError):
         store.renew(lease, attributes(1), 60)
     with pytest.raises(LeaseLostError):
@@ -221,6 +223,7 @@ def test_reservation_waits_for_its_node_and_stays_permanent(store: LeaseStore) -
     assert not lease.is_vacant
     assert store.renew(lease, attributes(1), 60).is_permanent
     assert store.time_to_live(lease) is None
+    assert store.granted_ttl(lease) is None
 
 
 def test_reserving_a_live_lease_makes_it_permanent(store: LeaseStore) -> None:
