@@ -11,6 +11,7 @@ from typing import Final
 
 from overlay import __version__
 from overlay.cli import agent, cni, completion, events, ipam, leases, network, node
+from overlay.cli.doctor import command as doctor
 from overlay.cli.flags import Parser, resolve
 from overlay.model.errors import OverlayError
 from overlay.store.base import LeaseStore
@@ -75,6 +76,7 @@ def parser() -> Parser:
     node.add_parser(commands)
     events.add_parser(commands)
     completion.add_parser(commands)
+    doctor.add_parser(commands)
     _add_lab(commands)
     return top
 

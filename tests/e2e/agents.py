@@ -27,10 +27,10 @@ class World:
             netns.ip("addr", "add", f"192.0.2.{number}/24", "dev", "eth0")
             netns.ip("addr", "add", f"2001:db8::{number}/64", "dev", "eth0", "nodad")
         self.etcd = EmbeddedEtcd(place / "etcd")
-        self._agents: list[subprocess.Popen[bytes]] = []
+        self.agents: list[subprocess.Popen[bytes]] = []
 
     def close(self) -> None:
-        for agent in self._agents:
+        for agent in self.agents:
             if agent.poll() is None:
                 agent.kill()
             agent.wait(10)
@@ -76,7 +76,7 @@ class World:
 
     def agent(self, *flags: str, name: str = "here") -> "RunningAgent":
         """Start ``overlayd`` in the node."""
-        log = self.place / f"overlayd-{len(self._agents)}.log"
+        log = self.place / f"overlayd-{len(self.agents)}.log"
         command = [
             str(BIN / "overlayd"),
             f"--etcd-endpoints={self.etcd.endpoint}",
@@ -91,7 +91,7 @@ class World:
             process = self.node.call(
                 lambda: subprocess.Popen(command, stderr=file, env=environment)
             )
-        self._agents.append(process)
+        self.agents.append(process)
         return RunningAgent(process, self.node, log)
 
     def overlayctl(self, *words: str, check: bool = True) -> str:

@@ -97,6 +97,7 @@ def test_entry_points_lead_somewhere() -> None:
 # Who may look at the time of day: for people to read, never to decide by.
 WALL_CLOCK = {
     "overlay/agent/events.py",  # when something happened, when a lease was claimed
+    "overlay/cli/doctor/facts.py",  # to compare it with etcd's
     "overlay/agent/logs.py",
     "overlay/cli/events.py",  # what happened in the last ten minutes
     "overlay/cli/leases.py",  # when a lease ends

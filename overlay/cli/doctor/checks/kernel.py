@@ -1,0 +1,33 @@
+"""Whether the kernel can do what the fabric asks of it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from overlay.cli.doctor.facts import Facts
+from overlay.cli.doctor.verdicts import Check, Fine, Verdict, error
+from overlay.kernel.host.features import missing
+
+KINDS: Final = ("vxlan", "veth")
+_NFT_MODULES: Final = "modprobe -a nf_tables nft_masq nft_fib_inet nft_reject_inet nft_ct"
+
+
+def judge(lacking: Mapping[str, str]) -> Iterator[Verdict]:
+    """Yield a finding for each feature that the kernel lacks, by its name and its own words."""
+    for name, words in lacking.items():
+        if name != "nftables":
+            reason = f"the kernel makes no {name} device: {words}"
+            yield error(reason, f"modprobe {name}")
+        elif "PATH" in words:
+            yield error(f"nftables: {words}", "apt-get install nftables")
+        else:
+            yield error(f"the kernel refuses a ruleset such as overlayd's: {words}", _NFT_MODULES)
+
+
+def _run(_facts: Facts) -> Iterator[Verdict]:
+    lacking = missing(KINDS)
+    yield from judge(lacking)
+    if not lacking:
+        yield Fine(f"{', '.join(KINDS)} and nftables work")
+
+
+CHECK: Final = Check("kernel", "vxlan, veth and nftables, tried in a spare namespace", _run)
