@@ -14,7 +14,7 @@ TIERS := tests/unit tests/sim tests/kernel tests/etcd tests/e2e tests/runtime
 # pip asks an index of its own for news otherwise; no answer would cost time.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint fuzz bench chaos man docs lock clean help system
+.PHONY: setup demo test lint fuzz bench chaos faults man docs lock clean help system
 
 setup: system $(STAMP) $(BIN)/overlay ## install everything that the other targets need
 
@@ -64,6 +64,9 @@ bench: setup ## measure against the numbers that docs and changelog claim (root)
 # WRITE=docs/reliability.md puts the table into that document.
 chaos: setup ## plant every fault in a lab; repair times and lost packets (root, 6 minutes)
 	@$(BIN)/python -m overlay.lab.chaos --json build/chaos.json $(if $(WRITE),--write $(WRITE))
+
+faults: setup ## plant faults in a lab; who names each, and its remedy (root, a minute)
+	@$(BIN)/python -m overlay.lab.faults
 
 man: setup ## write the man pages to build/man
 	@$(BIN)/python -m manual man build/man

@@ -1,0 +1,88 @@
+"""``python -m overlay.lab.faults [NAME...]``: plant faults in a lab, print who names each."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from overlay.cli.out import Output
+from overlay.lab import report, signals
+from overlay.lab.errors import LabUsageError
+from overlay.lab.fabric import running
+from overlay.lab.faults.conditions import BASELINE, HOST
+from overlay.lab.faults.fault import Fault, Row
+from overlay.lab.faults.scene import Scene, options
+from overlay.model.errors import OverlayError
+
+FAULTS: Final[tuple[Fault, ...]] = (*BASELINE, *HOST)
+_INTERRUPTED: Final = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the table; return 0 when every fault was named, and only while it was there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m overlay.lab.faults",
+        description="Plant faults in a lab; print which command names each, and its remedy.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="part of a fault's name (all)")
+    args = parser.parse_args(argv)
+    tell = report.stderr_progress()
+    rows: list[Row] = []
+    began = time.monotonic()
+    try:
+        faults = chosen(args.names)
+        with signals.as_exceptions(), running(options(f"faults-{os.getpid()}"), tell) as lab:
+            scene = Scene(lab)
+            for number, fault in enumerate(faults, start=1):
+                rows.append(scene.row(fault))
+                tell(f"{number}/{len(faults)} {fault.name}: {rows[-1].problem or 'named'}")
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except OverlayError as exc:
+        sys.stderr.write(f"faults: {exc}\n")
+        return exc.exit_code
+    finally:
+        print_rows(rows, Output("table"))
+    tell(f"took {time.monotonic() - began:.0f} s")
+    return 0 if all(row.is_named for row in rows) else 1
+
+
+def chosen(names: Sequence[str]) -> list[Fault]:
+    """Return the faults whose name contains one of ``names``; all for none.
+
+    Raises LabUsageError for a name that means nothing.
+    """
+    for name in names:
+        if not any(name in fault.name for fault in FAULTS):
+            msg = f"no fault is called {name!r}; there are {', '.join(f.name for f in FAULTS)}"
+            raise LabUsageError(msg)
+    return [f for f in FAULTS if not names or any(name in f.name for name in names)]
+
+
+def print_rows(rows: Sequence[Row], out: Output) -> None:
+    """Print the table of what was planted, and how many were named."""
+    if not rows:
+        return
+    out.table(
+        ("FAULT", "FOUND BY", "IT SAYS", "REMEDY"),
+        [
+            (row.fault.name, _who(row), " ".join(row.line.split()) or row.problem, row.remedy)
+            for row in rows
+        ],
+        [],
+    )
+    out.line(f"{sum(row.is_named for row in rows)} of {len(rows)} faults were named")
+
+
+def _who(row: Row) -> str:
+    """Return the command that was asked, with its check where it names one."""
+    command = row.fault.asked.split()[0]
+    if not row.is_named:
+        return "NOBODY"
+    return f"{command}: {row.line.split()[0]}" if command == "doctor" else command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""The lab that faults are planted in, and what is done there: plant, ask, undo."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Final
+
+from overlay.cli.cni import conflist
+from overlay.lab import agents, netns
+from overlay.lab.errors import LabError
+from overlay.lab.fabric import Lab
+from overlay.lab.faults.fault import PARTNER, SUBJECT, Fault, Row
+from overlay.lab.topology import POD_NETWORKS, LabOptions
+from overlay.model.address import Family
+
+_TIMEOUT_S: Final = 60.0
+NAMED_S: Final = 30.0  # a connection that went silent is noticed within 8 s
+_POLL_S: Final = 0.2
+
+
+def options(name: str) -> LabOptions:
+    """Return the lab that the faults are planted in."""
+    return LabOptions(name=name, nodes=3, pods=1, families=(Family.IPV4,))
+
+
+class Scene:
+    """One lab that is up; faults are planted one after the other, and undone each time."""
+
+    def __init__(self, lab: Lab, named_s: float = NAMED_S) -> None:
+        self._lab = lab
+        self._named_s = named_s
+        self._host = next(host for host in lab.topology.nodes if host.name == SUBJECT)
+        self._root = lab.dir.path / "root"
+        configuration = self._root / "etc/cni/net.d/10-overlay.conflist"
+        configuration.parent.mkdir(parents=True)
+        configuration.write_text(json.dumps(conflist("kubernetes")))
+        self._names = names(lab, self._root)
+
+    def ask(self, words: str) -> str:
+        """Return what ``overlayctl`` says on the node, a finding or not."""
+        command = [
+            *agents.program("overlayctl", "overlay.cli.main"),
+            *("--socket", str(self._lab.dir.node(SUBJECT) / "cni.sock")),
+            *("--etcd-endpoints", self._lab.topology.etcd_endpoint),
+            *shlex.split(words.format(**self._names)),
+        ]
+        done = self._run(self._lab.command(SUBJECT, command))
+        return done.stdout + done.stderr
+
+    def row(self, fault: Fault) -> Row:
+        """Plant a fault, ask until it is named, undo it, and see that it no longer is.
+
+        Raises LabError when it cannot be planted or undone.
+        """
+        expected = fault.expected.format(**self._names)
+        if _line_with(self.ask(fault.asked), expected) is not None:
+            return Row(fault, "", "", "named before it was planted")
+        if fault.is_agent_away:
+            self._kill_agent()
+        try:
+            for line in fault.plant:
+                self._do(fault.where, line)
+            said = self._ask_until(fault, lambda text: _line_with(text, expected) is not None)
+        finally:
+            for line in fault.undo:
+                self._do(fault.where, line)
+            if fault.is_agent_away:
+                self._start_agent()
+        found = _line_with(said, expected)
+        if found is None:
+            return Row(fault, "", "", f"not named: {said.strip()}")
+        after = self._ask_until(fault, lambda text: _line_with(text, expected) is None)
+        problem = "" if _line_with(after, expected) is None else "still named when it was undone"
+        return Row(fault, found, _remedy(said, expected), problem)
+
+    def _ask_until(self, fault: Fault, is_enough: Callable[[str], bool]) -> str:
+        deadline = time.monotonic() + self._named_s
+        while True:
+            text = self.ask(fault.asked)
+            if is_enough(text) or time.monotonic() > deadline:
+                return text
+            time.sleep(_POLL_S)
+
+    def _do(self, where: str, line: str) -> None:
+        words = shlex.split(line.format(**self._names), posix=not line.startswith("etcd put"))
+        if words[0] == "etcd":
+            self._do_etcd(words[1:])
+            return
+        done = self._run(self._lab.command(where, words))
+        if done.returncode != 0:
+            msg = f"`{line}` on {where}: {done.stderr.strip()}"
+            raise LabError(msg)
+
+    def _do_etcd(self, words: list[str]) -> None:
+        match words:
+            case ["put", key, value]:
+                self._lab.etcd.gateway.put({key: value.encode()})
+            case ["del", key]:
+                self._lab.etcd.gateway.delete([key])
+            case ["stop"]:
+                self._lab.etcd.stop()
+            case ["start"]:
+                self._lab.etcd.start()
+            case _:
+                msg = f"etcd {' '.join(words)}: no such command of a fault"
+                raise LabError(msg)
+
+    def _kill_agent(self) -> None:
+        running = self._lab.agent(SUBJECT)
+        if running.is_alive:
+            os.kill(running.pid, signal.SIGKILL)
+
+    def _start_agent(self) -> None:
+        state, place = self._lab.dir.read(), self._lab.dir
+        started = agents.start(self._lab.topology, self._host, place)
+        kept = [process for process in state.processes if process.role != started.role]
+        place.write(replace(state, processes=(*kept, started)))
+        agents.wait_ready([self._host], {SUBJECT: started}, place, lambda _: None)
+
+    def _run(self, command: list[str]) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+        )
+
+
+def names(lab: Lab, root: Path) -> Mapping[str, str]:
+    """Return what the braces of faults stand for in this lab. Raises LabError."""
+    hosts = {host.name: host for host in lab.topology.nodes}
+    subnets = {n: f.subnets[Family.IPV4].network for n, f in lab.subnet_files().items()}
+    taken = set(subnets.values())
+    own, far = subnets[SUBJECT], subnets[PARTNER]
+    free = (n for n in ip_network(POD_NETWORKS[Family.IPV4]).subnets(new_prefix=own.prefixlen))
+    stale = next(network for network in free if network not in taken)
+    return {
+        "root": str(root),
+        "state": str(lab.dir.node(SUBJECT)),
+        "public1": str(hosts[SUBJECT].address(Family.IPV4)),
+        "public2": str(hosts[PARTNER].address(Family.IPV4)),
+        "partner": hosts[PARTNER].port,
+        "gateway1": str(own.network_address),
+        "inner1": str(own[1]),
+        "key1": str(own).replace("/", "-"),
+        "net2": str(far),
+        "gateway2": str(far.network_address),
+        "mac2": netns.inside(hosts[PARTNER].namespace, _tunnel_mac),
+        "stale": str(stale),
+        "stale_gateway": str(stale.network_address),
+        "stale_inner": str(stale[1]),
+        "stale_key": str(stale).replace("/", "-"),
+    }
+
+
+def _tunnel_mac() -> str:
+    shown = subprocess.run(
+        ["ip", "-json", "link", "show", "overlay.1"], capture_output=True, check=True
+    ).stdout
+    return str(json.loads(shown)[0]["address"])
+
+
+def _line_with(text: str, expected: str) -> str | None:
+    return next((line for line in text.splitlines() if expected in line), None)
+
+
+def _remedy(text: str, expected: str) -> str:
+    """Return the command that the line behind the one with ``expected`` names, if it does."""
+    lines = text.splitlines()
+    place = next(number for number, line in enumerate(lines) if expected in line)
+    words = lines[place + 1].split(maxsplit=1) if place + 1 < len(lines) else []
+    return words[1] if words[:1] == ["mend"] else ""

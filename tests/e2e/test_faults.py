@@ -1,0 +1,73 @@
+"""The table of faults: a fault that is named is told from one that is not."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from overlay.lab.errors import LabError, LabUsageError
+from overlay.lab.fabric import running
+from overlay.lab.faults import __main__ as program
+from overlay.lab.faults.fault import Fault
+from overlay.lab.faults.scene import Scene, options
+from tests.kernel.netns import host_unchanged
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
+
+BY_NAME = {fault.name: fault for fault in program.FAULTS}
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with host_unchanged(), running(options(f"t-{uuid4().hex[:8]}")) as lab:
+        yield Scene(lab, named_s=10.0)
+
+
+def test_sound_node_has_no_finding(scene: Scene) -> None:
+    said = json.loads(scene.ask(f"{BY_NAME['nft flush ruleset'].asked} -o json"))
+    assert {found["status"] for found in said["checks"]} == {"fine"}, said
+
+
+@pytest.mark.parametrize(
+    "name", ["FDB entry changed", "malformed key under the prefix", "flannel's device left"]
+)
+def test_fault_is_named_with_its_remedy(scene: Scene, name: str) -> None:
+    row = scene.row(BY_NAME[name])
+    assert row.is_named, row
+    assert row.remedy
+
+
+def test_fault_that_nobody_names(scene: Scene) -> None:
+    quick = replace(scene_fault("a look that harms nobody"), expected="no such words")
+    row = scene.row(quick)
+    assert not row.is_named
+    assert row.problem.startswith("not named: ")
+
+
+def test_words_that_are_always_there_count_for_nothing(scene: Scene) -> None:
+    row = scene.row(replace(scene_fault("a look"), expected="checks: "))
+    assert row.problem == "named before it was planted"
+
+
+def test_fault_that_is_not_undone(scene: Scene) -> None:
+    fault = BY_NAME["flannel's device left"]
+    row = scene.row(replace(fault, undo=()))
+    assert row.problem == "still named when it was undone"
+    scene.row(replace(fault, plant=(), expected="clears up"))
+
+
+def test_fault_that_cannot_be_planted(scene: Scene) -> None:
+    with pytest.raises(LabError, match="`ip link del none` on n1: "):
+        scene.row(Fault("x", ("ip link del none",), "y", is_agent_away=False))
+
+
+def scene_fault(name: str) -> Fault:
+    return Fault(name, ("true",), "", is_agent_away=False)
+
+
+def test_name_that_means_nothing() -> None:
+    with pytest.raises(LabUsageError, match="no fault is called 'none'"):
+        program.chosen(["none"])
+    assert [fault.name for fault in program.chosen(["flush"])] == ["nft flush ruleset"]
