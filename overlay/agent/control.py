@@ -244,6 +244,10 @@ def _peer(lease: Lease) -> dict[str, Any]:
         "public": [str(ip) for ip in attributes.public.values()],
         "backend": attributes.backend_type,
         "mac": next((mac for mac in macs if isinstance(mac, str)), None),
+        "vteps": [
+            {"family": family.value, "mac": data.get("VtepMAC"), "vni": data.get("VNI")}
+            for family, data in attributes.backend_data.items()
+        ],
         "flannel": owner is None,
         "since": owner.claimed_at if owner else None,
     }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RTM_GETLINK: Final = 18
 _IFINFOMSG: Final = struct.Struct("=BBHiII")
 _IFF_UP: Final = 1
+_IFF_LOWER_UP: Final = 1 << 16
 _ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 18, 20
 _INFO_KIND, _INFO_DATA = 1, 2
 _ID, _LOWER, _LOCAL, _LEARNING, _PORT, _LOCAL6, _GBP = 1, 3, 4, 7, 15, 17, 23
@@ -53,6 +54,7 @@ class LinkInfo:
     vxlan: Vxlan | None
     kind: str = ""  # as `ip -d link` names it
     master: int = 0  # interface index of the bridge it is a port of
+    has_carrier: bool = False
 
     def is_ours(self) -> bool:
         """Return whether the alias says that we made it."""
@@ -113,6 +115,7 @@ def parse_link(data: bytes, start: int, end: int) -> LinkInfo:
         vxlan=_parse_vxlan(info),
         kind=_text(info.get(_INFO_KIND)),
         master=_u32(parts.get(_MASTER)),
+        has_carrier=bool(flags & _IFF_LOWER_UP),
     )
 
 

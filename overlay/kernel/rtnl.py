@@ -201,14 +201,23 @@ class RtnlSocket:
 
     def ask(self, kind: int, body: bytes) -> Message | None:
         """Return the answer to one question as (buffer, start, end); None when it is refused."""
+        answer = self.question(kind, body)
+        return None if isinstance(answer, Refusal) else answer
+
+    def question(self, kind: int, body: bytes) -> tuple[bytes, int, int] | Refusal:
+        """Return the answer to one question as ``ask`` does, or why it is refused."""
         self._sequence += 1
         wanted = self._sequence
         try:
             self._socket.send(_HEADER.pack(16 + len(body), kind, NLM_F_REQUEST, wanted, 0) + body)
             while True:
-                for answer, _flags, sequence, data, start, end in self._receive():
-                    if sequence == wanted:
-                        return None if answer == _NLMSG_ERROR else (data, start, end)
+                for answer, flags, sequence, data, start, end in self._receive():
+                    if sequence != wanted:
+                        continue
+                    if answer != _NLMSG_ERROR:
+                        return data, start, end
+                    number = _error_number(data, start, end)
+                    return Refusal(0, number, _extended_text(flags, data, start, end))
         except OSError as exc:
             msg = f"rtnetlink: {exc}"
             raise KernelError(msg) from exc
