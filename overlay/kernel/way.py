@@ -14,8 +14,10 @@ from overlay.kernel import messages
 from overlay.kernel.asked import Ground
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import open_rtnl
-from overlay.model.address import Family, IPAddress
-from overlay.model.attachment import Attachment
+from overlay.kernel.pods import GATEWAY
+from overlay.model.address import Family, IPAddress, family_of
+from overlay.model.attachment import BRIDGE, Attachment
+from overlay.model.node import POD_BRIDGE
 from overlay.policy.listing import Listing
 from overlay.policy.verdict import Packet, Verdict, verdicts
 from overlay.trace.facts import Arrival, Hop, Leg, LinkFact, Party, PodEnd, Tunnel
@@ -41,7 +43,7 @@ class Surveyor:
         pod = self.pods.get(packet.source) if source.is_here else None
         if pod is not None and pod.link:
             end = self._pod_end(pod, packet)
-            leg = Leg(replace(packet, iif=pod.link), "pod", source=end)
+            leg = Leg(replace(packet, iif=_routed_by(pod)), "pod", source=end)
         elif source.is_here and source.kind == "node":
             leg = Leg(packet, "node")
         else:
@@ -129,6 +131,12 @@ class Surveyor:
             output += verdicts(self.ruleset, "postrouting", outer)
         return Tunnel(link, destinations, outer, way, output, self.ground.link(link.lower))
 
+    def _gateway(self, pod: Attachment, address: IPAddress) -> IPAddress | None:
+        if pod.mode != BRIDGE:
+            return GATEWAY[family_of(address)]
+        route = self.ground.route(Packet(address, address), is_local=True)
+        return route.prefix[1] if route.prefix is not None and route.prefix[0] != address else None
+
     def _pod_end(self, pod: Attachment, packet: Packet) -> PodEnd:
         """Return a pod's side of ``packet``, which it sends."""
         end = PodEnd(
@@ -139,6 +147,8 @@ class Surveyor:
             address=packet.source,
             link=pod.link,
             outside=self.ground.link(pod.link),
+            routed=self.ground.link(_routed_by(pod)),
+            gateway=self._gateway(pod, packet.source),
         )
         try:
             descriptor = os.open(pod.sandbox, os.O_RDONLY | os.O_CLOEXEC)
@@ -163,6 +173,11 @@ def _inside(end: PodEnd, pod: Ground, packet: Packet) -> PodEnd:
     has_address = packet.source in present
     hop = pod.hop(packet, is_local=True) if has_address else None
     return replace(end, inside=link, has_address=has_address, hop=hop)
+
+
+def _routed_by(pod: Attachment) -> str:
+    """Return the device by which the node routes what ``pod`` sends and receives."""
+    return POD_BRIDGE if pod.mode == BRIDGE else pod.link
 
 
 def _forwards(packet: Packet) -> bool:

@@ -2,25 +2,22 @@
 
 from collections.abc import Iterator
 
-from overlay.model.address import Family
 from overlay.policy.verdict import Packet
 from overlay.trace.facts import Leg, Party, PodEnd
 from overlay.trace.rules import filter_steps
 from overlay.trace.steps import Step, broken
 from overlay.trace.words import in_pod, ip_command, route_text
 
-_GATEWAY = {Family.IPV4: "169.254.1.1", Family.IPV6: "fe80::1"}
-
 
 def pod_steps(pod: PodEnd, packet: Packet) -> Iterator[Step]:
     """Yield the pod's interface, its route and its next hop."""
     yield from interface_steps(pod)
-    if pod.inside is None or pod.hop is None or pod.outside is None:
+    if pod.inside is None or pod.hop is None or pod.routed is None:
         return
     route = pod.hop.route
     text = route_text(pod.hop)
     ip = ip_command(packet.family)
-    gateway = _GATEWAY[packet.family]
+    gateway = pod.gateway
     if not route.is_way:
         onlink = f"dev {pod.interface} onlink"
         yield broken(
@@ -44,19 +41,34 @@ def pod_steps(pod: PodEnd, packet: Packet) -> Iterator[Step]:
         return
     if not neighbor.mac:
         yield Step(
-            "pod", "neighbor", f"{neighbor.address}: {neighbor.state}; {pod.link} answers for it"
+            "pod",
+            "neighbor",
+            f"{neighbor.address}: {neighbor.state}; {pod.routed.name} answers for it",
         )
         return
     text = f"{neighbor.address} lladdr {neighbor.mac} {neighbor.state}"
-    if neighbor.mac != pod.outside.mac:
+    if neighbor.mac != pod.routed.mac and not is_bridged_to(pod, packet):
         yield broken(
             "pod", "neighbor", text,
-            f"that is not the MAC address of the host's end {pod.link}, {pod.outside.mac}",
-            in_pod(pod, f"{ip} neigh replace {neighbor.address} lladdr {pod.outside.mac} "
+            f"that is not the MAC address of the host's end {pod.routed.name}, {pod.routed.mac}",
+            in_pod(pod, f"{ip} neigh replace {neighbor.address} lladdr {pod.routed.mac} "
                         f"dev {pod.interface} nud permanent"),
         )  # fmt: skip
         return
     yield Step("pod", "neighbor", text)
+
+
+def is_bridged_to(pod: PodEnd, packet: Packet) -> bool:
+    """Return whether the pod takes the destination for one on its own link, as on a bridge."""
+    hop = pod.hop
+    is_bridged = pod.routed is not None and pod.routed.name != pod.link
+    return (
+        is_bridged
+        and hop is not None
+        and hop.route.kind == "unicast"
+        and hop.route.gateway is None
+        and packet.destination == hop.destination
+    )
 
 
 def interface_steps(pod: PodEnd) -> Iterator[Step]:
@@ -68,7 +80,13 @@ def interface_steps(pod: PodEnd) -> Iterator[Step]:
     elif pod.trouble:
         fault, mend = f"its namespace cannot be entered: {pod.trouble}", release
     elif not pod.outside.is_up:
-        fault, mend = f"the host's end {pod.link} is down", f"ip link set {pod.link} up"
+        fault = f"the host's end {pod.link} is down, and the route to the pod went with it"
+        prefix = f"{pod.address}/{pod.address.max_prefixlen}"
+        mend = f"ip link set {pod.link} up; ip route replace {prefix} dev {pod.link} proto 80"
+    elif pod.routed is None:
+        fault, mend = f"the bridge behind {pod.link} is gone", "systemctl restart overlayd"
+    elif not pod.routed.is_up:
+        fault, mend = f"{pod.routed.name} is down", f"ip link set {pod.routed.name} up"
     elif pod.inside is None:
         fault, mend = f"the pod has no interface {pod.interface}", f"{release}, and recreate it"
     elif not pod.inside.is_up:

@@ -17,9 +17,9 @@ def delivery_steps(leg: Leg, pod: PodEnd) -> Iterator[Step]:
     ip = ip_command(leg.packet.family)
     if neighbor is not None and neighbor.mac and neighbor.mac != pod.inside.mac:
         yield broken(
-            "node", "neighbor", f"{neighbor_text(neighbor)} dev {pod.link}",
+            "node", "neighbor", f"{neighbor_text(neighbor)} dev {_routed(pod)}",
             f"{pod.shown} has the MAC address {pod.inside.mac}",
-            f"{ip} neigh del {neighbor.address} dev {pod.link}",
+            f"{ip} neigh del {neighbor.address} dev {_routed(pod)}",
         )  # fmt: skip
         return
     yield Step("pod", "delivery", f"{pod.shown} has {pod.address} on {pod.interface}")
@@ -29,9 +29,13 @@ def delivery_steps(leg: Leg, pod: PodEnd) -> Iterator[Step]:
             "pod", "route", f"{hop.destination}: {hop.route.error or hop.route.kind}",
             f"{pod.shown} has no way to answer",
             in_pod(pod, f"{ip} route replace default via "
-                        f"{'169.254.1.1' if ip == 'ip' else 'fe80::1'} dev {pod.interface} onlink "
+                        f"{pod.gateway} dev {pod.interface} onlink "
                         "proto 80"),
         )  # fmt: skip
+
+
+def _routed(pod: PodEnd) -> str:
+    return pod.routed.name if pod.routed is not None else pod.link
 
 
 def leaving_steps(leg: Leg, hop: Hop, destination: Party) -> Iterator[Step]:

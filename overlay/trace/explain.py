@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from overlay.trace.entry import arrival_steps, pod_steps
+from overlay.trace.entry import arrival_steps, is_bridged_to, pod_steps
 from overlay.trace.exits import delivery_steps, leaving_steps
 from overlay.trace.facts import Leg, Observed, Party
 from overlay.trace.routing import routing_steps
@@ -52,6 +52,10 @@ def leg_steps(observed: Observed, leg: Leg, source: Party, destination: Party) -
             f"{leg.packet.source} would come in by {leg.packet.iif or 'no interface'}",
             "assumed",
         )
+    if leg.source is not None and leg.delivery is not None and _is_one_link(leg):
+        yield Step("node", "bridge", f"{leg.packet.iif} carries it to {leg.delivery.link}")
+        yield from delivery_steps(leg, leg.delivery)
+        return
     yield from filter_steps("source check", leg.prerouting, leg.packet, source)
     yield from routing_steps(observed, leg, destination)
     hop = leg.hop
@@ -68,3 +72,14 @@ def leg_steps(observed: Observed, leg: Leg, source: Party, destination: Party) -
         yield from delivery_steps(leg, leg.delivery)
     else:
         yield from leaving_steps(leg, hop, destination)
+
+
+def _is_one_link(leg: Leg) -> bool:
+    """Return whether both pods are on one bridge: no routing is between them."""
+    source, delivery = leg.source, leg.delivery
+    return (
+        source is not None
+        and delivery is not None
+        and source.routed == delivery.routed
+        and is_bridged_to(source, leg.packet)
+    )

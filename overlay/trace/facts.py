@@ -83,8 +83,10 @@ class Hop:
 class PodEnd:
     """A pod of this node: what its attachment says, and what is there of it.
 
-    ``inside`` is its interface, ``outside`` the host's end; ``hop`` its way
-    to the other party. ``trouble`` says why its namespace cannot be looked at.
+    ``inside`` is its interface, ``outside`` the host's end, ``routed`` the
+    device that the node routes by: the host's end, or the bridge that it is a
+    port of. ``gateway`` is what its default route should name, ``hop`` its way
+    to the other party. ``trouble`` says why its namespace cannot be entered.
     """
 
     shown: str
@@ -95,6 +97,8 @@ class PodEnd:
     link: str
     inside: LinkFact | None = None
     outside: LinkFact | None = None
+    routed: LinkFact | None = None
+    gateway: IPAddress | None = None
     has_address: bool = True
     hop: Hop | None = None
     trouble: str = ""

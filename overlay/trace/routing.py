@@ -91,12 +91,13 @@ def _to_here(leg: Leg, hop: Hop, destination: Party) -> tuple[str, str] | None:
         if hop.route.kind == "local":  # the VXLAN device's own address
             return None
         return f"no pod of this node has {address}", "overlayctl ipam list"
-    if hop.route.device == pod.link:
+    device = pod.routed.name if pod.routed is not None else pod.link
+    if hop.route.device == device:
         return None
     ip, prefix = ip_command(leg.packet.family), f"{address}/{address.max_prefixlen}"
     return (
         f"the route to {pod.shown} is gone",
-        f"{ip} route replace {prefix} dev {pod.link} proto 80",
+        f"{ip} route replace {prefix} dev {device} proto 80",
     )
 
 

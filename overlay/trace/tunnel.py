@@ -137,7 +137,11 @@ def _room(tunnel: Tunnel) -> Step:
     if link.mtu > room:
         return broken(
             "underlay", "mtu", text,
-            f"packets of {room + 1} to {link.mtu} bytes do not fit the underlay",
+            f"packets of {_span(room + 1, link.mtu)} bytes do not fit the underlay",
             f"ip link set {link.name} mtu {room}",
         )  # fmt: skip
     return Step("underlay", "mtu", text, mtu=room)
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
