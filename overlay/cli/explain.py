@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any, Final
 
+from overlay.cli.explain_live import send_and_watch, show
 from overlay.cli.flags import Parser
 from overlay.cli.knowledge import read_knowledge
 from overlay.cli.out import Output
@@ -55,7 +56,7 @@ def run(args: Namespace) -> int:
     with closing(RtnlSocket()) as rtnl:
         observed = observe(args, Ground(rtnl), protocol)
     way = explain(observed)
-    seen = _live(args, observed, out) if args.live else None
+    seen = send_and_watch(observed) if args.live else None
     _print(out, observed, way, seen)
     return 1 if way.broken is not None or (seen is not None and seen["broken"]) else 0
 
@@ -115,11 +116,6 @@ def _tunnels(ground: Ground) -> dict[Family, LinkFact]:
     return found
 
 
-def _live(args: Namespace, observed: Observed, out: Output) -> dict[str, Any] | None:
-    del args, observed, out
-    return None
-
-
 def _print(out: Output, observed: Observed, way: Way, seen: dict[str, Any] | None) -> None:
     broken = way.broken
     document = {
@@ -143,9 +139,11 @@ def _print(out: Output, observed: Observed, way: Way, seen: dict[str, Any] | Non
     if broken is not None:
         out.line(f"breaks at {broken.place} {broken.name}: {broken.fault}")
         out.line(f"mend: {broken.mend}")
-        return
-    size = f"; packets of up to {way.mtu} bytes pass" if way.mtu else ""
-    out.line(f"nothing on this node is in the way{size}")
+    else:
+        size = f"; packets of up to {way.mtu} bytes pass" if way.mtu else ""
+        out.line(f"nothing on this node is in the way{size}")
+    if seen is not None:
+        show(out, seen)
 
 
 def _row(step: Step) -> list[object]:

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,19 @@ def open_rtnl(descriptor: int, sysctls: Mapping[str, str] = _NONE) -> RtnlSocket
             raise KernelError(msg) from exc
         finally:
             # A thread that cannot go home must not go on: it would work on the pod.
+            _enter(home)
+
+
+def open_socket(descriptor: int, family: int, kind: int, protocol: int) -> socket.socket:
+    """Return a socket that lives in the namespace; the calling thread is back outside.
+
+    Raises KernelError when the namespace cannot be entered, OSError for the socket.
+    """
+    with _own_descriptor() as home:
+        _enter(descriptor)
+        try:
+            return socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+        finally:
             _enter(home)
 
 

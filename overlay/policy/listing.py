@@ -25,6 +25,15 @@ class ListedRule:
     expressions: tuple[Any, ...]
     comment: str = ""
 
+    @property
+    def packets(self) -> int | None:
+        """Return what its counter says, None where it has none."""
+        for each in self.expressions:
+            counter = each.get("counter") if isinstance(each, dict) else None
+            if isinstance(counter, dict) and isinstance(counter.get("packets"), int):
+                return int(counter["packets"])
+        return None
+
     def __str__(self) -> str:
         words = [
             spelled_expression(each)
