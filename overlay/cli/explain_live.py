@@ -12,7 +12,7 @@ from overlay.kernel.taps import Frame, Taps
 from overlay.model.errors import UsageError
 from overlay.policy.listing import Listing, Place
 from overlay.trace.facts import Observed
-from overlay.trace.live import Sighting, judge, probe_leg, taps_for, what_is
+from overlay.trace.live import Sighting, in_order, judge, probe_leg, taps_for, what_is
 
 _LONGEST_S: Final = 2.0  # a neighbor is asked for thrice within that (RFC 4861: RETRANS_TIMER)
 
@@ -48,6 +48,7 @@ def send_and_watch(observed: Observed) -> dict[str, Any]:
     # The first sighting of the probe is the moment that counts.
     start_ns = next((f.at_ns for f in frames if sighting(f) is not None), 0)
     seen = [s for s in (sighting(f, start_ns) for f in frames) if s is not None]
+    seen = in_order(taps, seen)
     verdict = judge(observed, taps, seen)
     return {
         "probe": "UDP datagram" if is_udp else "ICMP echo",

@@ -10,7 +10,18 @@ from importlib.util import find_spec
 from typing import Final
 
 from overlay import __version__
-from overlay.cli import agent, cni, completion, events, explain, ipam, leases, network, node
+from overlay.cli import (
+    agent,
+    capture,
+    cni,
+    completion,
+    events,
+    explain,
+    ipam,
+    leases,
+    network,
+    node,
+)
 from overlay.cli.doctor import command as doctor
 from overlay.cli.flags import Parser, resolve
 from overlay.model.errors import OverlayError
@@ -73,6 +84,7 @@ def parser() -> Parser:
     agent.add_parsers(commands)
     ipam.add_parser(commands)
     explain.add_parser(commands)
+    capture.add_parser(commands)
     cni.add_parser(commands)
     node.add_parser(commands)
     events.add_parser(commands)

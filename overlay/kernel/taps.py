@@ -37,10 +37,13 @@ class Frame:
     at_ns: int
 
 
-def packet_socket(device: str, program: bytes) -> socket.socket:
+def packet_socket(
+    device: str, program: bytes, prepare: Callable[[socket.socket], None] | None = None
+) -> socket.socket:
     """Return a raw packet socket on ``device`` of the thread's namespace, behind ``program``.
 
-    Not one frame from before the filter is in it. Raises KernelError.
+    Not one frame from before the filter is in it, nor from before ``prepare``.
+    Raises KernelError.
     """
     try:
         # Of no protocol until it is bound: nothing comes in before the filter.
@@ -50,6 +53,8 @@ def packet_socket(device: str, program: bytes) -> socket.socket:
         raise KernelError(msg) from exc
     try:
         attach_filter(tap, program)
+        if prepare is not None:
+            prepare(tap)
         tap.bind((device, _ETH_P_ALL))
         hardware = tap.getsockname()[3]
     except OSError as exc:

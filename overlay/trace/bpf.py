@@ -7,7 +7,7 @@ Sources: linux/filter.h, Documentation/networking/filter.rst; RFC 7348 section 5
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -63,13 +63,15 @@ class Either:
 Test: TypeAlias = Equal | HeaderLength | Both | Either
 
 
-def tunnel_filter(port: int, peer: IPAddress | None = None, pod: IPAddress | None = None) -> bytes:
+def tunnel_filter(
+    port: int, peers: Sequence[IPAddress] = (), pods: Sequence[IPAddress] = ()
+) -> bytes:
     """Return a program for VXLAN packets to UDP ``port``, over IPv4 and IPv6.
 
-    With ``peer`` only those from or to this underlay address, with ``pod``
-    only those that carry a packet from or to this address.
+    With ``peers`` only those from or to one of these underlay addresses, with
+    ``pods`` only those that carry a packet from or to one of these.
     """
-    return assemble(Either((_outer_v4(port, peer, pod), _outer_v6(port, peer, pod))))
+    return assemble(Either((_outer_v4(port, peers, pods), _outer_v6(port, peers, pods))))
 
 
 def probe_filter(source: IPAddress, destination: IPAddress) -> bytes:
@@ -96,45 +98,42 @@ def assemble(test: Test) -> bytes:
     return code.packed()
 
 
-def _outer_v4(port: int, peer: IPAddress | None, pod: IPAddress | None) -> Test:
+def _outer_v4(port: int, peers: Sequence[IPAddress], pods: Sequence[IPAddress]) -> Test:
     udp = _ETHERNET  # behind it by the header's length, which is the index
-    parts: list[Test] = [
+    parts = (
         Equal(12, 2, _TYPE[Family.IPV4]),
         Equal(_ETHERNET + 9, 1, _UDP),
         Equal(_ETHERNET + 6, 2, 0, mask=0x1FFF),  # a later fragment has no UDP header
         HeaderLength(),
         Equal(udp + _UDP_PORT, 2, port, indexed=True),
-    ]
-    if peer is not None:
-        parts.append(_of_family(peer, Family.IPV4, _ETHERNET, indexed=False))
-    if pod is not None:
-        parts.append(_inner(pod, udp, indexed=True))
-    return Both(tuple(parts))
+    )
+    return Both((*parts, *_chosen(Family.IPV4, udp, peers, pods)))
 
 
-def _outer_v6(port: int, peer: IPAddress | None, pod: IPAddress | None) -> Test:
+def _outer_v6(port: int, peers: Sequence[IPAddress], pods: Sequence[IPAddress]) -> Test:
     udp = _ETHERNET + 40
-    parts: list[Test] = [
+    parts = (
         Equal(12, 2, _TYPE[Family.IPV6]),
         Equal(_ETHERNET + 6, 1, _UDP),
         Equal(udp + _UDP_PORT, 2, port),
-    ]
-    if peer is not None:
-        parts.append(_of_family(peer, Family.IPV6, _ETHERNET, indexed=False))
-    if pod is not None:
-        parts.append(_inner(pod, udp, indexed=False))
-    return Both(tuple(parts))
+    )
+    return Both((*parts, *_chosen(Family.IPV6, udp, peers, pods)))
+
+
+def _chosen(
+    family: Family, udp: int, peers: Sequence[IPAddress], pods: Sequence[IPAddress]
+) -> Iterator[Test]:
+    """Yield what narrows packets of one outer family down."""
+    if peers:
+        ours = [peer for peer in peers if family_of(peer) is family]
+        yield Either(tuple(_from_or_to(peer, _ETHERNET, indexed=False) for peer in ours))
+    if pods:
+        yield Either(tuple(_inner(pod, udp, indexed=family is Family.IPV4) for pod in pods))
 
 
 def _inner(pod: IPAddress, udp: int, *, indexed: bool) -> Test:
     kind = Equal(udp + _INNER_TYPE, 2, _TYPE[family_of(pod)], indexed)
     return Both((kind, _from_or_to(pod, udp + _INNER_IP, indexed=indexed)))
-
-
-def _of_family(address: IPAddress, family: Family, header: int, *, indexed: bool) -> Test:
-    if family_of(address) is not family:
-        return Either(())  # nothing: no such packet
-    return _from_or_to(address, header, indexed=indexed)
 
 
 def _from_or_to(address: IPAddress, header: int, *, indexed: bool) -> Test:

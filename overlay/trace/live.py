@@ -64,7 +64,7 @@ def taps_for(observed: Observed) -> list[Tap]:
     if tunnel is not None:
         found.append(Tap(tunnel.link.name, "tunnel", inner))
         if tunnel.hop is not None and tunnel.hop.route.device and tunnel.outer is not None:
-            program = tunnel_filter(tunnel.link.port, pod=leg.packet.destination)
+            program = tunnel_filter(tunnel.link.port, pods=(leg.packet.destination,))
             found.append(Tap(tunnel.hop.route.device, "underlay", program))
     elif leg.delivery is not None:
         found.append(Tap(leg.delivery.link, "pod", inner))
@@ -83,7 +83,7 @@ def what_is(frame: bytes, token: bytes, destination: IPAddress, *, is_udp: bool)
     if is_udp:
         # An error quotes the datagram behind its own header; the answer to a
         # datagram that is the same datagram is an echo service's.
-        own = frame.find(destination.packed)
+        own = frame.rfind(destination.packed, 0, at)
         return _of_datagram(frame, at, own, family)
     kind = frame[at - _ICMP_HEADER] if at >= _ICMP_HEADER else -1
     if kind == _REPLY[family]:
@@ -115,6 +115,21 @@ def _quotes(frame: bytes, transport: int, family: Family) -> bool:
     icmp = 1 if family is Family.IPV4 else 58
     version = frame[error - outer] >> 4 if error >= outer else 0
     return version == family.value and frame[protocol_at] == icmp
+
+
+def in_order(taps: Sequence[Tap], seen: Sequence[Sighting]) -> list[Sighting]:
+    """Return the sightings as the way goes: the probe outwards, then what came back.
+
+    Within microseconds the kernel's stamps say little: a packet keeps one
+    from device to device.
+    """
+    place = {tap.device: number for number, tap in enumerate(taps)}
+
+    def order(sighting: Sighting) -> tuple[bool, int]:
+        at = place.get(sighting.device, 0)
+        return (sighting.what != "probe", at if sighting.what == "probe" else -at)
+
+    return sorted(seen, key=order)
 
 
 def judge(observed: Observed, taps: Sequence[Tap], seen: Sequence[Sighting]) -> Judgement:
