@@ -138,7 +138,7 @@ def _print(out: Output, observed: Observed, way: Way, seen: dict[str, Any] | Non
     out.line("")
     if broken is not None:
         out.line(f"breaks at {broken.place} {broken.name}: {broken.fault}")
-        out.line(f"mend: {broken.mend}")
+        out.line(f"mend  {broken.mend}")
     else:
         size = f"; packets of up to {way.mtu} bytes pass" if way.mtu else ""
         out.line(f"nothing on this node is in the way{size}")

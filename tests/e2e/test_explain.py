@@ -1,36 +1,134 @@
 """``overlayctl explain`` names faults that are really there, and nothing where all is well."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
 
-from overlay.lab.fabric import Lab, running
-from overlay.lab.faults.ways import WAYS, WayFault, asked, names, planted
+from overlay.lab.fabric import running
+from overlay.lab.faults.fault import Fault
+from overlay.lab.faults.ways import WAYS
 from overlay.lab.topology import LabOptions
+from overlay.model.address import FAMILIES
+from tests.e2e.ways import Scene
 from tests.kernel.netns import host_unchanged
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    options = LabOptions(name=f"t-{uuid4().hex[:8]}", nodes=2, pods=2)
+def scene() -> Iterator[Scene]:
+    options = LabOptions(name=f"t-{uuid4().hex[:8]}", nodes=3, pods=2)
     with host_unchanged(), running(options) as lab:
-        yield lab
+        yield Scene(lab)
 
 
 @pytest.fixture(scope="module")
-def known(lab: Lab) -> Mapping[str, str]:
-    return names(lab)
+def dual() -> Iterator[Scene]:
+    options = LabOptions(name=f"t-{uuid4().hex[:8]}", nodes=2, pods=2, families=FAMILIES)
+    with host_unchanged(), running(options) as lab:
+        yield Scene(lab)
 
 
 @pytest.mark.parametrize("fault", WAYS, ids=lambda fault: fault.name)
-def test_planted_fault_is_named(lab: Lab, known: Mapping[str, str], fault: WayFault) -> None:
-    whole = asked(lab, fault, known)
-    if "stale" not in fault.name:  # the address of nobody is no way to begin with
-        assert whole.returncode == 0, whole.stdout
-    with planted(lab, fault, known):
-        found = asked(lab, fault, known)
-    assert fault.expected.format(**known) in found.stdout, found.stdout + found.stderr
+def test_planted_fault_is_named(scene: Scene, fault: Fault) -> None:
+    expected = scene.filled(fault.expected)
+    before = scene.ask(fault.asked)
+    assert expected not in before.stdout
+    with scene.planted(fault):
+        found = scene.ask(fault.asked)
+    assert expected in found.stdout, found.stdout + found.stderr
     assert found.returncode == 1, found.stdout
+
+
+def test_mend_that_is_named_mends(scene: Scene) -> None:
+    """The very words, run by a shell: what an operator would copy."""
+    mended = 0
+    for fault in WAYS:
+        with scene.planted(fault):
+            said = scene.ask(fault.asked).stdout.splitlines()
+            mend = next((x.removeprefix("mend  ") for x in said if x.startswith("mend  ")), "")
+            if not mend.startswith(("ip ", "bridge ", "nft ", "nsenter ", "sysctl ")):
+                continue
+            if "systemctl" in mend or "stale" in fault.name:
+                continue
+            scene.run(fault.where, "sh", "-c", mend)
+            after = scene.ask(fault.asked)
+            assert after.returncode == 0, (fault.name, mend, after.stdout)
+            mended += 1
+    assert mended >= 8
+
+
+WHOLE = [
+    ("{pod1} {pod2}", "pod to a pod of another node", "assumed"),
+    ("{pod2} {pod1}", "pod of another node to a pod", "assumed"),
+    ("{pod1} {public2}", "pod to another node", "assumed"),
+    ("{pod1} {public1}", "pod to its node", "192.0.2.1 is this node's own"),
+    ("{pod1} 198.51.100.1 --port 80", "pod to the outside", "becomes this node's address"),
+    ("n1-p1 n1-p2", "pod to pod by name", "container n1-p2 has"),
+    ("node {pod2}", "node to a pod", "overlay.1 VNI 1"),
+    ("n1 n2", "node to node", "eth0"),
+    ("n1-p1 n2 --proto udp --port 53", "with a port", "overlay.1"),
+]
+
+
+@pytest.mark.parametrize(("asked", "what", "shown"), WHOLE, ids=lambda text: text)
+@pytest.mark.parametrize("form", ["table", "json", "yaml"])
+def test_whole_way_breaks_nowhere(
+    scene: Scene, asked: str, what: str, shown: str, form: str
+) -> None:
+    done = scene.ask(f"explain {asked} -o {form}")
+    assert done.returncode == 0, (what, done.stdout, done.stderr)
+    assert shown.replace("192.0.2.1", scene.names["public1"]) in done.stdout.replace("''", "'")
+
+
+@pytest.mark.parametrize("family", ["4", "6"])
+@pytest.mark.parametrize("asked", ["n1-p1 n2", "n1-p1 n1-p2", "n1 n2", "n1-p1 node", "node n1-p2"])
+def test_both_families_have_a_way(dual: Scene, family: str, asked: str) -> None:
+    done = dual.ask(f"explain {asked} --family {family} --live -o json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    assert document["broken"] is None
+    assert (":" in document["destination"]["address"]) == (family == "6")
+    assert document["live"]["verdict"].startswith(("answered after", "the probe passes no"))
+
+
+def test_probe_is_seen_on_every_device_of_its_way(dual: Scene) -> None:
+    done = dual.ask("explain {pod1} {pod2} --live -o json")
+    seen = [
+        (s["device"], s["direction"], s["what"]) for s in json.loads(done.stdout)["live"]["seen"]
+    ]
+    link = dual.names["link1"]
+    assert seen == [
+        (link, "in", "probe"),
+        ("overlay.1", "out", "probe"),
+        ("eth0", "out", "probe"),
+        ("eth0", "in", "answer"),
+        ("overlay.1", "in", "answer"),
+        (link, "out", "answer"),
+    ]
+
+
+def test_closed_port_is_told_from_a_lost_probe(dual: Scene) -> None:
+    done = dual.ask("explain {pod1} {pod2} --proto udp --port 9999 --live")
+    assert "UDP datagram: refused: an ICMP error came by" in done.stdout
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("nobody {pod1}", "'nobody' is no address, no pod or container of this node"),
+        ("{pod2} {public2}", "neither {pod2} nor {public2} is on this node; ask on n2"),
+        ("{pod1} fd00::1", "{pod1} and fd00::1 are of different families"),
+        ("{pod1} {pod2} --port 0", "--port 0: 1 to 65535, with --proto tcp or udp"),
+        ("{pod1} {pod2} --port 80 --proto icmp", "--port 80: 1 to 65535, with --proto tcp or udp"),
+        ("{pod1} 224.0.0.1", "224.0.0.1: not an address that one packet goes to"),
+        ("{pod2} {pod1} --live", "--live: {pod2} is not on this node; ask on n2"),
+    ],
+)
+def test_question_that_makes_no_sense_is_refused(scene: Scene, asked: str, said: str) -> None:
+    done = scene.ask(f"explain {asked}")
+    assert scene.filled(said) in done.stderr
+    assert done.returncode == 2
