@@ -62,7 +62,7 @@ def send_and_watch(observed: Observed) -> dict[str, Any]:
 def show(out: Output, live: Mapping[str, Any]) -> None:
     """Print the sightings for people."""
     out.line("")
-    rows = [[f"{s['after_ms']:.1f}", s["device"], s["direction"], s["what"]] for s in live["seen"]]
+    rows = [[f"{s['after_ms']:.2f}", s["device"], s["direction"], s["what"]] for s in live["seen"]]
     out.table(("MS", "SEEN ON", "", "WHAT"), rows, live)
     for line in live["counted"]:
         out.line(f"counted meanwhile: {line}")

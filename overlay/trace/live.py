@@ -142,7 +142,7 @@ def judge(observed: Observed, taps: Sequence[Tap], seen: Sequence[Sighting]) -> 
     leg = observed.forward
     if taps[0].device in answered:
         first = next(s for s in seen if s.device == taps[0].device and s.what == "answer")
-        return Judgement(f"answered after {first.after_ms:.1f} ms", is_lost=False)
+        return Judgement(f"answered after {first.after_ms:.2f} ms", is_lost=False)
     if refusal is not None:
         return Judgement(f"refused: an ICMP error came by {refusal.device}", is_lost=True)
     missing = next((tap for tap in taps if tap.device not in probed), None)
@@ -151,7 +151,7 @@ def judge(observed: Observed, taps: Sequence[Tap], seen: Sequence[Sighting]) -> 
         text = f"it left {before} and was not seen on {missing.device}: lost on this node"
         return Judgement(text, is_lost=True)
     last = taps[-1]
-    back = next((tap for tap in reversed(taps) if tap.device in answered), None)
+    back = next((tap for tap in taps if tap.device in answered), None)
     if back is not None:
         lost_at = taps[taps.index(back) - 1].device
         text = f"the answer came by {back.device} and was not seen on {lost_at}: lost on this node"

@@ -97,4 +97,5 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
 
 def _tunnel_mac() -> str:
     with RtnlSocket() as rtnl:
-        return list_links(rtnl)["overlay.1"].mac
+        found = list_links(rtnl).get("overlay.1")
+    return found.mac if found is not None else ""  # as with host-gw
