@@ -14,9 +14,10 @@ from overlay.lab.fabric import running
 from overlay.lab.faults.conditions import BASELINE, HOST
 from overlay.lab.faults.fault import Fault, Row
 from overlay.lab.faults.scene import Scene, options
+from overlay.lab.faults.ways import WAYS
 from overlay.model.errors import OverlayError
 
-FAULTS: Final[tuple[Fault, ...]] = (*BASELINE, *HOST)
+FAULTS: Final[tuple[Fault, ...]] = (*BASELINE, *HOST, *WAYS)
 _INTERRUPTED: Final = 130
 
 

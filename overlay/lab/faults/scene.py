@@ -17,6 +17,7 @@ from overlay.lab import agents, netns
 from overlay.lab.errors import LabError
 from overlay.lab.fabric import Lab
 from overlay.lab.faults.fault import PARTNER, SUBJECT, Fault, Row
+from overlay.lab.faults.ways import pod_names
 from overlay.lab.topology import POD_NETWORKS, LabOptions
 from overlay.model.address import Family
 
@@ -154,6 +155,7 @@ def names(lab: Lab, root: Path) -> Mapping[str, str]:
         "stale_gateway": str(stale.network_address),
         "stale_inner": str(stale[1]),
         "stale_key": str(stale).replace("/", "-"),
+        **pod_names(lab),
     }
 
 
