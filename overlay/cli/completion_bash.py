@@ -1,7 +1,7 @@
 """Completion for bash (4.4 or later), which needs nothing but bash itself."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from overlay.cli.tree import Command, Word, value_flags
 
@@ -30,7 +30,7 @@ _{name}() {{
     done
     [[ $current == "=" ]] && current=""
     if [[ -n $flag ]]; then
-        case "$flag" in
+        case "$place $flag" in
 """
 _MIDDLE = """\
         esac
@@ -63,7 +63,7 @@ def script(root: Command) -> str:
     text = _HEAD.format(
         name=root.name, value_flags="|".join(value_flags(root)), places=" | ".join(places)
     )
-    text += _choices(flag for command in commands for flag in command.flags)
+    text += _choices(commands)
     text += _MIDDLE
     for command in commands:
         names = [name for flag in command.flags if flag.is_shown for name in flag.names]
@@ -81,13 +81,25 @@ def _place(command: Command) -> str:
     return "".join(f"/{word}" for word in command.words[1:])
 
 
-def _choices(flags: Iterable[Word]) -> str:
+def _choices(commands: Sequence[Command]) -> str:
+    """Return what each flag takes: at its command alone where another's takes something else."""
+    values: dict[str, dict[str, list[str]]] = {}  # flag, value, places
+    for command in commands:
+        for flag in command.flags:
+            if flag.value and not flag.is_optional:
+                for name in flag.names:
+                    places = values.setdefault(name, {}).setdefault(_value(flag), [])
+                    places.append(_place(command))
     lines = {
-        f"            {'|'.join(flag.names)}) {_value(flag)} ;;\n": None
-        for flag in flags
-        if flag.value and not flag.is_optional
+        f"            {_patterns(name, places if len(by_value) > 1 else ())}) {value} ;;\n": None
+        for name, by_value in values.items()
+        for value, places in by_value.items()
     }
     return "".join(lines)
+
+
+def _patterns(flag: str, places: Sequence[str]) -> str:
+    return "|".join(f'"{place} {flag}"' for place in places) or f'*" {flag}"'
 
 
 def _value(word: Word) -> str:

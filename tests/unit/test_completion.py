@@ -205,6 +205,16 @@ def test_bash_completes_behind_an_equals_sign(
     assert from_bash(script, ["overlayctl", "--output", "=", "json", "dif"]) == ["diff"]
 
 
+def test_a_flag_that_takes_other_values_elsewhere_is_completed_by_its_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["completion", "bash"], environment={})
+    script = tmp_path / "script"
+    script.write_text(capsys.readouterr().out)
+    assert from_bash(script, ["overlayctl", "explain", "--family", ""]) == ["4", "6"]
+    assert from_bash(script, ["overlayctl", "lab", "up", "--family", ""]) == ["4", "6", "dual"]
+
+
 def test_scripts_are_clean_for_shellcheck(capsys: pytest.CaptureFixture[str]) -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("needs shellcheck")
