@@ -13,7 +13,7 @@ from overlay.model.errors import OverlayError, UsageError
 from overlay.model.network import NetworkConfig, format_network_config, parse_network_config
 from overlay.model.node import NodeIdentity
 from overlay.plan.registry import load_backend
-from overlay.store.base import LeaseStore
+from overlay.store.base import KEY_OVERLAP_S, LeaseStore
 
 _NOBODY = NodeIdentity("overlayctl", "overlayctl")  # a backend wants a node to check its options
 
@@ -39,6 +39,9 @@ def add_parser(commands: Any) -> None:
     validate = verbs.add_parser("validate", help=about, description=about)
     validate.add_argument("file", metavar="FILE", help="the config as JSON; - reads standard input")
     validate.set_defaults(run=with_output(validate_network))
+    about = "a new key for what agents ask one another; the old one counts for a minute more"
+    rotate = verbs.add_parser("rotate-key", help=about, description=about)
+    rotate.set_defaults(run=with_store(rotate_key))
 
 
 def init_network(args: Namespace, store: LeaseStore, out: Output) -> int:
@@ -66,6 +69,14 @@ def show_network(args: Namespace, store: LeaseStore, out: Output) -> int:
 def validate_network(args: Namespace, out: Output) -> int:
     """Print what a config means. Raises ConfigError."""
     _show(_checked(_read(args.file)), out)
+    return 0
+
+
+def rotate_key(_args: Namespace, store: LeaseStore, out: Output) -> int:
+    """Write a new key of the fabric, which is not shown. Raises ConfigConflictError."""
+    store.rotate_fabric_key()
+    said = f"new; the one before counts for {KEY_OVERLAP_S} s more"
+    out.facts({"fabric key": said}, {"rotated": True, "overlap_s": KEY_OVERLAP_S})
     return 0
 
 

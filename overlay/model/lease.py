@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 from overlay.model.address import FAMILIES, Family, IPAddress, parse_node_address
 from overlay.model.document import parse_json
 from overlay.model.errors import LeaseFormatError, shown
+from overlay.model.fabric_key import NO_KEYS, FabricKeys
 from overlay.model.network import NetworkConfig
 from overlay.model.subnet import Subnet, parse_subnet_key
 
@@ -123,6 +124,7 @@ class LeaseView:
     config_error: str | None = None
     skipped: tuple[SkippedKey, ...] = ()
     challenges: Mapping[str, Challenge] = field(default_factory=dict)
+    fabric_keys: FabricKeys = NO_KEYS
 
 
 def parse_lease(

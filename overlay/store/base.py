@@ -72,6 +72,7 @@ class ConfigConflictError(StoreError):
 
 
 CHALLENGE_TTL_S: Final = 10  # how long a challenge stands, in seconds
+KEY_OVERLAP_S: Final = 60  # how long the fabric's key before the newest counts, in seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,21 @@ class LeaseStore(Protocol):
         ``text`` is kept to the letter. Raises ConfigError, and
         ConfigConflictError when it would break live leases and ``force`` is
         not set.
+        """
+
+    def make_fabric_key(self) -> bool:
+        """Write a key of the fabric where there is none; return whether this call did.
+
+        By compare-and-swap, so that of many agents that start at once one
+        makes it. Repeating it is safe. It shows in the views of all.
+        """
+
+    def rotate_fabric_key(self) -> None:
+        """Write a new key of the fabric; the one before counts for KEY_OVERLAP_S more.
+
+        One that was changed less than that ago ends at once. A key that
+        cannot be read is written over. Raises ConfigConflictError when
+        somebody else changes it in the same moment.
         """
 
     def watch(

@@ -10,11 +10,18 @@ from typing import Final
 from overlay.ipam.claim import Adopt, Create, decide, gives_way
 from overlay.ipam.subnets import Choose
 from overlay.model.errors import LeaseFormatError
+from overlay.model.fabric_key import (
+    FABRIC_KEY_BYTES,
+    FabricKeyError,
+    format_fabric_key,
+    parse_fabric_key,
+)
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, parse_attributes
 from overlay.model.network import NetworkConfig
 from overlay.model.subnet import Subnet, parse_subnet_key
 from overlay.store.base import (
     CHALLENGE_TTL_S,
+    KEY_OVERLAP_S,
     Claim,
     ConfigConflictError,
     StopSignal,
@@ -168,6 +175,20 @@ class EtcdLeaseStore:
             raise ConfigConflictError(msg)
         return config
 
+    def make_fabric_key(self) -> bool:
+        """Write a key where there is none. See ``LeaseStore``."""
+        if self._writer.read_fabric_key() is not None:
+            return False
+        return self._writer.put_fabric_key(_new_key(), None)
+
+    def rotate_fabric_key(self) -> None:
+        """Write a new key. See ``LeaseStore``."""
+        before = self._writer.read_fabric_key()
+        overlap_s = KEY_OVERLAP_S if before is not None and _is_key(before.value or b"") else 0
+        if not self._writer.put_fabric_key(_new_key(), before, overlap_s):
+            msg = "the fabric's key was changed by somebody else in this moment; try again"
+            raise ConfigConflictError(msg)
+
     def watch(
         self,
         deliver: Callable[[LeaseView], None],
@@ -256,3 +277,15 @@ def _is_readable(key: str, value: bytes) -> bool:
     except LeaseFormatError:
         return False
     return True
+
+
+def _is_key(value: bytes) -> bool:
+    try:
+        parse_fabric_key(value)
+    except FabricKeyError:
+        return False
+    return True
+
+
+def _new_key() -> bytes:
+    return format_fabric_key(secrets.token_bytes(FABRIC_KEY_BYTES))

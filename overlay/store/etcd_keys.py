@@ -6,7 +6,7 @@ import etcd3.utils
 
 from overlay.store.etcd_connection import EtcdConnection
 from overlay.store.etcd_errors import CompactedError
-from overlay.store.etcd_table import CHALLENGES, CONFIG, SUBNETS, KeyValue, Listing
+from overlay.store.etcd_table import CHALLENGES, FABRIC_KEY, SUBNETS, KeyValue, Listing
 
 # Keys a page: 25,000 leases in one answer exceed gRPC's 4 MiB, and one page
 # at a time keeps the peak of memory low.
@@ -64,10 +64,10 @@ def key_value(found: Any) -> KeyValue:
 def _list_once(connection: EtcdConnection, root: str) -> Listing:
     keys: list[KeyValue] = []
     revision: int | None = None  # the first answer's pins all later ones
-    # Config and challenges are neighbors in etcd's order: one question for both.
-    config_end = f"{root}{CONFIG}\0".encode()
+    # Challenges, config and the fabric's keys are neighbors in etcd's order: one question for all.
+    _, keys_end = prefix_range(f"{root}{FABRIC_KEY}")
     challenges, _ = prefix_range(f"{root}{CHALLENGES}")
-    for first, end in ((challenges, config_end), prefix_range(f"{root}{SUBNETS}")):
+    for first, end in ((challenges, keys_end), prefix_range(f"{root}{SUBNETS}")):
         start = first
         while True:
             answer = _page(connection, start, end, revision)

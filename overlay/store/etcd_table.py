@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from overlay.model.errors import ConfigError, LeaseFormatError
+from overlay.model.fabric_key import FabricKeyError, FabricKeys, parse_fabric_key
 from overlay.model.lease import (
     Challenge,
     Lease,
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 CONFIG: Final = "config"  # below the prefix
 SUBNETS: Final = "subnets/"
 CHALLENGES: Final = "challenges/"
+FABRIC_KEY: Final = "fabric-key"
+FABRIC_KEY_PREVIOUS: Final = "fabric-key-previous"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ class LeaseTable:
         self._leases: dict[str, Lease] = {}
         self._skipped: dict[str, SkippedKey] = {}
         self._challenges: dict[str, Challenge] = {}
+        self._keys: dict[str, bytes] = {}  # the fabric's, as they stand
         self._config: NetworkConfig | None = None
         self._config_error: str | None = None
         self.config_revision = 0  # 0 where there is no config
@@ -128,6 +132,7 @@ class LeaseTable:
         self._reader.retain(found.key for found in listing.keys)
         before, self._leases, self._skipped = self._leases, {}, {}
         self._challenges = {}
+        self._keys = {}
         self._set_config(None)
         for found in listing.keys:
             kept = before.get(self._reader.name(found.key)) if self._is_lease(found) else None
@@ -155,7 +160,19 @@ class LeaseTable:
             config_error=self._config_error,
             skipped=tuple(self._skipped.values()),
             challenges=dict(self._challenges),
+            fabric_keys=self._fabric_keys(),
         )
+
+    def _fabric_keys(self) -> FabricKeys:
+        """Return the keys that can be read; one that cannot be counts for nothing."""
+        found: dict[str, bytes] = {}
+        error: str | None = None
+        for name, value in self._keys.items():
+            try:
+                found[name] = parse_fabric_key(value)
+            except FabricKeyError as exc:
+                error = str(exc)
+        return FabricKeys(found.get(FABRIC_KEY), found.get(FABRIC_KEY_PREVIOUS), error)
 
     def _is_lease(self, found: KeyValue) -> bool:
         return found.key.startswith(self._reader.root + SUBNETS.encode())
@@ -163,6 +180,12 @@ class LeaseTable:
     def _take(self, found: KeyValue) -> bool:
         if found.key == self._reader.root + CONFIG.encode():
             self._set_config(found if found.value is not None else None)
+            return True
+        name = found.key[len(self._reader.root) :].decode(errors="replace")
+        if name in {FABRIC_KEY, FABRIC_KEY_PREVIOUS}:
+            self._keys.pop(name, None)
+            if found.value is not None:
+                self._keys[name] = found.value
             return True
         if found.key.startswith(self._reader.root + CHALLENGES.encode()):
             return self._take_challenge(found)

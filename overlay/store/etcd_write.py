@@ -16,7 +16,13 @@ from overlay.store.base import StoreError
 from overlay.store.etcd_connection import EtcdConnection
 from overlay.store.etcd_errors import GoneError, OutcomeUnknownError
 from overlay.store.etcd_keys import prefix_range, read_key
-from overlay.store.etcd_table import CHALLENGES, SUBNETS, KeyValue
+from overlay.store.etcd_table import (
+    CHALLENGES,
+    FABRIC_KEY,
+    FABRIC_KEY_PREVIOUS,
+    SUBNETS,
+    KeyValue,
+)
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +106,33 @@ class EtcdWriter:
             self._connection.read(
                 lambda client: client.transaction([], [Put(key, value, lease_id)], [])
             )
+
+    def read_fabric_key(self) -> KeyValue | None:
+        """Return the fabric's key as it stands, or None."""
+        return read_key(self._connection, f"{self._root}{FABRIC_KEY}".encode())
+
+    def put_fabric_key(self, value: bytes, previous: KeyValue | None, overlap_s: int = 0) -> bool:
+        """Write the fabric's key if ``previous``, or nothing, stands there yet.
+
+        ``previous`` is kept beside it for ``overlap_s`` seconds.
+        """
+        key = f"{self._root}{FABRIC_KEY}".encode()
+        puts, lease_id = [Put(key, value), Get(key)], 0
+        if previous is not None and previous.value is not None and overlap_s:
+            lease_id = self.grant(overlap_s)
+            kept = f"{self._root}{FABRIC_KEY_PREVIOUS}".encode()
+            puts.insert(0, Put(kept, previous.value, lease_id))
+        seen = previous.mod_revision if previous is not None else 0
+        try:
+            is_done = self._transact([Mod(key) == seen], puts) is not None
+        except OutcomeUnknownError:
+            now = read_key(self._connection, key)
+            if now is None or now.mod_revision == seen:
+                raise
+            is_done = now.value == value
+        if not is_done and lease_id:
+            self.revoke_unused(lease_id)
+        return is_done
 
     def delete(self, lease: Lease) -> bool:
         """Delete a lease that is still as it was seen; return whether it is gone by that."""

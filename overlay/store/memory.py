@@ -15,10 +15,11 @@ from typing import Final
 from overlay.ipam.claim import Adopt, Create, decide
 from overlay.ipam.subnets import Choose
 from overlay.model.errors import ConfigError
+from overlay.model.fabric_key import FABRIC_KEY_BYTES, NO_KEYS, FabricKeys
 from overlay.model.lease import Challenge, Lease, LeaseAttributes, LeaseView
 from overlay.model.network import NetworkConfig, parse_network_config
 from overlay.model.subnet import Subnet
-from overlay.store.base import CHALLENGE_TTL_S, Claim, StopSignal, StoreError
+from overlay.store.base import CHALLENGE_TTL_S, KEY_OVERLAP_S, Claim, StopSignal, StoreError
 from overlay.store.refusals import checked_config, claimant_of, lost, refusal, reservation_of
 
 _POLL_S: Final = 0.05  # how late a watch notices a stop, and a lease that ran out
@@ -48,6 +49,8 @@ class MemoryLeaseStore:
         self._last_lease_id = 0
         self._config_text: str | None = None
         self._challenges: dict[str, tuple[Challenge, float]] = {}  # and when it ends
+        self._keys: FabricKeys = NO_KEYS
+        self._overlap_ends_at = 0.0
         self._outage: StoreError | None = None
 
     @property
@@ -72,7 +75,12 @@ class MemoryLeaseStore:
                     config_error = str(exc)
             challenges = {key: asked for key, (asked, _) in self._challenges.items()}
             return LeaseView(
-                self._revision, dict(self._leases), config, config_error, challenges=challenges
+                self._revision,
+                dict(self._leases),
+                config,
+                config_error,
+                challenges=challenges,
+                fabric_keys=self._keys,
             )
 
     def acquire(self, claim: Claim) -> Lease:
@@ -140,6 +148,21 @@ class MemoryLeaseStore:
             self.put_config(text)
             return config
 
+    def make_fabric_key(self) -> bool:
+        """Write a key where there is none. See ``LeaseStore``."""
+        with self._open():
+            is_first = self._keys.newest is None
+            if is_first:
+                self._set_keys(FabricKeys(secrets.token_bytes(FABRIC_KEY_BYTES)))
+            return is_first
+
+    def rotate_fabric_key(self) -> None:
+        """Write a new key. See ``LeaseStore``."""
+        with self._open():
+            self._overlap_ends_at = self._clock() + KEY_OVERLAP_S
+            before = self._keys.newest
+            self._set_keys(FabricKeys(secrets.token_bytes(FABRIC_KEY_BYTES), before))
+
     def watch(
         self,
         deliver: Callable[[LeaseView], None],
@@ -206,7 +229,13 @@ class MemoryLeaseStore:
             for node_id, (_, ends_at) in tuple(self._challenges.items()):
                 if ends_at <= now:
                     del self._challenges[node_id]
+            if self._keys.previous is not None and self._overlap_ends_at <= now:
+                self._set_keys(FabricKeys(self._keys.newest))
             yield
+
+    def _set_keys(self, keys: FabricKeys) -> None:
+        self._keys = keys
+        self._advance()
 
     def _seen(self, lease: Lease) -> Lease:
         found = self._leases.get(lease.subnet.key)

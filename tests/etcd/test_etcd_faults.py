@@ -254,6 +254,29 @@ def test_challenges_end_by_themselves_and_garbage_among_them_asks_nobody(
         assert not seen.wait_for(subnet(1), subnet(2)).challenges
 
 
+def test_key_before_the_newest_is_bound_to_an_etcd_lease_and_garbage_counts_for_nothing(
+    etcd_store: EtcdLeaseStore, raw: Any, prefix: str
+) -> None:
+    etcd_store.make_fabric_key()
+    etcd_store.rotate_fabric_key()
+    _, meta = raw.get(f"{prefix}/fabric-key-previous")
+    assert 0 < raw.get_lease_info(meta.lease_id).grantedTTL <= 60
+    with watched(etcd_store) as seen:
+        seen.wait(lambda view: len(view.fabric_keys.counting) == 2)
+        raw.revoke_lease(meta.lease_id)
+        seen.wait(lambda view: len(view.fabric_keys.counting) == 1)
+        raw.put(f"{prefix}/fabric-key", b"sesame")
+        keys = seen.wait(lambda view: not view.fabric_keys.counting).fabric_keys
+        assert keys.error is not None
+        assert "overlayctl network rotate-key" in keys.error
+        assert "sesame" not in repr(etcd_store.view())
+        assert not etcd_store.make_fabric_key()
+        etcd_store.rotate_fabric_key()
+        seen.wait(lambda view: len(view.fabric_keys.counting) == 1)
+    assert etcd_store.view().fabric_keys.error is None
+    assert raw.get(f"{prefix}/fabric-key-previous")[0] is None
+
+
 def test_malformed_value_never_removes_a_working_peer(
     etcd_store: EtcdLeaseStore, raw: Any, prefix: str
 ) -> None:

@@ -10,6 +10,7 @@ from overlay.model.errors import ConfigError, UsageError
 from overlay.model.lease import Lease
 from overlay.model.subnet import Subnet, parse_subnet
 from overlay.store.base import (
+    KEY_OVERLAP_S,
     ConfigConflictError,
     ContestedLeaseError,
     DuplicateNodeError,
@@ -95,6 +96,61 @@ def test_challenge_shows_in_the_views_of_all_and_again_when_repeated(store: Leas
         seen.wait(lambda v: v.challenges["id-1"].mod_revision > first.mod_revision)
     assert store.acquire(claim(1)).mod_revision > first.mod_revision
     assert not seen.troubles
+
+
+def test_key_of_the_fabric_is_made_once_and_shows_in_the_views_of_all(store: LeaseStore) -> None:
+    assert store.view().fabric_keys.counting == ()
+    with watched(store) as seen:
+        assert store.make_fabric_key()
+        keys = seen.wait(lambda view: view.fabric_keys.newest is not None).fabric_keys
+        assert not store.make_fabric_key()
+    assert store.view().fabric_keys == keys
+    assert keys.newest is not None
+    assert len(keys.newest) == 32
+    assert keys.newest.hex() not in repr(store.view())
+
+
+def test_of_many_that_make_the_key_at_once_one_does(store: LeaseStore) -> None:
+    made: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: made.append(store.make_fabric_key())) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(made) == 8)
+    assert made.count(True) == 1
+    assert store.view().fabric_keys.previous is None
+
+
+def test_both_keys_count_after_a_rotation_and_the_third_last_does_not(store: LeaseStore) -> None:
+    store.make_fabric_key()
+    first = store.view().fabric_keys
+    with watched(store) as seen:
+        store.rotate_fabric_key()
+        second = seen.wait(lambda view: view.fabric_keys.previous is not None).fabric_keys
+        assert second.counting == (second.newest, first.newest)
+        store.rotate_fabric_key()
+        third = seen.wait(lambda view: view.fabric_keys.newest != second.newest).fabric_keys
+    assert third.counting == (third.newest, second.newest)
+    assert store.view().fabric_keys == third
+    assert len({first.newest, second.newest, third.newest}) == 3
+
+
+def test_rotating_where_there_is_no_key_makes_one(store: LeaseStore) -> None:
+    store.rotate_fabric_key()
+    assert len(store.view().fabric_keys.counting) == 1
+
+
+def test_key_before_the_newest_ends_by_itself() -> None:
+    """In memory, where a test can pass the time; for etcd see its own tests."""
+    now = [0.0]
+    store = MemoryLeaseStore(clock=lambda: now[0])
+    store.make_fabric_key()
+    store.rotate_fabric_key()
+    now[0] += KEY_OVERLAP_S - 1
+    assert len(store.view().fabric_keys.counting) == 2
+    now[0] += 1
+    assert len(store.view().fabric_keys.counting) == 1
 
 
 def test_preferred_subnet_is_taken_if_free(store: LeaseStore) -> None:

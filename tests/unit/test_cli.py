@@ -54,6 +54,16 @@ def run(store: MemoryLeaseStore, capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
+def test_key_of_the_fabric_is_rotated_and_never_shown(run: Run, store: MemoryLeaseStore) -> None:
+    status, out, err = run("network", "rotate-key", "-o", "json")
+    assert (status, err, json.loads(out)) == (0, "", {"rotated": True, "overlap_s": 60})
+    newest = store.view().fabric_keys.newest
+    assert newest is not None
+    _, text, _ = run("network", "rotate-key")
+    assert newest.hex() not in out + text
+    assert store.view().fabric_keys.previous == newest
+
+
 def test_leases_are_listed_by_address_as_plain_columns(run: Run) -> None:
     status, out, err = run("leases", "--no-ttl")
     assert (status, err) == (0, "")
