@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from overlay import __version__
+from overlay.agent.mesh import MeshFlags
 from overlay.ipam.spans import Span, parse_span
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import own_namespace
@@ -34,6 +35,7 @@ _MACHINE_ID: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _VARIABLE: Final = "OVERLAYD_"
 _SHORTEST_LEASE_S: Final = 1  # etcd counts in seconds
+_SHORTEST_PROBE_S: Final = 1  # 100 peers, two ways: 200 datagrams a second
 _NODE_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
 
 
@@ -56,6 +58,7 @@ class Flags:
     log_format: str
     log_level: str
     prune_limit: PruneLimit
+    mesh: MeshFlags
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,6 +82,11 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
     ):
         if value not in choices:  # argparse does not look at what comes from the environment
             raise UsageError(f"--{name} {value[:40]!r}: use {', '.join(choices)}")
+    if args.probe_interval < _SHORTEST_PROBE_S:
+        raise UsageError(
+            f"--probe-interval {args.probe_interval:g} s: probe no more often than every "
+            f"{_SHORTEST_PROBE_S} s; --probe-port 0 turns it off"
+        )
     if args.subnet_lease_ttl < _SHORTEST_LEASE_S:
         raise UsageError(
             f"--subnet-lease-ttl {args.subnet_lease_ttl:g} s: a lease lasts at least "
@@ -119,6 +127,9 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
         log_format=args.log_format,
         log_level=args.log_level,
         prune_limit=replace(args.max_prune, delay_s=args.prune_delay),
+        mesh=MeshFlags(
+            args.probe_port, args.probe_interval, args.pmtu_interval, bool(args.pmtu_clamp)
+        ),
     )
 
 
@@ -265,6 +276,17 @@ def flag_parser(environment: Mapping[str, str]) -> _Parser:  # one flag after th
     flag("audit-interval", 60.0, "look at the whole kernel this often (60s)", type=parse_duration)
     flag("max-prune", "50%", "more peers that vanish together are held; off for none", type=_limit)
     flag("prune-delay", 60.0, "how long they are held (60s)", type=parse_duration)
+    flag("probe-port", 9471, "UDP port that agents measure one another by; 0: off", type=_port)
+    flag("probe-interval", 10.0, "probe each peer this often (10s)", type=parse_duration)
+    flag("pmtu-interval", 600.0, "search for path MTUs this often (10m)", type=parse_duration)
+    flag(
+        "pmtu-clamp",
+        False,  # noqa: FBT003
+        "give devices the least path MTU that was found",
+        type=_boolean,
+        nargs="?",
+        const=True,
+    )
     flag("log-format", "text", "text or json", choices=_LOG_FORMATS)
     flag("log-level", "info", "debug, info or warning", choices=_LOG_LEVELS)
     flag(

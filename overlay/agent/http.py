@@ -1,18 +1,25 @@
-"""``/healthz``, ``/readyz`` and ``/metrics`` over HTTP, on loopback unless told otherwise."""
+"""``/healthz``, ``/readyz``, ``/metrics`` and the status page ``/`` over HTTP.
+
+On loopback unless told otherwise; the page on loopback in any case.
+"""
 
 import http.server
 import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from overlay.agent.listen import clients, stop_listening
 from overlay.agent.metrics import render_metrics
+from overlay.agent.page import HEADERS, REFUSAL, may_see
 from overlay.agent.status import Status, stranded_text
 from overlay.model.address import IPAddress
 from overlay.model.attachment import Attachment
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +27,29 @@ IsAlive = Callable[[], bool]
 Stranded = Callable[[], Sequence[Attachment]]
 
 
+class Extras:
+    """What other parts show: a page, and metrics of theirs."""
+
+    def page(self) -> str:
+        """Return the status page."""
+        return "<!DOCTYPE html><title>overlay</title>\n"
+
+    def metrics(self) -> "Iterable[Metric]":
+        """Return metrics beside those of the snapshot."""
+        return ()
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     status: ClassVar[Status]
     is_alive: ClassVar[IsAlive]
     stranded: ClassVar[Stranded]
+    extras: ClassVar[Extras]
     server_version = "overlayd"
     sys_version = ""
     timeout = 10  # seconds for one client
 
     def do_GET(self) -> None:
-        """Answer one of the three pages."""
+        """Answer one of the pages."""
         path = self.path.partition("?")[0]
         if path == "/healthz":
             alive = type(self).is_alive()
@@ -37,10 +57,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif path == "/readyz":
             self._answer_ready()
         elif path == "/metrics":
-            kind, text = render_metrics(self.status, len(type(self).stranded()))
+            stranded = len(type(self).stranded())
+            kind, text = render_metrics(self.status, stranded, self.extras.metrics)
             self._answer(200, kind, text)
+        elif path == "/" and not may_see(self.client_address[0], self.headers.get("Host")):
+            self._answer(403, "text/plain", REFUSAL)
+        elif path == "/":
+            self._answer(200, "text/html; charset=utf-8", self.extras.page(), HEADERS)
         else:
-            self._answer(404, "text/plain", "there are /healthz, /readyz and /metrics\n")
+            self._answer(404, "text/plain", "there are /, /healthz, /readyz and /metrics\n")
 
     def _answer_ready(self) -> None:
         snapshot = self.status.get()
@@ -55,11 +80,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         text = json.dumps(document, indent=2) + "\n"
         self._answer(200 if snapshot.is_ready else 503, "application/json", text)
 
-    def _answer(self, code: int, kind: str, text: str) -> None:
-        body = text.encode()
+    def _answer(
+        self, code: int, kind: str, text: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        body = text.encode(errors="replace")
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -78,6 +107,7 @@ class HttpServer:
         status: Status,
         is_alive: IsAlive,
         stranded: Stranded,
+        extras: Extras | None = None,
     ) -> None:
         handler = type(
             "_BoundHandler",
@@ -86,6 +116,7 @@ class HttpServer:
                 "status": status,
                 "is_alive": staticmethod(is_alive),
                 "stranded": staticmethod(stranded),
+                "extras": extras if extras is not None else Extras(),
             },
         )
         server = type(

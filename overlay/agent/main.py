@@ -28,6 +28,7 @@ from overlay.agent.http import HttpServer
 from overlay.agent.layer2 import Layer2
 from overlay.agent.lessee import Lessee
 from overlay.agent.logs import set_up_logs
+from overlay.agent.mesh_part import MeshPart
 from overlay.agent.notify import notify
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_STORE, Status
@@ -68,6 +69,7 @@ class Agent:
         self.stop = self._host.bell()
         self.status = Status(Events(self._host.wall_clock))
         self._recorder = Recorder(self.status, Journal(flags.state_dir))
+        self.mesh = MeshPart(flags, store, self.status, self._host, clock)
         attachments = Attachments(flags.state_dir / "attachments", flags.reserved)
         layer2 = Layer2(attachments)
         self.reconciler = Reconciler(
@@ -88,9 +90,10 @@ class Agent:
             self.reconciler.sites,
             self._check,
             clock,
-            self._host,
+            self.mesh.host,
             attachments.outside,
         )
+        self.mesh.clamp.wake = self.lessee.wake
 
     def run(self) -> None:
         """Work until stopped. Raises OverlayError for what only an operator can mend."""
@@ -103,6 +106,7 @@ class Agent:
                 "lessee": self._lease,
                 "monitor": self._monitor,
                 "load": self._load,
+                "mesh": functools.partial(self.mesh.run, self.stop),
             }
             for name, target in threads.items():
                 run = functools.partial(self._run_thread, target)
@@ -139,7 +143,8 @@ class Agent:
         flags = self._flags
         stranded = self.cni.stranded
         answers = calls(flags.node, self.status, self.reconciler, self._started_at, stranded)
-        answers |= self.cni.calls() | event_calls(self.status.events)
+        answers |= self.cni.calls() | event_calls(self.status.events) | self.mesh.calls()
+        self.mesh.answers = answers
         try:
             refuse_second(flags.cni_socket)
             self.cni.recover()
@@ -152,7 +157,12 @@ class Agent:
         if flags.healthz_port:
             try:
                 http = HttpServer(
-                    flags.healthz_ip, flags.healthz_port, self.status, self._is_alive, stranded
+                    flags.healthz_ip,
+                    flags.healthz_port,
+                    self.status,
+                    self._is_alive,
+                    stranded,
+                    self.mesh,
                 )
             except OSError as exc:
                 msg = (

@@ -4,7 +4,7 @@ Everything is named here and nowhere else: docs/metrics.md is made of it.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
+    More = Callable[[], Iterable[Metric]]
+
 
 @dataclass(frozen=True, slots=True)
 class Described:
@@ -29,29 +31,37 @@ class Described:
     text: str
 
 
-def render_metrics(status: Status, stranded_pods: int) -> tuple[str, str]:
-    """Return content type and text of ``/metrics``."""
+def render_metrics(
+    status: Status, stranded_pods: int, more: "More" = lambda: ()
+) -> tuple[str, str]:
+    """Return content type and text of ``/metrics``; ``more`` gives those of other parts."""
     from prometheus_client import generate_latest
 
-    text = generate_latest(_registry(status, stranded_pods)).decode()
+    text = generate_latest(_registry(status, stranded_pods, more)).decode()
     return "text/plain; version=0.0.4; charset=utf-8", text
 
 
-def described() -> list[Described]:
+def described(more: "More" = lambda: ()) -> list[Described]:
     """Return all metrics that there are, ours first."""
     suffix = {"counter": "_total", "info": "_info"}
     return [
         Described(
             family.name + suffix.get(family.type, ""),
             family.type,
-            tuple(sorted({n for s in family.samples for n in s.labels} - {"le"})),
+            _labels(family),
             family.documentation,
         )
-        for family in _registry(Status(), 0).collect()
+        for family in _registry(Status(), 0, more).collect()
     ]
 
 
-def _registry(status: Status, stranded_pods: int) -> "CollectorRegistry":
+def _labels(family: "Metric") -> tuple[str, ...]:
+    named = {name for sample in family.samples for name in sample.labels}
+    # A family that has no sample yet knows its labels all the same.
+    return tuple(sorted((named | set(getattr(family, "_labelnames", ()))) - {"le"}))
+
+
+def _registry(status: Status, stranded_pods: int, more: "More") -> "CollectorRegistry":
     from prometheus_client import CollectorRegistry, ProcessCollector
     from prometheus_client.registry import Collector
 
@@ -59,6 +69,7 @@ def _registry(status: Status, stranded_pods: int) -> "CollectorRegistry":
         def collect(self) -> "Iterable[Metric]":
             yield from _snapshot(status.get(), stranded_pods)
             yield from _happened(status)
+            yield from more()
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Agent())

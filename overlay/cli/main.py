@@ -19,6 +19,7 @@ from overlay.cli import (
     explain,
     ipam,
     leases,
+    mesh,
     network,
     node,
 )
@@ -82,6 +83,7 @@ def parser() -> Parser:
     network.add_parser(commands)
     leases.add_parser(commands)
     agent.add_parsers(commands)
+    mesh.add_parsers(commands)
     ipam.add_parser(commands)
     explain.add_parser(commands)
     capture.add_parser(commands)

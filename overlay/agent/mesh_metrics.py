@@ -1,0 +1,78 @@
+"""The mesh's metrics; those with a peer's name are for the measured ones, at most 100."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from overlay.agent.mesh import WAYS, Mesh
+from overlay.agent.mesh_report import needed_bytes
+from overlay.agent.status import Snapshot
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+
+def mesh_families(mesh: Mesh, snapshot: Snapshot) -> "Iterable[Metric]":
+    """Return the metrics as of now."""
+    with mesh.lock:
+        return [*_counted(mesh), *_by_peer(mesh), *_mtu(mesh, snapshot)]
+
+
+def _counted(mesh: Mesh) -> "Iterator[Metric]":
+    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+    text = "Round trips of probes to peers, both agents' part of it included."
+    rtt = HistogramMetricFamily("overlay_mesh_rtt_seconds", text, labels=["path"])
+    text = "Probes that got no echo."
+    lost = CounterMetricFamily("overlay_mesh_probes_lost", text, labels=["path"])
+    for way in WAYS:
+        label, histogram = [way.name.lower()], mesh.histograms[way]
+        rtt.add_metric(label, histogram.cumulative(), histogram.sum_s)
+        lost.add_metric(label, mesh.lost[way])
+    text = "Datagrams to the probe port that were not answered."
+    refused = CounterMetricFamily("overlay_mesh_refused", text, labels=["reason"])
+    for reason, count in mesh.refused.items():
+        refused.add_metric([reason], count)
+    yield from (rtt, lost, refused)
+
+
+def _by_peer(mesh: Mesh) -> "Iterator[Metric]":
+    from prometheus_client.core import GaugeMetricFamily
+
+    names = ["peer", "path"]
+    text = "Average of the last round trips to a peer."
+    rtt = GaugeMetricFamily("overlay_mesh_peer_rtt_seconds", text, labels=names)
+    text = "Share of the last 60 probes to a peer that got no echo."
+    loss = GaugeMetricFamily("overlay_mesh_peer_loss_ratio", text, labels=names)
+    for (tag, way), record in mesh.records.items():
+        label = [_named(mesh, tag), way.name.lower()]
+        if record.average_s is not None:
+            rtt.add_metric(label, record.average_s)
+        if record.loss is not None:
+            loss.add_metric(label, record.loss)
+    yield GaugeMetricFamily(
+        "overlay_mesh_peers_measured", "Peers that are probed.", value=len(mesh.measured)
+    )
+    yield from (rtt, loss)
+
+
+def _mtu(mesh: Mesh, snapshot: Snapshot) -> "Iterator[Metric]":
+    from prometheus_client.core import GaugeMetricFamily
+
+    text = "Largest packet that the underlay carries to a peer and back."
+    found = GaugeMetricFamily("overlay_mesh_path_mtu_bytes", text, labels=["peer"])
+    needed, small = needed_bytes(snapshot.site), 0
+    for tag, result in mesh.mtus.results.items():
+        if result.least is not None and tag in mesh.peers:
+            small += result.least < needed
+            if tag in mesh.measured:
+                found.add_metric([_named(mesh, tag)], result.least)
+    yield found
+    text = "Peers whose path carries less than this node's devices send."
+    yield GaugeMetricFamily("overlay_mesh_path_mtu_too_small_peers", text, value=small)
+
+
+def _named(mesh: Mesh, tag: bytes) -> str:
+    """Return the peer's name, with its subnet where another one has the same."""
+    peer = mesh.peers[tag]
+    is_alone = sum(other.name == peer.name for other in mesh.peers.values()) == 1
+    return peer.name if is_alone else f"{peer.name} {peer.subnet}"

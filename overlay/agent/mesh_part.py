@@ -1,0 +1,55 @@
+"""The mesh as one part of the agent: what runs, what is answered, shown and counted."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from overlay.agent.flags import Flags
+from overlay.agent.host import Host
+from overlay.agent.http import Extras
+from overlay.agent.mesh import Mesh
+from overlay.agent.mesh_clamp import Clamp
+from overlay.agent.mesh_metrics import mesh_families
+from overlay.agent.mesh_report import mesh_calls
+from overlay.agent.page import Answers, status_page
+from overlay.agent.status import Status
+from overlay.store.base import LeaseStore, StopSignal
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+
+class MeshPart(Extras):
+    """``host`` is the machine as the lessee shall see it; ``answers`` is what the page shows."""
+
+    def __init__(
+        self,
+        flags: Flags,
+        store: LeaseStore,
+        status: Status,
+        host: Host,
+        clock: Callable[[], float],
+    ) -> None:
+        self._status = status
+        self._mesh = Mesh(flags.mesh, flags.node, status, store, clock)
+        self.clamp = Clamp(host.find_underlay, is_on=flags.mesh.clamp)
+        self.host = replace(host, find_underlay=self.clamp.find_underlay)
+        self.answers: Answers = {}
+        self._mesh.ceiling = self.clamp.ceiling
+        self._mesh.mtu_found = lambda results: self.clamp.found(results, status.get())
+
+    def run(self, stop: StopSignal) -> None:
+        """Measure until ``stop`` is set."""
+        self._mesh.run(stop)
+
+    def calls(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        """Return what the node's socket answers."""
+        return mesh_calls(self._mesh, self._status)
+
+    def page(self) -> str:
+        """Return the status page."""
+        return status_page(self.answers, self._status)
+
+    def metrics(self) -> "Iterable[Metric]":
+        """Return the mesh's metrics."""
+        return mesh_families(self._mesh, self._status.get())

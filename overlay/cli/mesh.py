@@ -1,0 +1,104 @@
+"""``mesh`` and ``mtu``: how good the ways between the nodes are."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any, Final
+
+from overlay.cli import shapes
+from overlay.cli.control import call
+from overlay.cli.flags import Parser, socket_path, with_output
+from overlay.cli.out import Output
+from overlay.mesh.matrix import Cell, matrix
+
+_MOST_COLUMNS: Final = 12  # nodes; more, and a table of ways is shown
+_NUMBER: Final = (int, float, None)
+_RECORD: Final = ({"rtt_ms": _NUMBER, "loss": _NUMBER, "silent": bool}, None)
+_MESH: Final[shapes.Shape] = {
+    "node": str,
+    "error": (str, None),
+    "peers": [{"node": str, "overlay": _RECORD, "underlay": _RECORD}],
+    "links": [
+        {
+            "from": str,
+            "to": str,
+            "overlay_ms": _NUMBER,
+            "overlay_loss": _NUMBER,
+            "underlay_ms": _NUMBER,
+            "underlay_loss": _NUMBER,
+        }
+    ],
+}
+_SIZE: Final = (int, None)
+_MTU: Final[shapes.Shape] = {
+    "needed": _SIZE,
+    "device_mtu": _SIZE,
+    "underlay_mtu": _SIZE,
+    "error": (str, None),
+    "peers": [{"node": str, "public": str, "out": _SIZE, "back": _SIZE, "fits": (bool, None)}],
+}
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the two commands."""
+    about = "round trips and losses between the nodes; status 1 when a peer does not answer"
+    mesh: Parser = commands.add_parser("mesh", help=about, description=about)
+    text = "as they are without the overlay"
+    mesh.add_argument("--underlay", action="store_true", help=text)
+    text = f"a line a way, also for {_MOST_COLUMNS} nodes and fewer"
+    mesh.add_argument("--links", action="store_true", help=text)
+    mesh.set_defaults(run=with_output(show_mesh))
+    about = "the largest packet that reaches each peer, and the devices; status 1 when one is less"
+    mtu: Parser = commands.add_parser("mtu", help=about, description=about)
+    mtu.add_argument("--now", action="store_true", help="search anew instead of the last answer")
+    mtu.set_defaults(run=with_output(show_mtu))
+
+
+def show_mesh(args: Namespace, out: Output) -> int:
+    """Print the matrix, from the node at the left to the node at the top, in milliseconds."""
+    found = call(socket_path(args), "mesh", like=_MESH)
+    way = "underlay" if args.underlay else "overlay"
+    shown = matrix(found, way, len(found["peers"]) + 1)
+    if not out.is_table:
+        out.document(found)
+    elif args.links or len(shown.names) > _MOST_COLUMNS:
+        rows = [[*names, *_words(cell)] for names, cell in sorted(shown.cells.items())]
+        out.table(("FROM", "TO", "MS", "LOST"), rows, found)
+    else:
+        cells = [
+            [origin, *("" if origin == to else shown.cell(origin, to) for to in shown.names)]
+            for origin in shown.names
+        ]
+        out.table((f"{way.upper()} MS", *shown.names), cells, found)
+    if found["error"] and out.is_table:
+        out.line(f"not measured: {found['error']}")
+    return 1 if found["error"] or any(_is_silent(peer) for peer in found["peers"]) else 0
+
+
+def show_mtu(args: Namespace, out: Output) -> int:
+    """Print each path's MTU beside what the devices need; 1 when one carries less."""
+    found = call(socket_path(args), "mtu", {"now": True} if args.now else None, like=_MTU)
+    rows = [
+        [p["node"], p["public"], p["out"], p["back"], found["needed"], _verdict(p, found)]
+        for p in found["peers"]
+    ]
+    out.table(("NODE", "ADDRESS", "THERE", "BACK", "NEEDED", ""), rows, found)
+    if found["error"] and out.is_table:
+        out.line(f"not measured: {found['error']}")
+    return 1 if found["error"] or any(p["fits"] is not True for p in found["peers"]) else 0
+
+
+def _verdict(peer: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    if peer["fits"] is None:
+        return "no answer: is UDP --probe-port open on both nodes?"
+    if peer["fits"]:
+        return "fits"
+    room = min(peer["out"], peer["back"]) - (found["needed"] - (found["device_mtu"] or 0))
+    return f"too small: set Backend.MTU {room}, or start overlayd with --pmtu-clamp"
+
+
+def _is_silent(peer: Mapping[str, Any]) -> bool:
+    return any(peer[way] is not None and peer[way]["silent"] for way in ("overlay", "underlay"))
+
+
+def _words(cell: Cell) -> tuple[object, str]:
+    return cell.rtt_ms, "" if cell.loss is None else f"{cell.loss:.0%}"

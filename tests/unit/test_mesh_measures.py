@@ -1,0 +1,105 @@
+"""Which peers are measured, what is kept of it, and how a path MTU is searched."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlay.mesh.path_mtu import PathMtu, Search
+from overlay.mesh.record import Histogram, Record
+from overlay.mesh.sample import sample
+from overlay.mesh.seal import node_tag
+
+TAGS = [node_tag(f"n{number}") for number in range(1000)]
+
+
+def test_all_peers_are_measured_where_they_are_few() -> None:
+    assert sample(TAGS[0], TAGS[1:101], 5) == sorted(TAGS[1:101])
+
+
+def test_sample_is_bounded_stable_and_drawn_anew() -> None:
+    first = sample(TAGS[0], TAGS[1:], 0)
+    assert len(first) == 100
+    assert sample(TAGS[0], TAGS[1:][::-1], 0) == first
+    assert sample(TAGS[0], TAGS[1:], 1) != first
+    assert sample(TAGS[1], TAGS[2:], 0) != first
+    gone = first[0]
+    left = sample(TAGS[0], [tag for tag in TAGS[1:] if tag != gone], 0)
+    assert len(set(first) - set(left)) == 1
+
+
+def test_everybody_is_in_somebodys_sample() -> None:
+    seen = {tag for own in TAGS[:60] for tag in sample(own, [t for t in TAGS if t != own], 0)}
+    assert len(seen) > 990
+
+
+def test_record_of_answers_and_losses() -> None:
+    record = Record()
+    assert (record.loss, record.is_silent) == (None, False)
+    for rtt_s in (0.004, 0.002, 0.002):
+        record.answered(rtt_s)
+    record.missed()
+    assert (record.sent, record.lost, record.loss) == (4, 1, 0.25)
+    assert (record.least_s, record.last_s) == (0.002, 0.002)
+    assert record.average_s is not None
+    assert 0.002 < record.average_s < 0.004
+    record.missed()
+    assert not record.is_silent
+    record.missed()
+    assert record.is_silent
+    record.answered(0.002)
+    assert not record.is_silent
+
+
+def test_losses_are_forgotten_after_sixty_probes() -> None:
+    record = Record()
+    record.missed()
+    for _ in range(60):
+        record.answered(0.001)
+    assert (record.loss, record.lost) == (0.0, 1)
+
+
+def test_histogram_counts_what_is_no_longer_than_a_bound() -> None:
+    histogram = Histogram()
+    for rtt_s in (0.0001, 0.00011, 7):
+        histogram.add(rtt_s)
+    rows = dict(histogram.cumulative())
+    assert (rows["0.0001"], rows["0.00025"], rows["2.5"], rows["+Inf"]) == (1, 2, 2, 3)
+    assert histogram.sum_s == pytest.approx(7.00021)
+
+
+def found(search: Search, limit: int, *, lost: int = 0) -> tuple[int | None, int]:
+    """Search a path of ``limit`` bytes that also loses the first ``lost`` datagrams."""
+    rounds = 0
+    while not search.is_done:
+        rounds += 1
+        assert rounds < 20
+        for size in search.sizes():
+            if size <= limit and lost <= 0:
+                search.heard(size)
+            lost -= 1
+        search.waited()
+    return search.result, rounds
+
+
+@given(st.integers(576, 9000), st.integers(576, 9000))
+def test_search_finds_any_limit(ceiling: int, limit: int) -> None:
+    result, rounds = found(Search(576, ceiling), limit)
+    assert result == min(ceiling, limit)
+    assert rounds <= 10
+
+
+def test_path_without_trouble_takes_one_round() -> None:
+    assert found(Search(576, 1500), 1500) == (1500, 1)
+
+
+def test_path_that_carries_nothing_has_no_answer() -> None:
+    assert found(Search(576, 1500), 0) == (None, 2)
+
+
+def test_one_lost_round_is_no_small_path() -> None:
+    assert found(Search(576, 1500), 1500, lost=2) == (1500, 2)
+
+
+def test_least_of_both_directions() -> None:
+    assert PathMtu(1500, 1400).least == 1400
+    assert PathMtu(1500, None).least is None
