@@ -46,6 +46,7 @@ def _search(mesh: Mesh) -> None:
 def mesh_document(mesh: Mesh) -> dict[str, Any]:
     """Return this node's peers, and all that is known of who reaches whom. Hold the lock."""
     names = {mesh.own: mesh.node.name, **{tag: peer.name for tag, peer in mesh.peers.items()}}
+    measured = [mesh.peers[tag] for tag in mesh.measured]
     links = [_link(mesh.node.name, names[tag], mesh.row(tag)) for tag in mesh.measured]
     for sender, rows in mesh.told.items():
         for tag, row in rows.items():
@@ -56,7 +57,7 @@ def mesh_document(mesh: Mesh) -> dict[str, Any]:
         "probe_port": mesh.flags.port,
         "interval_s": mesh.flags.interval_s,
         "error": mesh.error,
-        "peers": [_peer(mesh, mesh.peers[tag]) for tag in mesh.measured],
+        "peers": [_peer(mesh, peer) for peer in sorted(measured, key=lambda peer: peer.name)],
         "not_measured": len(mesh.peers) - len(mesh.measured),
         "links": links,
         "refused": dict(mesh.refused),

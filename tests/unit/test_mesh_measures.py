@@ -34,7 +34,7 @@ def test_everybody_is_in_somebodys_sample() -> None:
 
 def test_record_of_answers_and_losses() -> None:
     record = Record()
-    assert (record.loss, record.is_silent) == (None, False)
+    assert record.loss is None
     for rtt_s in (0.004, 0.002, 0.002):
         record.answered(rtt_s)
     record.missed()
@@ -42,12 +42,22 @@ def test_record_of_answers_and_losses() -> None:
     assert (record.least_s, record.last_s) == (0.002, 0.002)
     assert record.average_s is not None
     assert 0.002 < record.average_s < 0.004
-    record.missed()
-    assert not record.is_silent
-    record.missed()
-    assert record.is_silent
-    record.answered(0.002)
-    assert not record.is_silent
+
+
+def test_three_misses_in_a_row_are_silence_until_the_next_answer() -> None:
+    record, heard = Record(), [record_is_silent(Record(), "")]
+    for step in ("answer", "miss", "miss", "miss", "answer"):
+        heard.append(record_is_silent(record, step))
+    assert heard == [False, False, False, False, True, False]
+    assert record_is_silent(Record(), "miss")
+
+
+def record_is_silent(record: Record, step: str) -> bool:
+    if step == "answer":
+        record.answered(0.002)
+    elif step:
+        record.missed()
+    return record.is_silent
 
 
 def test_losses_are_forgotten_after_sixty_probes() -> None:
