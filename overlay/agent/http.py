@@ -9,12 +9,14 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from overlay.agent.ask import MOST_BYTES, Answer
 from overlay.agent.listen import clients, stop_listening
 from overlay.agent.metrics import render_metrics
 from overlay.agent.page import HEADERS, REFUSAL, may_see
 from overlay.agent.status import Status, stranded_text
+from overlay.mesh.ask import PATH
 from overlay.model.address import IPAddress
 from overlay.model.attachment import Attachment
 
@@ -27,16 +29,20 @@ IsAlive = Callable[[], bool]
 Stranded = Callable[[], Sequence[Attachment]]
 
 
-class Extras:
-    """What other parts show: a page, and metrics of theirs."""
+class Extras(Protocol):
+    """What other parts show and answer here."""
 
     def page(self) -> str:
         """Return the status page."""
-        return "<!DOCTYPE html><title>overlay</title>\n"
 
     def metrics(self) -> "Iterable[Metric]":
         """Return metrics beside those of the snapshot."""
-        return ()
+
+    def challenge(self) -> Answer:
+        """Return a nonce for a question of another node."""
+
+    def ask(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Return the answer to a question of another node."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -60,12 +66,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             stranded = len(type(self).stranded())
             kind, text = render_metrics(self.status, stranded, self.extras.metrics)
             self._answer(200, kind, text)
+        elif path == PATH:
+            self._reply(self.extras.challenge())
         elif path == "/" and not may_see(self.client_address[0], self.headers.get("Host")):
             self._answer(403, "text/plain", REFUSAL)
         elif path == "/":
             self._answer(200, "text/html; charset=utf-8", self.extras.page(), HEADERS)
         else:
             self._answer(404, "text/plain", "there are /, /healthz, /readyz and /metrics\n")
+
+    def do_POST(self) -> None:
+        """Answer a question of another node."""
+        length = self.headers.get("Content-Length", "")
+        if not self.path.startswith(f"{PATH}/") or not length.isdecimal():
+            self._answer(404, "text/plain", f"questions go to {PATH}/CALL\n")
+        elif len(length) > 9 or int(length) > MOST_BYTES:
+            self._answer(413, "text/plain", f"at most {MOST_BYTES} bytes\n")
+        else:
+            body = self.rfile.read(int(length))
+            headers = {name.title(): value for name, value in self.headers.items()}
+            self._reply(self.extras.ask(self.path, headers, body))
+
+    def _reply(self, answer: Answer) -> None:
+        self._answer(answer.status, "application/json", answer.body.decode(), answer.headers)
 
     def _answer_ready(self) -> None:
         snapshot = self.status.get()
@@ -107,7 +130,7 @@ class HttpServer:
         status: Status,
         is_alive: IsAlive,
         stranded: Stranded,
-        extras: Extras | None = None,
+        extras: Extras,
     ) -> None:
         handler = type(
             "_BoundHandler",
@@ -116,7 +139,7 @@ class HttpServer:
                 "status": status,
                 "is_alive": staticmethod(is_alive),
                 "stranded": staticmethod(stranded),
-                "extras": extras if extras is not None else Extras(),
+                "extras": extras,
             },
         )
         server = type(

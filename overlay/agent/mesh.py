@@ -128,13 +128,14 @@ class Mesh:
                 self._step_mtu(now)
         sockets.close()
 
-    def _keys(self) -> FabricKeys:
+    def keys(self) -> FabricKeys:
+        """Return the keys that count now; any thread may ask."""
         view = self._status.get().view
         return view.fabric_keys if view is not None else NO_KEYS
 
     def _key(self) -> None:
         """See to it that there is a key, once there is a view that shows none."""
-        keys = self._keys()
+        keys = self.keys()
         if keys.newest is not None:
             self._say(None)
         elif keys.error is not None:
@@ -195,7 +196,7 @@ class Mesh:
         self._send_to(peer.underlay, message, length)
 
     def _send_to(self, address: IPAddress, message: Message, length: int) -> None:
-        key = self._keys().newest
+        key = self.keys().newest
         if key is not None and self._sockets is not None:
             self._sockets.send(address, pack(message, key, length))
 
@@ -204,7 +205,7 @@ class Mesh:
     ) -> None:
         now = self._clock()
         try:
-            message, key = unpack(data, self._keys().counting, self.own)
+            message, key = unpack(data, self.keys().counting, self.own)
             if message.kind is Kind.PROBE:
                 sockets.answer(self._answers.echo(message, key), family, sender)
             elif message.path in WAYS:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from overlay.agent.ask import Answer, Asks
 from overlay.agent.flags import Flags
 from overlay.agent.host import Host
-from overlay.agent.http import Extras
 from overlay.agent.mesh import Mesh
 from overlay.agent.mesh_clamp import Clamp
 from overlay.agent.mesh_metrics import mesh_families
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 
-class MeshPart(Extras):
+class MeshPart:
     """``host`` is the machine as the lessee shall see it; ``answers`` is what the page shows."""
 
     def __init__(
@@ -32,6 +32,7 @@ class MeshPart(Extras):
     ) -> None:
         self._status = status
         self._mesh = Mesh(flags.mesh, flags.node, status, store, clock)
+        self._asks = Asks(flags.node.id, self._mesh.keys, self._asked(), clock)
         self.clamp = Clamp(host.find_underlay, is_on=flags.mesh.clamp)
         self.host = replace(host, find_underlay=self.clamp.find_underlay)
         self.answers: Answers = {}
@@ -45,6 +46,19 @@ class MeshPart(Extras):
     def calls(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """Return what the node's socket answers."""
         return mesh_calls(self._mesh, self._status)
+
+    def _asked(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        """Return what other nodes may ask, without arguments: none costs more than it says."""
+        own = self.calls()["mesh"]
+        return {"mesh": lambda _given: own({})}
+
+    def challenge(self) -> Answer:
+        """Return a nonce for a question of another node."""
+        return self._asks.challenge()
+
+    def ask(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Return the answer to a question of another node."""
+        return self._asks.answer(path, headers, body)
 
     def page(self) -> str:
         """Return the status page."""

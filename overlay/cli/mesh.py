@@ -5,11 +5,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from overlay.cli import shapes
+from overlay.cli.ask import ask
 from overlay.cli.control import call
-from overlay.cli.flags import Parser, socket_path, with_output
+from overlay.cli.flags import Parser, etcd_config, socket_path, with_output
 from overlay.cli.out import Output
 from overlay.mesh.matrix import Cell, matrix
+from overlay.model.errors import UsageError
+from overlay.store.base import LeaseStore
 
+_HTTP_PORT: Final = 9470
 _MOST_COLUMNS: Final = 12  # nodes; more, and a table of ways is shown
 _NUMBER: Final = (int, float, None)
 _RECORD: Final = ({"rtt_ms": _NUMBER, "loss": _NUMBER, "silent": bool}, None)
@@ -46,6 +50,10 @@ def add_parsers(commands: Any) -> None:
     mesh.add_argument("--underlay", action="store_true", help=text)
     text = f"a line a way, also for {_MOST_COLUMNS} nodes and fewer"
     mesh.add_argument("--links", action="store_true", help=text)
+    text = "ask another node's agent, over HTTP, under the fabric's key"
+    mesh.add_argument("--at", metavar="NODE", default="", help=text)
+    text = f"its --healthz-port ({_HTTP_PORT})"
+    mesh.add_argument("--at-port", metavar="PORT", default=str(_HTTP_PORT), help=text)
     mesh.set_defaults(run=with_output(show_mesh))
     about = "the largest packet that reaches each peer, and the devices; status 1 when one is less"
     mtu: Parser = commands.add_parser("mtu", help=about, description=about)
@@ -55,7 +63,7 @@ def add_parsers(commands: Any) -> None:
 
 def show_mesh(args: Namespace, out: Output) -> int:
     """Print the matrix, from the node at the left to the node at the top, in milliseconds."""
-    found = call(socket_path(args), "mesh", like=_MESH)
+    found = _ask(args) if args.at else call(socket_path(args), "mesh", like=_MESH)
     way = "underlay" if args.underlay else "overlay"
     shown = matrix(found, way, len(found["peers"]) + 1)
     if not out.is_table:
@@ -72,6 +80,17 @@ def show_mesh(args: Namespace, out: Output) -> int:
     if found["error"] and out.is_table:
         out.line(f"not measured: {found['error']}")
     return 1 if found["error"] or any(_is_silent(peer) for peer in found["peers"]) else 0
+
+
+def _ask(args: Namespace) -> dict[str, Any]:
+    """Return another node's answer; the store says where it is and what the key is."""
+    if not args.at_port.isdecimal() or not 0 < int(args.at_port) < 65536:
+        raise UsageError(f"--at-port {args.at_port[:20]!r}: use 1 to 65535")
+    store: LeaseStore = args.open_store(etcd_config(args))
+    try:
+        return ask(store.view(), args.at, int(args.at_port), "mesh", like=_MESH)
+    finally:
+        store.close()
 
 
 def show_mtu(args: Namespace, out: Output) -> int:

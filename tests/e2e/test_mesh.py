@@ -9,7 +9,7 @@ import pytest
 
 from overlay.mesh.seal import node_tag
 from overlay.mesh.wire import Kind, Message, Path, pack
-from tests.e2e.agents import RunningAgent
+from tests.e2e.agents import BIN, RunningAgent
 from tests.e2e.hub import Hub, HubNode
 from tests.kernel.netns import eventually
 
@@ -154,7 +154,9 @@ def test_only_a_fresh_question_under_the_key_is_answered(mesh: Mesh) -> None:
         }  # fmt: skip
 
 
-def test_page_is_for_the_node_itself(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_page_is_for_the_node_itself_and_others_ask_under_the_key(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     hub = Hub(tmp_path_factory.mktemp("open"))
     try:
         hub.begin()
@@ -166,6 +168,13 @@ def test_page_is_for_the_node_itself(tmp_path_factory: pytest.TempPathFactory) -
         far = hub.netns_of_hub.run(*curl, "http://192.0.2.1:9470/", check=False)
         assert far == "403"
         assert hub.netns_of_hub.run(*curl, "http://192.0.2.1:9470/healthz") == "200"
+        endpoint = f"--etcd-endpoints={hub.etcd.endpoint}"
+        ask = (str(BIN / "overlayctl"), endpoint, "-o", "json", "mesh", "--at", "n1")
+        eventually(lambda: hub.store("s.view().fabric_keys.newest is not None"), what="the key")
+        eventually(lambda: hub.netns_of_hub.run(*ask, check=False), timeout_s=20, what="an answer")
+        assert json.loads(hub.netns_of_hub.run(*ask))["node"] == "n1"
+        post = ("-X", "POST", "-d", "{}", "http://192.0.2.1:9470/ask/mesh")
+        assert hub.netns_of_hub.run(*curl, *post) == "400"
         named = ("-H", "Host: evil.example:9470", "http://127.0.0.1:9470/")
         assert hub.nodes[0].netns.run(*curl, *named) == "403"
     finally:

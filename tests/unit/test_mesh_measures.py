@@ -33,8 +33,8 @@ def test_everybody_is_in_somebodys_sample() -> None:
 
 
 def test_record_of_answers_and_losses() -> None:
+    assert Record().loss is None
     record = Record()
-    assert record.loss is None
     for rtt_s in (0.004, 0.002, 0.002):
         record.answered(rtt_s)
     record.missed()
@@ -45,9 +45,8 @@ def test_record_of_answers_and_losses() -> None:
 
 
 def test_three_misses_in_a_row_are_silence_until_the_next_answer() -> None:
-    record, heard = Record(), [record_is_silent(Record(), "")]
-    for step in ("answer", "miss", "miss", "miss", "answer"):
-        heard.append(record_is_silent(record, step))
+    record, steps = Record(), ("", "answer", "miss", "miss", "miss", "answer")
+    heard = [record_is_silent(record, step) for step in steps]
     assert heard == [False, False, False, False, True, False]
     assert record_is_silent(Record(), "miss")
 
