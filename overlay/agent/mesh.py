@@ -115,18 +115,26 @@ class Mesh:
         slot_at = self._clock()
         while not stop.is_set():
             due_at = min(slot_at, self.mtus.due_at)
-            for data, family, sender in sockets.receive(due_at - self._clock()):
-                with self.lock:
-                    self._hear(sockets, data, family, sender)
+            self._listen(sockets, due_at - self._clock())
             now = self._clock()
             if now >= slot_at:
                 slot_at = max(slot_at + slot_s, now)
                 self._key()
                 with self.lock:
-                    self._next_slot(now)
+                    peers = self._next_slot(now)
+                for peer in peers:
+                    with self.lock:
+                        self._probe(peer)
+                    # An echo that waited for the other probes of the slot would seem late.
+                    self._listen(sockets, 0.0)
             with self.lock:
                 self._step_mtu(now)
         sockets.close()
+
+    def _listen(self, sockets: ProbeSockets, timeout_s: float) -> None:
+        for data, family, sender in sockets.receive(timeout_s):
+            with self.lock:
+                self._hear(sockets, data, family, sender)
 
     def keys(self) -> FabricKeys:
         """Return the keys that count now; any thread may ask."""
@@ -153,7 +161,8 @@ class Mesh:
             log.warning("mesh: %s", error)
         self.error = error
 
-    def _next_slot(self, now: float) -> None:
+    def _next_slot(self, now: float) -> list[Peer]:
+        """Count what did not come back; return whom to probe now."""
         wait_s = min(_ECHO_S, self.flags.interval_s)
         for nonce, (tag, way, sent_at) in tuple(self._asked.items()):
             if now - sent_at < wait_s:
@@ -166,8 +175,7 @@ class Mesh:
         if self._slot == 0:
             self._round += 1
         self._choose()
-        for tag in self.measured[self._slot :: _SLOTS]:
-            self._probe(self.peers[tag])
+        return [self.peers[tag] for tag in self.measured[self._slot :: _SLOTS]]
 
     def _choose(self) -> None:
         """Bring the peers that are measured in step with the leases."""
