@@ -78,7 +78,7 @@ class Mesh:
         self.mtus = PathMtus(node.id, _nonce, self._send)
         self.mtu_found: MtuFound = lambda _results: None
         self.ceiling: Callable[[Snapshot], int] = lambda s: s.site.underlay.mtu if s.site else 0
-        self._answers = Answers(self._rows, clock)
+        self._answers = Answers(lambda: self.measured, self.row, clock)
         self._asked: dict[bytes, tuple[bytes, Path, float]] = {}  # by nonce, oldest first
         self._sockets: ProbeSockets | None = None
         self._chosen_by: tuple[object, object, object, int] | None = None
@@ -230,13 +230,11 @@ class Mesh:
         del self._asked[echo.nonce]
         tag, way, sent_at = asked
         self.histograms[way].add(now - sent_at)
-        if (tag, way) in self.records:
-            self.records[tag, way].answered(now - sent_at)
+        if (tag, way) not in self.records:
+            return  # it is no peer any more
+        self.records[tag, way].answered(now - sent_at)
         known = self.told.setdefault(tag, {})
         known.update((row.tag, row) for row in echo.rows if row.tag in {self.own, *self.peers})
-
-    def _rows(self) -> list[Row]:
-        return [self.row(tag) for tag in self.measured]
 
     def row(self, tag: bytes) -> Row:
         """Return what this node measured of a peer."""

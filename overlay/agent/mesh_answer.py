@@ -11,10 +11,16 @@ _PER_S: Final = 4000.0  # echoes; a search for path MTUs comes in bursts
 
 
 class Answers:
-    """``rows`` tells what this node measured of others; an echo carries some in turn."""
+    """``row`` tells what this node measured of one of ``tags``; an echo carries some in turn."""
 
-    def __init__(self, rows: Callable[[], Sequence[Row]], clock: Callable[[], float]) -> None:
-        self._rows = rows
+    def __init__(
+        self,
+        tags: Callable[[], Sequence[bytes]],
+        row: Callable[[bytes], Row],
+        clock: Callable[[], float],
+    ) -> None:
+        self._tags = tags
+        self._row = row
         self._clock = clock
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._next_row = 0
@@ -43,9 +49,9 @@ class Answers:
         return pack(echo, key, probe.size)
 
     def _some_rows(self) -> tuple[Row, ...]:
-        rows = self._rows()
-        if len(rows) <= MOST_ROWS:
-            return tuple(rows)
-        first = self._next_row % len(rows)
-        self._next_row = first + MOST_ROWS
-        return tuple((*rows[first:], *rows[:first])[:MOST_ROWS])
+        tags = self._tags()
+        if len(tags) > MOST_ROWS:
+            first = self._next_row % len(tags)
+            self._next_row = first + MOST_ROWS
+            tags = [*tags[first : first + MOST_ROWS], *tags[:first]][:MOST_ROWS]
+        return tuple(self._row(tag) for tag in tags)

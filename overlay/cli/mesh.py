@@ -9,7 +9,7 @@ from overlay.cli.ask import ask
 from overlay.cli.control import call
 from overlay.cli.flags import Parser, etcd_config, socket_path, with_output
 from overlay.cli.out import Output
-from overlay.mesh.matrix import Cell, matrix
+from overlay.mesh.matrix import Cell, matrix, way_of
 from overlay.model.errors import UsageError
 from overlay.store.base import LeaseStore
 
@@ -64,7 +64,7 @@ def add_parsers(commands: Any) -> None:
 def show_mesh(args: Namespace, out: Output) -> int:
     """Print the matrix, from the node at the left to the node at the top, in milliseconds."""
     found = _ask(args) if args.at else call(socket_path(args), "mesh", like=_MESH)
-    way = "underlay" if args.underlay else "overlay"
+    way = "underlay" if args.underlay else way_of(found)
     shown = matrix(found, way, len(found["peers"]) + 1)
     if not out.is_table:
         out.document(found)

@@ -3,7 +3,7 @@
 Names come from the store, where anybody who may write there wrote them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ def spelled_ms(value: float) -> str:
     return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def least_and_most(cells: Iterable[Cell]) -> tuple[float, float] | None:
-    """Return the shortest and the longest round trip of ``cells``, None where there is none."""
-    known = [cell.rtt_ms for cell in cells if cell.rtt_ms is not None and not cell.is_dead]
-    return (min(known), max(known)) if known else None
+def way_of(document: Mapping[str, Any]) -> str:
+    """Return the way to show: ``overlay``, or ``underlay`` where the backend has no tunnel."""
+    peers = document["peers"]
+    return "overlay" if not peers or any(peer["overlay"] for peer in peers) else "underlay"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
 
-from overlay.mesh.matrix import matrix
+from overlay.mesh.matrix import matrix, way_of
 from overlay.mesh.svg import draw_matrix, draw_topology
 
 Document = Mapping[str, Any]
@@ -115,20 +115,21 @@ def _drawings(mesh: Document) -> Iterable[str]:
     yield "<h2>Mesh</h2>"
     if mesh.get("error"):
         yield f'<p class="bad">{_text(mesh["error"])}</p>'
-    overlay = matrix(mesh, "overlay", _MOST_DRAWN)
-    if len(overlay.names) < 2:
+    way = way_of(mesh)
+    shown = matrix(mesh, way, _MOST_DRAWN)
+    if len(shown.names) < 2:
         yield '<p class="dim">No peer with an agent of this fabric yet.</p>'
         return
     yield '<div class="drawings">'
-    heat, circle = draw_matrix(overlay, "overlay round trips"), draw_topology(overlay, "topology")
+    heat, circle = draw_matrix(shown, "round trips"), draw_topology(shown, "topology")
     for picture, text in (
-        (heat, "overlay: round trips in ms, from the node at the left to the node at the top"),
+        (heat, f"{way}: round trips in ms, from the node at the left to the node at the top"),
         (circle, "each half of a line is as its node measured it"),
     ):
         yield f"<figure>{picture}<figcaption>{text}</figcaption></figure>"
     yield "</div>"
-    if overlay.left_out:
-        yield f'<p class="dim">{overlay.left_out} nodes with better round trips are not drawn.</p>'
+    if shown.left_out:
+        yield f'<p class="dim">{shown.left_out} nodes with better round trips are not drawn.</p>'
 
 
 def _peers(mesh: Document) -> Iterable[str]:

@@ -16,10 +16,11 @@ BUCKETS_S: Final = (
 class Record:
     """One way to one peer. Times are in seconds; None where no echo has come yet."""
 
-    __slots__ = ("_window", "average_s", "last_s", "least_s", "lost", "sent")
+    __slots__ = ("_missing", "_window", "average_s", "last_s", "least_s", "lost", "sent")
 
     def __init__(self) -> None:
         self._window: deque[bool] = deque(maxlen=WINDOW)
+        self._missing = 0  # in the window
         self.sent = 0
         self.lost = 0
         self.average_s: float | None = None
@@ -29,7 +30,7 @@ class Record:
     def answered(self, rtt_s: float) -> None:
         """Note an echo."""
         self.sent += 1
-        self._window.append(True)
+        self._note(is_answered=True)
         self.last_s = rtt_s
         self.least_s = rtt_s if self.least_s is None else min(self.least_s, rtt_s)
         before = rtt_s if self.average_s is None else self.average_s
@@ -39,14 +40,20 @@ class Record:
         """Note a probe without an echo."""
         self.sent += 1
         self.lost += 1
-        self._window.append(False)
+        self._note(is_answered=False)
+
+    def _note(self, *, is_answered: bool) -> None:
+        if len(self._window) == WINDOW:
+            self._missing -= not self._window[0]
+        self._missing += not is_answered
+        self._window.append(is_answered)
 
     @property
     def loss(self) -> float | None:
         """Return the share of the last WINDOW probes that got no echo; None before the first."""
         if not self._window:
             return None
-        return self._window.count(False) / len(self._window)
+        return self._missing / len(self._window)
 
     @property
     def is_silent(self) -> bool:

@@ -181,6 +181,47 @@ def test_page_is_for_the_node_itself_and_others_ask_under_the_key(
         hub.close()
 
 
+@pytest.mark.parametrize(
+    ("config", "has_overlay"),
+    [
+        pytest.param(
+            '{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:1::/48",'
+            ' "Egress": {"Mode": "isolated"}, "Backend": {"Type": "vxlan"}}',
+            True,
+            id="IPv6, isolated",
+        ),
+        pytest.param(
+            '{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}', False, id="no tunnel"
+        ),
+    ],
+)
+def test_other_networks_are_measured_too(
+    config: str, has_overlay: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    hub = Hub(tmp_path_factory.mktemp("other"))
+    try:
+        hub.begin(config)
+        for node in (hub.node(1), hub.node(2)):
+            address = f"2001:db8::{node.number}/64"
+            node.netns.ip("addr", "add", address, "dev", "eth0", "nodad")
+            node.start("--probe-interval=1s").wait_ready()
+
+        def peer() -> dict[str, Any] | None:
+            peers = measured(hub.nodes[0])["peers"]
+            found: dict[str, Any] | None = peers[0] if peers else None
+            ways = ("overlay", "underlay") if has_overlay else ("underlay",)
+            return found if found and all(found[w] and found[w]["rtt_ms"] for w in ways) else None
+
+        found = eventually(peer, timeout_s=20, what="a round trip")
+        assert found is not None
+        assert (found["overlay"] is not None) is has_overlay
+        assert len(hub.nodes[0].overlayctl("mesh", "--links").splitlines()) >= 2
+        document = json.loads(hub.nodes[0].overlayctl("-o", "json", "mtu", "--now"))
+        assert [(p["out"], p["back"], p["fits"]) for p in document["peers"]] == [(1500, 1500, True)]
+    finally:
+        hub.close()
+
+
 def test_taken_probe_port_costs_the_measuring_alone(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -76,12 +76,17 @@ class Clock:
         return self.now
 
 
+def answering() -> Answers:
+    rows = {row.tag: row for row in ROWS}
+    return Answers(lambda: list(rows), rows.__getitem__, Clock())
+
+
 def numbered(number: int, path: Path = Path.OVERLAY, size: int = 0) -> Message:
     return Message(Kind.PROBE, path, A, B, number.to_bytes(16, "big"), size)
 
 
 def test_probe_is_echoed_once() -> None:
-    answers = Answers(lambda: ROWS, Clock())
+    answers = answering()
     echo, key = unpack(answers.echo(PROBE, KEY), (KEY,), A)
     assert (echo.kind, echo.sender, echo.nonce, echo.rows) == (Kind.ECHO, B, NONCE, ROWS)
     assert key == KEY
@@ -90,14 +95,14 @@ def test_probe_is_echoed_once() -> None:
 
 
 def test_echo_for_a_path_mtu_has_the_size_wanted_and_no_rows() -> None:
-    data = Answers(lambda: ROWS, Clock()).echo(numbered(1, Path.MTU_BACK, 1472), KEY)
+    data = answering().echo(numbered(1, Path.MTU_BACK, 1472), KEY)
     assert len(data) == 1472
     assert unpack(data, (KEY,), A)[0].rows == ()
 
 
 def test_echoes_a_second_are_bounded() -> None:
     clock = Clock()
-    answers = Answers(tuple, clock)
+    answers = Answers(list, Row, clock)
     for number in range(4000):
         answers.echo(numbered(number), KEY)
     with pytest.raises(MessageError, match="too-many"):
@@ -108,7 +113,7 @@ def test_echoes_a_second_are_bounded() -> None:
 
 def test_rows_that_do_not_fit_one_echo_come_with_the_next() -> None:
     tags = [node_tag(str(number)) for number in range(45)]
-    answers = Answers(lambda: [Row(tag, 0.1) for tag in tags], Clock())
+    answers = Answers(lambda: tags, Row, Clock())
     seen = set()
     for number in range(3):
         seen |= {row.tag for row in unpack(answers.echo(numbered(number), KEY), (KEY,), A)[0].rows}
