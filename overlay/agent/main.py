@@ -101,7 +101,7 @@ class Agent:
             stack.callback(self._recorder.close)
             self._listen(stack)
             self._record(stack)
-            threads = {
+            threads: dict[str, Callable[[], None]] = {
                 "watch": self._watch,
                 "lessee": self._lease,
                 "monitor": self._monitor,
