@@ -67,6 +67,7 @@ class Mesh:
         self._store = store
         self._clock = clock
         self.lock = threading.Lock()
+        self._searched = threading.Condition(self.lock)
         self.error: str | None = None if flags.port else "off: --probe-port is 0"
         self.peers: dict[bytes, Peer] = {}  # all that could be measured
         self.measured: list[bytes] = []  # those that are
@@ -104,11 +105,15 @@ class Mesh:
             log.exception("peers are not measured any more, by a fault of ours")
             self.error = f"ended by a fault: {exc}"
 
-    def ask_mtu(self) -> None:
-        """Begin a search for path MTUs now; any thread may ask."""
-        self._mtu_asked.set()
-        if self._sockets is not None:
+    def search_mtu(self, timeout_s: float) -> None:
+        """Search for path MTUs and wait for the end of it; any thread may ask, without the lock."""
+        with self.lock:
+            before = self.mtus.searches
+            if self._sockets is None or self.error is not None or not self.peers:
+                return
+            self._mtu_asked.set()
             self._sockets.wake()
+            self._searched.wait_for(lambda: self.mtus.searches != before, timeout_s)
 
     def _measure(self, sockets: ProbeSockets, stop: StopSignal) -> None:
         slot_s = self.flags.interval_s / _SLOTS
@@ -257,6 +262,7 @@ class Mesh:
             self.mtus.step(now)
         if self.mtus.searches != self._searches_told:
             self._searches_told = self.mtus.searches
+            self._searched.notify_all()
             self.mtu_found(self.mtus.results)
 
 

@@ -1,6 +1,5 @@
 """What the mesh found, as documents: the calls ``mesh`` and ``mtu`` of the node's socket."""
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -14,7 +13,6 @@ from overlay.model.address import Family
 from overlay.plan.planner import Site
 
 _MTU_WAIT_S: Final = 10.0  # for a search; a path that swallows much takes four seconds
-_POLL_S: Final = 0.02
 
 
 def mesh_calls(mesh: Mesh, status: Status) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
@@ -23,7 +21,7 @@ def mesh_calls(mesh: Mesh, status: Status) -> dict[str, Callable[[Mapping[str, A
     def show_mtu(given: Mapping[str, Any]) -> dict[str, Any]:
         # The last answer is there at once; --now asks every peer anew.
         if given.get("now") is True or not mesh.mtus.results:
-            _search(mesh)
+            mesh.search_mtu(_MTU_WAIT_S)
         with mesh.lock:
             return mtu_document(mesh, status.get())
 
@@ -32,15 +30,6 @@ def mesh_calls(mesh: Mesh, status: Status) -> dict[str, Callable[[Mapping[str, A
             return mesh_document(mesh)
 
     return {"mesh": show_mesh, "mtu": show_mtu}
-
-
-def _search(mesh: Mesh) -> None:
-    before, deadline = mesh.mtus.searches, time.monotonic() + _MTU_WAIT_S
-    mesh.ask_mtu()
-    while mesh.error is None and mesh.peers and time.monotonic() < deadline:
-        if mesh.mtus.searches != before:
-            return
-        time.sleep(_POLL_S)
 
 
 def mesh_document(mesh: Mesh) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from overlay.model.errors import UsageError
 from overlay.store.base import LeaseStore
 
 _HTTP_PORT: Final = 9470
-_MOST_COLUMNS: Final = 12  # nodes; more, and a table of ways is shown
+_MOST_COLUMNS: Final = 12  # nodes; more, and a line for each of this node's ways is shown
 _NUMBER: Final = (int, float, None)
 _RECORD: Final = ({"rtt_ms": _NUMBER, "loss": _NUMBER, "silent": bool}, None)
 _MESH: Final[shapes.Shape] = {
@@ -48,7 +48,7 @@ def add_parsers(commands: Any) -> None:
     mesh: Parser = commands.add_parser("mesh", help=about, description=about)
     text = "as they are without the overlay"
     mesh.add_argument("--underlay", action="store_true", help=text)
-    text = f"a line a way, also for {_MOST_COLUMNS} nodes and fewer"
+    text = "a line a way, for all that is known"
     mesh.add_argument("--links", action="store_true", help=text)
     text = "ask another node's agent, over HTTP, under the fabric's key"
     mesh.add_argument("--at", metavar="NODE", default="", help=text)
@@ -69,7 +69,12 @@ def show_mesh(args: Namespace, out: Output) -> int:
     if not out.is_table:
         out.document(found)
     elif args.links or len(shown.names) > _MOST_COLUMNS:
-        rows = [[*names, *_words(cell)] for names, cell in sorted(shown.cells.items())]
+        ways = sorted(shown.cells.items())
+        rows = [
+            [*names, *_words(cell)]
+            for names, cell in ways
+            if args.links or names[0] == found["node"]
+        ]
         out.table(("FROM", "TO", "MS", "LOST"), rows, found)
     else:
         cells = [
