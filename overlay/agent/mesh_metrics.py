@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from overlay.agent.mesh import WAYS, Mesh
+from overlay.agent.mesh import WAYS, Mesh, MeshFlags
 from overlay.agent.mesh_report import needed_bytes
-from overlay.agent.status import Snapshot
+from overlay.agent.status import Snapshot, Status
+from overlay.model.node import NodeIdentity
+from overlay.store.memory import MemoryLeaseStore
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -15,6 +17,12 @@ def mesh_families(mesh: Mesh, snapshot: Snapshot) -> "Iterable[Metric]":
     """Return the metrics as of now."""
     with mesh.lock:
         return [*_counted(mesh), *_by_peer(mesh), *_mtu(mesh, snapshot)]
+
+
+def idle_families() -> "Iterable[Metric]":
+    """Return the metrics of an agent that has measured nothing yet."""
+    idle = Mesh(MeshFlags(), NodeIdentity("", ""), Status(), MemoryLeaseStore())
+    return mesh_families(idle, Snapshot())
 
 
 def _counted(mesh: Mesh) -> "Iterator[Metric]":

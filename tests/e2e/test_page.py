@@ -97,6 +97,8 @@ def test_page_is_drawn_and_names_from_the_store_do_nothing(node: HubNode, tmp_pa
     assert "<img" not in document
     assert "&lt;script&gt;" in document
     assert document.count("<svg") == 2
+    assert "<h2>Recent events</h2>" in document
+    assert "<td>agent-ready</td>" in document
     for name in ("n1", "n2", "n3", "n4", "n5"):
         assert f">{name}</text>" in document
         assert f"<td>{name}</td>" in document
