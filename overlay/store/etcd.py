@@ -34,7 +34,7 @@ from overlay.store.etcd_errors import GoneError, OutcomeUnknownError
 from overlay.store.etcd_keys import changed_since, list_all, read_key
 from overlay.store.etcd_table import CONFIG, LeaseReader, LeaseTable
 from overlay.store.etcd_watch import EtcdWatch, OpenStream
-from overlay.store.etcd_write import EtcdWriter
+from overlay.store.etcd_write import EtcdWriter, Seen
 from overlay.store.refusals import checked_config, claimant_of, lost, refusal, reservation_of
 
 log = logging.getLogger(__name__)
@@ -110,16 +110,19 @@ class EtcdLeaseStore:
         A value of ours that somebody made unreadable is written over: the key
         is the one that was claimed for as long as it is not created anew.
         """
-        seen = lease.mod_revision
+        seen = _seen(lease)
         renewed = self._rewrite(lease, attributes, ttl_s, seen)
         if renewed is None:
             now = read_key(self._connection, self._writer.subnet_key(lease.subnet))
             if (
                 now is not None
                 and now.create_revision == lease.create_revision
+                and now.lease_id in {0, lease.lease_id}
                 and not _is_readable(lease.subnet.key, now.value or b"")
             ):
-                renewed = self._rewrite(lease, attributes, ttl_s, now.mod_revision)
+                renewed = self._rewrite(
+                    lease, attributes, ttl_s, Seen(now.mod_revision, now.lease_id)
+                )
         if renewed is None:
             raise lost(lease)
         return renewed
@@ -144,7 +147,7 @@ class EtcdLeaseStore:
             elif found.is_permanent:
                 return found
             else:
-                made = self._writer.put(subnet, found.attributes, 0, found.mod_revision)
+                made = self._writer.put(subnet, found.attributes, 0, _seen(found))
                 if made is not None:
                     self._writer.revoke_unused(found.lease_id)
                     return made
@@ -201,6 +204,7 @@ class EtcdLeaseStore:
             self._reader,
             self._root,
             open_stream=self._open_stream,
+            clock=self._clock,
             uniform=self._uniform,
         )
         watch.run(deliver, trouble, stop)
@@ -224,7 +228,7 @@ class EtcdLeaseStore:
         decision = decide(view, claimant_of(claim), claim.config, self._choose)
         if isinstance(decision, Adopt):
             old = decision.lease
-            lease = self._rewrite(old, claim.attributes, claim.ttl_s, old.mod_revision)
+            lease = self._rewrite(old, claim.attributes, claim.ttl_s, _seen(old))
         elif isinstance(decision, Create):
             lease = self._claim(decision.subnet, claim, view.revision)
         else:
@@ -260,15 +264,19 @@ class EtcdLeaseStore:
         return gives_way(lease, others)
 
     def _rewrite(
-        self, lease: Lease, attributes: LeaseAttributes, ttl_s: int, seen: int
+        self, lease: Lease, attributes: LeaseAttributes, ttl_s: int, seen: Seen
     ) -> Lease | None:
-        """Write over a lease with a new time to live; None if it is not at revision ``seen``."""
+        """Write over a lease with a new time to live; None if it is not as it was ``seen``."""
         lease_id = 0 if lease.is_permanent else self._writer.grant(ttl_s)
         written = self._writer.put(lease.subnet, attributes, lease_id, seen)
         unused = lease.lease_id if written is not None else lease_id
         if unused:
             self._writer.revoke_unused(unused)
         return written
+
+
+def _seen(lease: Lease) -> Seen:
+    return Seen(lease.mod_revision, lease.lease_id)
 
 
 def _is_readable(key: str, value: bytes) -> bool:

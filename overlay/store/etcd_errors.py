@@ -34,6 +34,10 @@ class CompactedError(StoreUnavailableError):
     """The revision that was asked for is compacted away: list again."""
 
 
+class ResyncError(StoreUnavailableError):
+    """The store is not in the history that was seen last: list again."""
+
+
 class GoneError(StoreUnavailableError):
     """The etcd lease that a call names has ended."""
 

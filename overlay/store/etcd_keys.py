@@ -5,7 +5,7 @@ from typing import Any, Final, TypeAlias
 import etcd3.utils
 
 from overlay.store.etcd_connection import EtcdConnection
-from overlay.store.etcd_errors import CompactedError
+from overlay.store.etcd_errors import CompactedError, ResyncError
 from overlay.store.etcd_table import CHALLENGES, FABRIC_KEY, SUBNETS, KeyValue, Listing
 
 # Keys a page: 25,000 leases in one answer exceed gRPC's 4 MiB, and one page
@@ -18,13 +18,23 @@ Answer: TypeAlias = Any  # etcdrpc.RangeResponse, which has no types
 def list_all(connection: EtcdConnection, root: str) -> Listing:
     """Return the config and all subnets at one revision.
 
-    A compaction that takes that revision away between two pages starts it again.
+    A compaction that takes that revision away between two pages, or a store
+    that is put back between them, starts it again.
     """
     while True:
         try:
             return _list_once(connection, root)
-        except CompactedError:
+        except (CompactedError, ResyncError):
             continue
+
+
+def list_keys(connection: EtcdConnection, root: str, revision: int) -> tuple[KeyValue, ...]:
+    """Return config and subnets as they were at ``revision``, without their values.
+
+    Raises CompactedError when nobody knows any more, and ResyncError when the
+    store was put back meanwhile.
+    """
+    return _list_once(connection, root, revision).keys
 
 
 def changed_since(connection: EtcdConnection, root: str, revision: int) -> tuple[KeyValue, ...]:
@@ -61,27 +71,39 @@ def key_value(found: Any) -> KeyValue:
     )
 
 
-def _list_once(connection: EtcdConnection, root: str) -> Listing:
+def _list_once(connection: EtcdConnection, root: str, at: int | None = None) -> Listing:
+    """Return everything at one revision; at an older one, ``at``, without values."""
     keys: list[KeyValue] = []
-    revision: int | None = None  # the first answer's pins all later ones
+    revision, cluster_id = at, 0  # the first answer's pin all later ones
     # Challenges, config and the fabric's keys are neighbors in etcd's order: one question for all.
     _, keys_end = prefix_range(f"{root}{FABRIC_KEY}")
     challenges, _ = prefix_range(f"{root}{CHALLENGES}")
     for first, end in ((challenges, keys_end), prefix_range(f"{root}{SUBNETS}")):
         start = first
         while True:
-            answer = _page(connection, start, end, revision)
-            revision = int(answer.header.revision) if revision is None else revision
+            answer = _page(connection, start, end, revision, keys_only=at is not None)
+            seen, cluster = int(answer.header.revision), int(answer.header.cluster_id)
+            revision, cluster_id = revision or seen, cluster_id or cluster
+            if cluster != cluster_id or seen < revision:
+                msg = f"etcd was put back while revision {revision} was read"
+                raise ResyncError(msg)
             keys += [key_value(kv) for kv in answer.kvs]
             if not answer.more or not answer.kvs:
                 break
             start = bytes(answer.kvs[-1].key) + b"\0"
-    return Listing(revision or 0, int(answer.header.cluster_id), tuple(keys))
+    return Listing(revision or 0, cluster_id, tuple(keys))
 
 
 def _page(
-    connection: EtcdConnection, start: bytes, end: bytes | None, revision: int | None
+    connection: EtcdConnection,
+    start: bytes,
+    end: bytes | None,
+    revision: int | None,
+    *,
+    keys_only: bool,
 ) -> Answer:
     return connection.read(
-        lambda client: client.get_response(start, range_end=end, limit=PAGE, revision=revision)
+        lambda client: client.get_response(
+            start, range_end=end, limit=PAGE, revision=revision, keys_only=keys_only
+        )
     )

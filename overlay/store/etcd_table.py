@@ -120,6 +120,7 @@ class LeaseTable:
         self._skipped: dict[str, SkippedKey] = {}
         self._challenges: dict[str, Challenge] = {}
         self._keys: dict[str, bytes] = {}  # the fabric's, as they stand
+        self._seen: dict[bytes, tuple[int, int, int]] = {}  # what each key's state is told by
         self._config: NetworkConfig | None = None
         self._config_error: str | None = None
         self.config_revision = 0  # 0 where there is no config
@@ -130,7 +131,7 @@ class LeaseTable:
     def replace(self, listing: Listing) -> None:
         """Take over a whole listing; what is not in it is gone."""
         self._reader.retain(found.key for found in listing.keys)
-        before, self._leases, self._skipped = self._leases, {}, {}
+        before, self._leases, self._skipped, self._seen = self._leases, {}, {}, {}
         self._challenges = {}
         self._keys = {}
         self._set_config(None)
@@ -150,6 +151,15 @@ class LeaseTable:
             is_changed = self._take(event) or is_changed
             self.revision = max(self.revision, event.mod_revision)
         return is_changed
+
+    def is_made_of(self, keys: Iterable[KeyValue]) -> bool:
+        """Return whether the table holds exactly ``keys``, which need no values.
+
+        Two histories of a store may give one key the same revision, but
+        hardly the same etcd lease.
+        """
+        found = {each.key: _state(each) for each in keys if self._is_of_fabric(each)}
+        return self._seen == found
 
     def view(self) -> LeaseView:
         """Return what the table now holds; the view does not change any more."""
@@ -177,20 +187,25 @@ class LeaseTable:
     def _is_lease(self, found: KeyValue) -> bool:
         return found.key.startswith(self._reader.root + SUBNETS.encode())
 
+    def _is_of_fabric(self, found: KeyValue) -> bool:
+        return self._is_lease(found) or (
+            self._name(found) in {CONFIG, FABRIC_KEY, FABRIC_KEY_PREVIOUS}
+            or self._name(found).startswith(CHALLENGES)
+        )
+
+    def _name(self, found: KeyValue) -> str:
+        """Return a key without the prefix."""
+        return found.key[len(self._reader.root) :].decode(errors="replace")
+
     def _take(self, found: KeyValue) -> bool:
-        if found.key == self._reader.root + CONFIG.encode():
-            self._set_config(found if found.value is not None else None)
-            return True
-        name = found.key[len(self._reader.root) :].decode(errors="replace")
-        if name in {FABRIC_KEY, FABRIC_KEY_PREVIOUS}:
-            self._keys.pop(name, None)
-            if found.value is not None:
-                self._keys[name] = found.value
-            return True
-        if found.key.startswith(self._reader.root + CHALLENGES.encode()):
-            return self._take_challenge(found)
-        if not self._is_lease(found):
+        if not self._is_of_fabric(found):
             return False
+        if found.value is None:
+            self._seen.pop(found.key, None)
+        else:
+            self._seen[found.key] = _state(found)
+        if not self._is_lease(found):
+            return self._take_fact(self._name(found), found)
         name = self._reader.name(found.key)
         self._skipped.pop(name, None)
         if found.value is None:
@@ -202,6 +217,18 @@ class LeaseTable:
             self._leases[name] = result
         else:
             self._skipped[name] = result
+        return True
+
+    def _take_fact(self, name: str, found: KeyValue) -> bool:
+        """Take over what is no lease: config, key or challenge."""
+        if name == CONFIG:
+            self._set_config(found if found.value is not None else None)
+            return True
+        if name.startswith(CHALLENGES):
+            return self._take_challenge(found)
+        self._keys.pop(name, None)
+        if found.value is not None:
+            self._keys[name] = found.value
         return True
 
     def _take_challenge(self, found: KeyValue) -> bool:
@@ -233,3 +260,7 @@ class LeaseTable:
             self._config = parse_network_config(self.config_text)
         except ConfigError as exc:
             self._config_error = str(exc)
+
+
+def _state(found: KeyValue) -> tuple[int, int, int]:
+    return (found.create_revision, found.mod_revision, found.lease_id)

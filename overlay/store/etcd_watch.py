@@ -10,6 +10,7 @@ import logging
 import queue
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, Self, TypeAlias
 
@@ -22,11 +23,12 @@ from overlay.store.etcd_errors import (
     CALL_ERRORS,
     CertificateError,
     CompactedError,
+    ResyncError,
     StaleConnectionError,
     TokenError,
     translate,
 )
-from overlay.store.etcd_keys import key_value, list_all, prefix_range
+from overlay.store.etcd_keys import key_value, list_all, list_keys, prefix_range
 from overlay.store.etcd_table import CONFIG, KeyValue, LeaseReader, LeaseTable
 
 log = logging.getLogger(__name__)
@@ -36,11 +38,9 @@ Answer: TypeAlias = Any  # etcdrpc.WatchResponse, which has no types
 _IDLE_CHECK_S: Final = 15.0  # so many seconds of silence, then one linearizable read
 _STOP_POLL_S: Final = 0.2  # how late a stop may be noticed
 _BACKOFF_S: Final = (0.05, 0.8)  # first and longest pause after a failure
+# A store is put back by stopping all members; they are not back before that.
+_PUT_BACK_S: Final = 1.0
 _DELETE: Final = 1  # mvccpb.Event.EventType
-
-
-class ResyncError(StoreUnavailableError):
-    """The store is not the one that was seen last: list again."""
 
 
 class Stream(Protocol):
@@ -74,8 +74,10 @@ class EtcdWatch:
         root: str,
         *,
         open_stream: OpenStream | None = None,
+        clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        self._clock = clock
         self._connection = connection
         self._open_stream = open_stream if open_stream is not None else _GrpcStream
         self._uniform = uniform
@@ -95,11 +97,12 @@ class EtcdWatch:
         while not stop.is_set():
             try:
                 is_resumed = not self._must_list
+                listed_at = self._clock()
                 if self._must_list:
                     self._table.replace(list_all(self._connection, self._root))
                     self._must_list = False
                     deliver(self._table.view())
-                for is_changed in self._follow(stop, is_resumed=is_resumed):
+                for is_changed in self._follow(stop, None if is_resumed else listed_at):
                     if told is not None:
                         told = None
                         trouble(None)
@@ -132,17 +135,34 @@ class EtcdWatch:
             msg = "another etcd cluster answers"
             raise ResyncError(msg)
 
-    def _follow(self, stop: StopSignal, *, is_resumed: bool) -> Iterator[bool]:
-        """Apply changes as they come; yield whether there were any, first False once it runs."""
+    def _verify(self) -> None:
+        """Look whether the store's history goes through what the table holds.
+
+        A store that was put back may be past our revision again, with the id
+        that its cluster always had: the revision alone does not tell.
+        """
+        if not self._table.is_made_of(
+            list_keys(self._connection, self._root, self._table.revision)
+        ):
+            msg = f"etcd was put back; it never was what was seen at {self._table.revision}"
+            raise ResyncError(msg)
+
+    def _follow(self, stop: StopSignal, listed_at: float | None) -> Iterator[bool]:
+        """Apply changes as they come; yield whether there were any, first False once it runs.
+
+        ``listed_at`` is when the table was listed, None for a watch that is taken up again.
+        """
         member = self._connection.member()
         try:
-            if is_resumed:
+            if listed_at is None:
                 self._check(member)
             with self._open_stream(member, self._root, self._table.revision + 1) as stream:
                 created = stream.next(self._connection.attempt_s, stop)
                 if stop.is_set():
                     return
                 self._accept(created)
+                if listed_at is None or self._clock() - listed_at > _PUT_BACK_S:
+                    self._verify()
                 yield False
                 yield from self._changes(stream, member, stop)
         except (StoreUnavailableError, CertificateError) as exc:

@@ -6,9 +6,11 @@ have been done.
 
 import contextlib
 import logging
+from dataclasses import dataclass
 from typing import Any, Final
 
-from etcd3.transactions import Create, Delete, Get, Mod, Put
+import etcd3.etcdrpc as rpc
+from etcd3.transactions import BaseCompare, Create, Delete, Get, Mod, Put
 
 from overlay.model.lease import Lease, LeaseAttributes, format_attributes
 from overlay.model.subnet import Subnet
@@ -27,6 +29,37 @@ from overlay.store.etcd_table import (
 log = logging.getLogger(__name__)
 
 _NO_V4: Final = "0.0.0.0-0"  # how every key without an IPv4 subnet starts
+
+
+class Bound(BaseCompare):  # type: ignore[misc]  # etcd3 has no types
+    """Compares the etcd lease that a key is bound to.
+
+    An etcd that was put back to a backup gives its revisions out again, so a
+    revision alone may name another node's claim; its leases have random ids.
+    """
+
+    def build_compare(self, compare: Any) -> None:
+        """Write the comparison into etcd's own message."""
+        compare.target = rpc.Compare.LEASE
+        compare.lease = int(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A key as its writer last saw it; 0 and 0 for one that was not there.
+
+    ``lease_id`` is None where it may be bound to anything.
+    """
+
+    mod_revision: int
+    lease_id: int | None
+
+    def compare(self, key: bytes) -> list[Any]:
+        """Return the conditions under which ``key`` is still as it was seen."""
+        conditions = [Mod(key) == self.mod_revision]
+        if self.lease_id is not None:
+            conditions.append(Bound(key) == self.lease_id)
+        return conditions
 
 
 class EtcdWriter:
@@ -85,16 +118,16 @@ class EtcdWriter:
         return _lease(subnet, attributes, found)
 
     def put(
-        self, subnet: Subnet, attributes: LeaseAttributes, lease_id: int, seen: int
+        self, subnet: Subnet, attributes: LeaseAttributes, lease_id: int, seen: Seen
     ) -> Lease | None:
-        """Write over a lease that is still at revision ``seen``; None if it is not."""
+        """Write over a lease that is still as it was ``seen``; None if it is not."""
         key, value = self.subnet_key(subnet), format_attributes(attributes)
         found = self._replace(key, value, lease_id, seen)
         return _lease(subnet, attributes, found)
 
     def put_text(self, key: str, text: str, seen: int) -> bool:
         """Write over the text of ``key`` if that is still at revision ``seen``, 0 for none."""
-        found = self._replace(f"{self._root}{key}".encode(), text.encode(), 0, seen)
+        found = self._replace(f"{self._root}{key}".encode(), text.encode(), 0, Seen(seen, None))
         return found is not None
 
     def put_challenge(self, attributes: LeaseAttributes, lease_id: int) -> None:
@@ -137,7 +170,7 @@ class EtcdWriter:
     def delete(self, lease: Lease) -> bool:
         """Delete a lease that is still as it was seen; return whether it is gone by that."""
         key = self.subnet_key(lease.subnet)
-        compare = [Mod(key) == lease.mod_revision]
+        compare = Seen(lease.mod_revision, lease.lease_id).compare(key)
         try:
             done, _ = self._connection.write(
                 lambda client: client.transaction(compare, [Delete(key)], [])
@@ -151,14 +184,14 @@ class EtcdWriter:
             self.revoke_unused(lease.lease_id)
         return bool(done)
 
-    def _replace(self, key: bytes, value: bytes, lease_id: int, seen: int) -> KeyValue | None:
+    def _replace(self, key: bytes, value: bytes, lease_id: int, seen: Seen) -> KeyValue | None:
         try:
-            return self._transact([Mod(key) == seen], [Put(key, value, lease_id), Get(key)])
+            return self._transact(seen.compare(key), [Put(key, value, lease_id), Get(key)])
         except OutcomeUnknownError:
             now = read_key(self._connection, key)
             if now is not None and (now.value, now.lease_id) == (value, lease_id):
                 return now
-            if (now.mod_revision if now is not None else 0) == seen:
+            if (now.mod_revision if now is not None else 0) == seen.mod_revision:
                 raise
             return None
 
