@@ -4,6 +4,7 @@ The defaults are this machine's; a simulation passes in its own.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,11 +25,17 @@ from overlay.plan.backend import Backend, Tunnel
 from overlay.plan.registry import load_backend
 
 
+def boot_clock() -> float:
+    """Return monotonic seconds that also pass while the machine sleeps, as etcd's leases do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """One machine; ``bell`` makes an event that a thread waits on."""
 
     wall_clock: Callable[[], datetime] = wall_clock
+    boot_clock: Callable[[], float] = boot_clock
     bell: Callable[[], Bell] = threading.Event
     kernel: Callable[[], Kernel] = NetlinkKernel
     firewall: Callable[[], PacketFilter] = Firewall

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_FIRST_S: Final = 0.5
 _RETRY_MOST_S: Final = 30.0
+_LATE_S: Final = 2.0  # for which a view may be older than our own claim
+_ASK_AGAIN_S: Final = 60.0  # whether the lease is ours, while the views do not show it
 
 Check = Callable[[Backend, Underlay], None]
 PodsOutside = Callable[[Subnet], Sequence[Attachment]]
@@ -103,6 +105,7 @@ class Lessee:
         self._is_rival_sought = False
         self._renew_at = float("inf")
         self._look_at = float("inf")  # at the underlay; the first config makes the first look
+        self._ask_at = float("inf")  # the store itself, because the views lack our claim
         self._must_look = False
         self._retry_s = 0.0
         self._claimed_at = ""
@@ -125,7 +128,7 @@ class Lessee:
                 self._step()
                 self._retry_s = 0.0
                 is_asking = self._twins.is_asking  # a renewal that is due waits for the answer
-                due_at = self._twins.decide_at if is_asking else self._renew_at
+                due_at = self._twins.decide_at if is_asking else min(self._renew_at, self._ask_at)
                 wake_at = min(due_at, self._look_at)
             except (UnderlayError, DeviceConflictError, DuplicateNodeError) as exc:
                 if self._site is None:
@@ -175,6 +178,7 @@ class Lessee:
             self._status.update(lessee_error=None)
 
     def _wait_for_config(self, view: LeaseView) -> None:
+        self._look_at = self._clock() + self._flags.audit_interval_s
         phase = WAITING_CONFIG if view.config_error is None else CONFIG_INVALID
         text = view.config_error or (
             f"{self._flags.etcd.prefix}/config does not exist; write it with "
@@ -309,13 +313,20 @@ class Lessee:
             log.warning("the network config no longer offers %s", own.subnet)
             self._claim(wanted, view)
             return
+        is_spoiled = False
         if view.revision >= self._settled_at:
+            # A value that somebody spoiled hides this node from those that start now.
+            is_spoiled = any(skipped.key == own.subnet.key for skipped in view.skipped)
             stored = view.leases.get(own.subnet.key)
+            self._ask_at = float("inf")
             if stored is None or not _is_same_claim(stored, own):
                 self._claim(wanted, view)
                 return
             self._refuse_twins(stored, own, view)
             own = replace(stored, attributes=own.attributes)
+        elif self._is_lost_in(view, own):
+            self._claim(wanted, view)
+            return
         if wanted.attributes.public != own.attributes.public:
             self._twins.refuse_address(wanted.attributes, view.leases.values())
         if wanted.config == site.config and wanted.underlay != site.underlay:
@@ -324,8 +335,8 @@ class Lessee:
             if wanted.underlay.local != site.underlay.local:
                 # What comes from an address that is gone would only run into its deadline.
                 self._store.reconnect()
-        must_answer = self._twins.must_answer(view, own)
-        if wanted.attributes != own.attributes or self._clock() >= self._renew_at or must_answer:
+        must_write = self._twins.must_answer(view, own) or is_spoiled
+        if wanted.attributes != own.attributes or self._clock() >= self._renew_at or must_write:
             self._twins.will_write(wanted.attributes)
             try:
                 own = self._store.renew(own, wanted.attributes, self._flags.lease_ttl_s)
@@ -337,6 +348,22 @@ class Lessee:
             self._note(Kind.LEASE_RENEWED, f"renewed the lease of {own.subnet}")
             self._written(own)
         self._hand_over(wanted, own)
+
+    def _is_lost_in(self, view: LeaseView, own: Lease) -> bool:
+        """Return whether a view that is older than our claim shows that the claim is lost.
+
+        Such a view is late, as a rule. One that stays so comes from a store
+        that was put back to an older state: the store itself is asked then.
+        """
+        now = self._clock()
+        if _shows(view, own):
+            self._ask_at = float("inf")
+        elif now >= self._ask_at:
+            self._status.update(phase=CLAIMING)  # until the store has said whose it is
+            is_lost = not _shows(self._store.view(), own)
+            self._ask_at = now + _ASK_AGAIN_S
+            return is_lost
+        return False
 
     def _refuse_twins(self, stored: Lease, own: Lease, view: LeaseView) -> None:
         """Raise DuplicateNodeError when another node has our identity or address, and came first.
@@ -362,6 +389,7 @@ class Lessee:
     def _schedule(self, own: Lease) -> None:
         due_s = self._flags.lease_ttl_s - self._flags.renew_margin_s
         self._renew_at = float("inf") if own.is_permanent else self._clock() + due_s
+        self._ask_at = self._clock() + _LATE_S
 
     def _hand_over(self, wanted: _Wanted, own: Lease) -> None:
         site = Site(wanted.config, wanted.backend, own, wanted.underlay)
@@ -373,6 +401,11 @@ class Lessee:
         # In this order: the reconciler makes "programming" to "running".
         self._status.update(phase=PROGRAMMING, lessee_error=None)
         self._sites.put(site)
+
+
+def _shows(view: LeaseView, own: Lease) -> bool:
+    stored = view.leases.get(own.subnet.key)
+    return stored is not None and _is_same_claim(stored, own)
 
 
 def _is_same_claim(stored: Lease, own: Lease) -> bool:

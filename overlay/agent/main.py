@@ -23,7 +23,7 @@ from overlay.agent.event_journal import Journal
 from overlay.agent.event_recorder import Recorder
 from overlay.agent.events import Events
 from overlay.agent.flags import Flags, parse_flags
-from overlay.agent.host import Host
+from overlay.agent.host import Host, boot_clock
 from overlay.agent.http import HttpServer
 from overlay.agent.layer2 import Layer2
 from overlay.agent.lessee import Lessee
@@ -89,7 +89,7 @@ class Agent:
             self.status,
             self.reconciler.sites,
             self._check,
-            clock,
+            self._host.boot_clock,
             self.mesh.host,
             attachments.outside,
         )
@@ -262,7 +262,8 @@ def _require_root() -> None:
 def _open_store(flags: Flags) -> LeaseStore:
     from overlay.store.etcd import EtcdLeaseStore  # gRPC: 0.2 s, not for --help
 
-    return EtcdLeaseStore(flags.etcd)
+    # Sleep counts: a store may be put back meanwhile.
+    return EtcdLeaseStore(flags.etcd, clock=boot_clock)
 
 
 def run() -> NoReturn:
