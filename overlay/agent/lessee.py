@@ -143,24 +143,34 @@ class Lessee:
             self._bell.wait(max(0.0, min(wake_at - self._clock(), 3600.0)))
 
     def _trouble(self, exc: OverlayError) -> float:
-        """Report what failed; return when to try again, whatever else is due meanwhile."""
+        """Report what failed; return when to try again, or to renew if that comes first."""
         text = str(exc)
         if self._status.get().lessee_error != text:
             log.warning("%s", text)
         self._status.update(lessee_error=text)
         self._retry_s = min(max(self._retry_s * 2, _RETRY_FIRST_S), _RETRY_MOST_S)
-        return self._clock() + self._retry_s
+        now = self._clock()
+        # A renewal that is due already is what failed, perhaps.
+        retry_at = now + self._retry_s
+        return retry_at if self._renew_at <= now else min(retry_at, self._renew_at)
 
     def _step(self) -> None:
         view = self.views.get()
         if view is None:
             return
         if view.config is None and self._site is None:
+            self._twins.forget()  # nothing is claimed by this, so no answer is waited for
             self._wait_for_config(view)
             return
         if view.config_error is not None:
             self._report_config(view.config_error)
-        self._look(view.config)
+        unseen: OverlayError | None = None
+        try:
+            self._look(view.config)
+        except (UnderlayError, DeviceConflictError) as exc:
+            if self._site is None:
+                raise
+            unseen = exc  # what was found before stays in force: the lease is kept by that
         wanted = self._wanted
         if wanted is None:
             return
@@ -171,6 +181,8 @@ class Lessee:
             self._claim(wanted, view)
         else:
             self._keep(self._site, wanted, view)
+        if unseen is not None:
+            raise unseen
         if self._twins.is_asking:
             return
         if self._status.get().lessee_error is not None:
@@ -358,6 +370,9 @@ class Lessee:
         now = self._clock()
         if _shows(view, own):
             self._ask_at = float("inf")
+            self._twins.forget()
+        elif self._twins.is_asking:
+            return True
         elif now >= self._ask_at:
             self._status.update(phase=CLAIMING)  # until the store has said whose it is
             is_lost = not _shows(self._store.view(), own)

@@ -1,0 +1,168 @@
+"""The lessee step by step, in time of our own: what it waits for, and what it keeps meanwhile."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from overlay.agent.flags import parse_flags
+from overlay.agent.host import Host
+from overlay.agent.lessee import Lessee
+from overlay.agent.status import Bell, Mailbox, Snapshot, Status
+from overlay.kernel.base import DeviceConflictError
+from overlay.model.address import Family
+from overlay.model.lease import Lease, LeaseAttributes, Owner
+from overlay.model.node import Underlay
+from overlay.plan.backend import UnderlayError
+from overlay.plan.planner import Site
+from overlay.store.memory import MemoryLeaseStore
+from tests.unit.worlds import V4, lease, underlay
+
+OTHER_VNI = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":2}}'
+TTL_S, MARGIN_S = 3600, 600
+_NINE = lease(9, families=(Family.IPV4,))
+ELSEWHERE = replace(_NINE, attributes=replace(_NINE.attributes, owner=Owner("n1", "n1")))
+
+
+class Machine:
+    """Node ``n1`` at 192.0.2.1; ``run`` does one thing each time its lessee waits."""
+
+    def __init__(self, place: Path) -> None:
+        self.now = 1000.0
+        self.host_number = 1
+        self.fault: Exception | None = None  # of the underlay or of the devices
+        self.waits: list[float] = []
+        self.store = MemoryLeaseStore(clock=lambda: self.now)
+        self.store.put_config(V4)
+        self.status = Status()
+        words = [
+            "--node-name=n1",
+            f"--state-dir={place}",
+            f"--subnet-lease-ttl={TTL_S}s",
+            f"--subnet-lease-renew-margin={MARGIN_S}s",
+        ]
+        flags = parse_flags(words, {})
+        bell = _Script(self)
+        self.sites: Mailbox[Site] = Mailbox(Event())
+        self.lessee = Lessee(
+            flags, self.store, self.status, self.sites, self._check, lambda: self.now,
+            Host(bell=lambda: bell, find_underlay=self._find),
+        )  # fmt: skip
+        self.todo: list[Callable[[], object]] = []
+        self.stop = Event()
+        self.is_over = False
+
+    def run(self, *todo: Callable[[], object]) -> Snapshot:
+        self.todo = list(todo)
+        self.stop.clear()
+        self.look()
+        self.lessee.run(self.stop, self.stop.set)
+        return self.status.get()
+
+    def look(self) -> None:
+        self.lessee.views.put(self.store.view())
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def own(self) -> Lease:
+        site = self.sites.get()
+        assert site is not None
+        return site.own
+
+    def _find(self, _flags: object, _families: object) -> Underlay:
+        if isinstance(self.fault, UnderlayError):
+            raise self.fault
+        return underlay(self.host_number)
+
+    def _check(self, _backend: object, _underlay: object) -> None:
+        if isinstance(self.fault, DeviceConflictError):
+            raise self.fault
+
+
+class _Script(Event, Bell):
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._machine = machine
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        machine = self._machine
+        machine.waits.append(timeout)
+        if machine.todo:
+            machine.todo.pop(0)()
+            machine.look()
+        else:
+            machine.stop.set()
+        return True
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def moved(own: LeaseAttributes, number: int) -> LeaseAttributes:
+    """Return what the same node would write from another address."""
+    return replace(own, public={family: underlay(number).public[family] for family in own.public})
+
+
+def test_question_to_a_twin_ends_with_the_config(machine: Machine) -> None:
+    store = machine.store
+    store.put_lease(ELSEWHERE.subnet, ELSEWHERE.attributes)
+    machine.run(lambda: None, lambda: store.put_config(None), lambda: machine.wait(10))
+    assert machine.waits[-1] > 1, "it spins: the answer is waited for, and nothing is claimed"
+    store.put_config(V4)
+    machine.run(lambda: machine.wait(10))
+    assert machine.own().subnet == ELSEWHERE.subnet
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [UnderlayError("eth0 is down"), DeviceConflictError("overlay.2 is somebody's bridge")],
+    ids=["underlay", "device"],
+)
+def test_lease_is_renewed_although_a_new_config_cannot_be_followed(
+    machine: Machine, fault: Exception
+) -> None:
+    machine.run()
+    own = machine.own()
+    machine.fault = fault
+    machine.store.put_config(OTHER_VNI)
+    machine.run(*[lambda: machine.wait(TTL_S / 4)] * 6)
+    kept = machine.store.view().leases[own.subnet.key]
+    assert kept.mod_revision > own.mod_revision
+    assert kept.attributes == own.attributes, "it says what the kernel still does"
+    assert machine.status.get().lessee_error == str(fault)
+    machine.fault = None
+    machine.run()
+    assert machine.own().attributes != own.attributes, "the new config is followed now"
+    assert machine.status.get().lessee_error is None
+
+
+def test_lost_lease_is_noticed_although_a_new_config_cannot_be_followed(machine: Machine) -> None:
+    machine.run()
+    own = machine.own()
+    machine.fault = UnderlayError("eth0 is down")
+    machine.store.put_config(OTHER_VNI)
+    machine.store.put_lease(own.subnet, _NINE.attributes)
+    machine.run()
+    assert machine.own().subnet != own.subnet
+
+
+def test_renewal_does_not_wait_for_the_retry_of_something_else(machine: Machine) -> None:
+    machine.run()
+    due_at = machine.now + TTL_S - MARGIN_S
+    machine.fault = UnderlayError("eth0 is down")
+    machine.store.put_config(OTHER_VNI)
+    woken_at: list[float] = []
+
+    def wait() -> None:
+        machine.wait(machine.waits[-1])
+        woken_at.append(machine.now)
+
+    machine.run(*[wait] * 120)
+    assert due_at in woken_at
+    assert min(machine.waits[1:]) > 0, "it spins"
