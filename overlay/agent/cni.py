@@ -39,7 +39,7 @@ from overlay.agent.cni_request import (
 from overlay.agent.cni_result import format_error, format_ipam_result, format_result
 from overlay.agent.cni_witness import attached, detached
 from overlay.agent.layer2 import Layer2
-from overlay.agent.status import CLAIMING, Snapshot, Status
+from overlay.agent.status import Status
 from overlay.agent.turns import Turns
 from overlay.ipam.pool import (
     AddressOutsideError,
@@ -332,16 +332,12 @@ class CniService:
         return b""
 
     def _ready(self, code: int = TRY_LATER, wait_s: float = 0.0) -> tuple[Subnet, int]:
-        snapshot = self._status.wait_for(_is_settled, wait_s)
-        if snapshot.site is None or not _is_settled(snapshot):
+        snapshot = self._status.wait_for(lambda it: it.subnet is not None, wait_s)
+        subnet = snapshot.subnet
+        if subnet is None:
             reason = "; ".join(snapshot.reasons) or snapshot.phase
             raise CniError(code, f"this node has no subnet: {reason}")
-        return snapshot.site.own.subnet, snapshot.mtu
-
-
-def _is_settled(snapshot: Snapshot) -> bool:
-    # A node that is claiming may be about to lose its subnet to another.
-    return snapshot.site is not None and snapshot.mtu != 0 and snapshot.phase != CLAIMING
+        return subnet, snapshot.mtu
 
 
 def _addresses_in_use() -> Mapping[str, Sequence[IPAddress]]:

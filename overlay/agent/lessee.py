@@ -414,7 +414,7 @@ class Lessee:
         if known is not None and in_hand and _is_same_site(known, site):
             return
         # In this order: the reconciler makes "programming" to "running".
-        self._status.update(phase=PROGRAMMING, lessee_error=None)
+        self._status.update(phase=PROGRAMMING, lessee_error=None, leased=own.subnet)
         self._sites.put(site)
 
 

@@ -11,6 +11,7 @@ from overlay.agent.pace import Fight
 from overlay.agent.timings import Timings
 from overlay.model.attachment import Attachment
 from overlay.model.lease import Lease, LeaseView
+from overlay.model.subnet import Subnet
 from overlay.plan.planner import Problem, Site
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ class Snapshot:
     config_error: str | None = None
     kernel_errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    leased: Subnet | None = None  # by the store; ``site`` follows once the kernel does
     site: Site | None = None
     view: LeaseView | None = None
     problems: tuple[Problem, ...] = ()
@@ -77,6 +79,15 @@ class Snapshot:
     held: Held | None = None
     fights: tuple[Fight, ...] = ()  # over objects of ours, as of the last repair
     counters: Counters = field(default_factory=Counters)
+
+    @property
+    def subnet(self) -> Subnet | None:
+        """Return the subnet that a pod gets an address of now; None while that is not settled."""
+        # A node that is claiming may be about to lose its subnet to another.
+        if self.site is None or self.mtu == 0 or self.phase == CLAIMING:
+            return None
+        known = self.site.own.subnet
+        return known if self.leased in {None, known} else None
 
     @property
     def is_ready(self) -> bool:

@@ -18,7 +18,6 @@ from overlay.agent.firewall import Outcome
 from overlay.agent.flags import Flags, parse_flags
 from overlay.agent.host import Host
 from overlay.agent.main import Agent
-from overlay.agent.status import CLAIMING
 from overlay.kernel.notices import Notice
 from overlay.kernel.underlay import UnderlayFlags
 from overlay.model.address import Family, IPAddress
@@ -37,6 +36,7 @@ from tests.sim.wire import FakeClient, FakeStream, Wire
 TTL_S: Final = 60
 MARGIN_S: Final = 20
 AUDIT_S: Final = 30
+PRUNE_S: Final = 20
 _EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -49,6 +49,7 @@ def flags_of(name: str, endpoints: tuple[str, ...]) -> Flags:
         f"--subnet-lease-ttl={TTL_S}s",
         f"--subnet-lease-renew-margin={MARGIN_S}s",
         f"--audit-interval={AUDIT_S}s",
+        f"--prune-delay={PRUNE_S}s",
         "--state-dir=/nowhere",
         "--healthz-port=0",
     ]
@@ -210,10 +211,7 @@ class SimNode:
         """Return the subnet that a pod would get an address of now."""
         if not self.is_running or self.agent is None:
             return None
-        snapshot = self.agent.status.get()
-        if snapshot.site is None or not snapshot.mtu or snapshot.phase == CLAIMING:
-            return None
-        return snapshot.site.own.subnet
+        return self.agent.status.get().subnet
 
     def find_underlay(self, flags: UnderlayFlags, families: Iterable[Family]) -> Underlay:
         """Return the node's interface."""

@@ -22,7 +22,7 @@ CONFIGS: Final = (
     '{"Network":"10.244.0.0/20","EnableIPv6":true,"IPv6Network":"fd00:1::/56"}',
     '{"Network":"10.244.0.0/20","Backend":{"Type":"host-gw"}}',
 )
-_SETTLE_S: Final = 100.0  # a TTL, the longest retry and an audit
+_SETTLE_S: Final = 100.0  # a TTL, then what its end lets go is held back for a while, and a retry
 _LOOKS: Final = 3
 _STEPS: Final = 60_000  # in one history: more of them is a loop
 

@@ -10,7 +10,7 @@ import pytest
 from overlay.agent.flags import parse_flags
 from overlay.agent.host import Host
 from overlay.agent.lessee import Lessee
-from overlay.agent.status import Bell, Mailbox, Snapshot, Status
+from overlay.agent.status import RUNNING, Bell, Mailbox, Snapshot, Status
 from overlay.kernel.base import DeviceConflictError
 from overlay.model.address import Family
 from overlay.model.lease import Lease, LeaseAttributes, Owner
@@ -166,3 +166,17 @@ def test_renewal_does_not_wait_for_the_retry_of_something_else(machine: Machine)
     machine.run(*[wait] * 120)
     assert due_at in woken_at
     assert min(machine.waits[1:]) > 0, "it spins"
+
+
+def test_no_pod_gets_an_address_of_a_subnet_that_was_lost(machine: Machine) -> None:
+    """Not even while the kernel, which is slow or fails, is still that of the lost one."""
+    machine.run()
+    own = machine.own()
+    machine.status.update(site=machine.sites.get(), mtu=1450, phase=RUNNING)
+    assert machine.status.get().subnet == own.subnet
+    machine.store.put_lease(own.subnet, _NINE.attributes)
+    machine.run()
+    machine.status.update(phase=RUNNING)  # by a pass that began before
+    assert machine.status.get().subnet is None
+    machine.status.update(site=machine.sites.get())
+    assert machine.status.get().subnet == machine.own().subnet != own.subnet
