@@ -126,8 +126,9 @@ class Lessee:
             self._bell.clear()
             try:
                 self._step()
-                self._retry_s = 0.0
                 is_asking = self._twins.is_asking  # a renewal that is due waits for the answer
+                if not is_asking:
+                    self._retry_s = 0.0
                 due_at = self._twins.decide_at if is_asking else min(self._renew_at, self._ask_at)
                 wake_at = min(due_at, self._look_at)
             except (UnderlayError, DeviceConflictError, DuplicateNodeError) as exc:
@@ -331,10 +332,11 @@ class Lessee:
             is_spoiled = any(skipped.key == own.subnet.key for skipped in view.skipped)
             stored = view.leases.get(own.subnet.key)
             self._ask_at = float("inf")
-            if stored is None or not _is_same_claim(stored, own):
+            if stored is None or not self._is_ours(stored, own):
                 self._claim(wanted, view)
                 return
-            self._refuse_twins(stored, own, view)
+            self._twins.forget()
+            self._refuse_second(stored, view)
             own = replace(stored, attributes=own.attributes)
         elif self._is_lost_in(view, own):
             self._claim(wanted, view)
@@ -380,13 +382,14 @@ class Lessee:
             return is_lost
         return False
 
-    def _refuse_twins(self, stored: Lease, own: Lease, view: LeaseView) -> None:
+    def _is_ours(self, stored: Lease, own: Lease) -> bool:
+        return _is_same_claim(stored, own) and not self._twins.is_taken_over(stored, own)
+
+    def _refuse_second(self, stored: Lease, view: LeaseView) -> None:
         """Raise DuplicateNodeError when another node has our identity or address, and came first.
 
         Whoever claimed second gives its lease back.
         """
-        self._twins.refuse_taken_over(stored, own)
-        self._twins.forget()
         if self._is_rival_sought:
             try:
                 self._twins.refuse_second(stored, view)

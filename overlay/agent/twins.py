@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # slow, that much longer is waited.
 _WAIT_S: Final = 2.0
 _WAIT_CALLS: Final = 4
+_REFUSED_S: Final = 30.0  # after a sign of life, until the same question is asked again
 
 
 class Twins:
@@ -40,6 +41,7 @@ class Twins:
         self._clock = clock
         self._doubted: Lease | None = None
         self._written: list[LeaseAttributes] = []
+        self._ask_again_at = float("-inf")
         self.decide_at = float("inf")
 
     @property
@@ -55,6 +57,8 @@ class Twins:
         doubted = self._doubted
         self.forget()
         if doubted is not None and _is_renewed(doubted, lease):
+            raise self._refusal(attributes, lease)
+        if self._clock() < self._ask_again_at:
             raise twin_refusal(attributes, lease)
         log.warning(
             "lease %s stands under this node's identity %s, written by %s (%s); asking whether "
@@ -81,7 +85,7 @@ class Twins:
         stored = view.leases.get(doubted.subnet.key)
         if stored is not None and _is_renewed(doubted, stored):
             self.forget()
-            raise twin_refusal(attributes, stored)
+            raise self._refusal(attributes, stored)
         return self._clock() < self.decide_at
 
     def assured(self) -> frozenset[int]:
@@ -121,19 +125,16 @@ class Twins:
     def has_written(self, attributes: LeaseAttributes) -> None:
         """Note what now stands in the store."""
         self._written = [attributes]
+        self._ask_again_at = float("-inf")
 
-    def refuse_taken_over(self, stored: Lease, own: Lease) -> None:
-        """Raise DuplicateNodeError when another node writes our lease under our identity."""
+    def is_taken_over(self, stored: Lease, own: Lease) -> bool:
+        """Return whether our lease is as another node under our identity would write it.
+
+        Or as this one did long ago, where the store was put back: only a
+        question tells.
+        """
         ours = (own.attributes, *self._written)
-        if any(is_same_place(each, stored.attributes) for each in ours):
-            return
-        msg = (
-            f"lease {own.subnet.key} of node {own.node} ({shown_addresses(own.attributes)}) was "
-            f"taken over by node {stored.node} ({shown_addresses(stored.attributes)}) under the "
-            f"same identity {self._node.id} while this one was away: two nodes must not share "
-            f"one; {TWIN_WAY_OUT}"
-        )
-        raise DuplicateNodeError(msg)
+        return not any(is_same_place(each, stored.attributes) for each in ours)
 
     def refuse_address(self, attributes: LeaseAttributes, leases: Iterable[Lease]) -> None:
         """Raise DuplicateNodeError when another node's lease has an address of ``attributes``."""
@@ -148,6 +149,11 @@ class Twins:
             return
         self.refuse_address(own.attributes, [rival])
         raise twin_refusal(own.attributes, rival)
+
+    def _refusal(self, attributes: LeaseAttributes, lease: Lease) -> DuplicateNodeError:
+        """Return the error after a sign of life, and ask no more for a while."""
+        self._ask_again_at = self._clock() + _REFUSED_S
+        return twin_refusal(attributes, lease)
 
 
 def _is_renewed(before: Lease, now: Lease) -> bool:

@@ -128,7 +128,7 @@ def test_first_that_was_cut_off_gives_way_loudly_and_does_not_write(
     after = {subnet: ["twin", "192.0.2.2"]}
     assert hub.holders() == after
     first.heal()
-    reason = " ".join(agent.wait_for_reason("same identity")["reasons"])
+    reason = " ".join(agent.wait_for_reason("is alive and holds")["reasons"])
     for word in ("192.0.2.1", "192.0.2.2", "twin", "--node-name"):
         assert word in reason
     assert hub.holders() == after, "nothing is written over"

@@ -10,7 +10,7 @@ import pytest
 from overlay.agent.flags import parse_flags
 from overlay.agent.host import Host
 from overlay.agent.lessee import Lessee
-from overlay.agent.status import RUNNING, Bell, Mailbox, Snapshot, Status
+from overlay.agent.status import CLAIMING, RUNNING, Bell, Mailbox, Snapshot, Status
 from overlay.kernel.base import DeviceConflictError
 from overlay.model.address import Family
 from overlay.model.lease import Lease, LeaseAttributes, Owner
@@ -180,3 +180,40 @@ def test_no_pod_gets_an_address_of_a_subnet_that_was_lost(machine: Machine) -> N
     assert machine.status.get().subnet is None
     machine.status.update(site=machine.sites.get())
     assert machine.status.get().subnet == machine.own().subnet != own.subnet
+
+
+def test_node_that_finds_itself_as_it_was_does_not_lock_itself_out(machine: Machine) -> None:
+    """The store was put back to when the node had another address: it looks like a twin's."""
+    machine.run()
+    own = machine.own()
+    machine.store.put_lease(own.subnet, moved(own.attributes, 9), TTL_S)
+    machine.run(lambda: None)
+    assert machine.status.get().phase == CLAIMING
+    assert "n1" in machine.store.view().challenges
+    machine.run(lambda: machine.wait(10))
+    assert machine.own().subnet == own.subnet
+    assert machine.store.view().leases[own.subnet.key].attributes == own.attributes
+    assert machine.status.get().lessee_error is None
+
+
+def test_node_that_was_away_writes_nothing_while_its_twin_lives(machine: Machine) -> None:
+    machine.run()
+    own = machine.own()
+    twins = moved(own.attributes, 9)
+    stored = machine.store.put_lease(own.subnet, twins, TTL_S)
+    machine.waits.clear()
+
+    def answer() -> None:
+        nonlocal stored
+        if machine.store.view().challenges:
+            stored = machine.store.renew(stored, twins, TTL_S)
+        machine.wait(machine.waits[-1])
+
+    machine.run(*[answer] * 8)
+    assert machine.store.view().leases[own.subnet.key] == stored
+    error = machine.status.get().lessee_error
+    assert error is not None
+    for word in ("192.0.2.1", "192.0.2.9", "--node-name"):
+        assert word in error
+    assert machine.status.get().phase == CLAIMING
+    assert sum(machine.waits) > 40, "it asks ever later"

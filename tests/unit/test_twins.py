@@ -145,10 +145,40 @@ def test_first_that_was_away_gives_way_and_says_to_whom(hosts: Hosts) -> None:
     assert hosts.second.acquire() is None
     hosts.clock.now = hosts.second.twins.decide_at
     taken = claimed(hosts.second)
+    assert hosts.first.twins.is_taken_over(taken, own)
+    assert hosts.first.acquire() is None
+    assert hosts.second.must_answer(taken)
+    hosts.store.renew(taken, hosts.second.attributes, 60)
     with pytest.raises(DuplicateNodeError) as caught:
-        hosts.first.twins.refuse_taken_over(taken, own)
+        hosts.first.acquire()
     for word in ("n1", "n2", "192.0.2.1", "192.0.2.2", "--node-name"):
         assert word in str(caught.value)
+
+
+def test_after_a_sign_of_life_the_question_is_not_asked_again_at_once(hosts: Hosts) -> None:
+    own = claimed(hosts.first)
+    assert hosts.second.acquire() is None
+    own = hosts.store.renew(own, hosts.first.attributes, 60)
+    challenge = hosts.store.view().challenges
+    for _ in range(3):
+        hosts.clock.now += 9
+        with pytest.raises(DuplicateNodeError, match="n1"):
+            hosts.second.acquire()
+    assert hosts.store.view().challenges in ({}, challenge)
+    hosts.clock.now += 30
+    assert hosts.second.acquire() is None, "it asks whether the first still lives"
+    hosts.clock.now = hosts.second.twins.decide_at
+    assert claimed(hosts.second).subnet == own.subnet
+
+
+def test_after_a_sign_of_life_a_lease_that_goes_is_claimed_at_once(hosts: Hosts) -> None:
+    own = claimed(hosts.first)
+    assert hosts.second.acquire() is None
+    own = hosts.store.renew(own, hosts.first.attributes, 60)
+    with pytest.raises(DuplicateNodeError, match="n1"):
+        hosts.second.acquire()
+    hosts.store.release(own)
+    claimed(hosts.second)
 
 
 def test_of_two_that_claim_in_one_moment_the_younger_is_refused(hosts: Hosts) -> None:
@@ -165,10 +195,9 @@ def test_own_write_whose_answer_was_lost_is_no_twin(hosts: Hosts) -> None:
     moved = replace(hosts.first.attributes, public={Family.IPV4: IPv4Address("192.0.2.77")})
     hosts.first.twins.will_write(moved)
     stored = hosts.store.renew(own, moved, 60)
-    hosts.first.twins.refuse_taken_over(stored, own)
+    assert not hosts.first.twins.is_taken_over(stored, own)
     hosts.first.twins.has_written(moved)
-    with pytest.raises(DuplicateNodeError):
-        hosts.first.twins.refuse_taken_over(own, stored)
+    assert hosts.first.twins.is_taken_over(own, stored)
 
 
 def test_lease_that_went_to_another_node_ends_the_question(hosts: Hosts) -> None:
