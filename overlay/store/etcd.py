@@ -223,7 +223,7 @@ class EtcdLeaseStore:
         return table
 
     def _acquire_once(self, claim: Claim) -> Lease | None:
-        """Return a lease, or None when somebody else was faster."""
+        """Return a lease; None when somebody else was faster, or changed what is to be released."""
         view = self.view()
         decision = decide(view, claimant_of(claim), claim.config, self._choose)
         if isinstance(decision, Adopt):
@@ -233,10 +233,11 @@ class EtcdLeaseStore:
             lease = self._claim(decision.subnet, claim, view.revision)
         else:
             raise refusal(decision, claim.node)
-        if lease is not None:
-            for old in decision.release:
-                self._writer.delete(old)
-        return lease
+        if lease is None:
+            return None
+        # One that an operator made permanent meanwhile would stay beside the lease for ever.
+        are_gone = [self._writer.delete(old) for old in decision.release]
+        return lease if all(are_gone) else None
 
     def _claim(self, subnet: Subnet, claim: Claim, revision: int) -> Lease | None:
         lease_id = self._writer.grant(claim.ttl_s)

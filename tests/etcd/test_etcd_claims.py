@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from overlay.lab.etcd import EmbeddedEtcd
+from overlay.model.lease import Lease
 from overlay.model.subnet import Subnet, parse_subnet
 from overlay.store.base import StoreUnavailableError
 from overlay.store.etcd import EtcdLeaseStore
@@ -91,6 +92,25 @@ def test_own_lease_that_changes_meanwhile_is_read_again(
     again = etcd_store.acquire(claim(1))
     assert again.subnet == first.subnet
     assert again.is_permanent
+
+
+def test_old_lease_that_is_made_permanent_while_it_is_left_does_not_stay(
+    etcd_store: EtcdLeaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stand beside the node's lease for ever, and be believed: it is the older one."""
+    old = etcd_store.acquire(claim(1))
+    delete, changes = etcd_store._writer.delete, [1]
+
+    def change_then_delete(lease: Lease) -> bool:
+        if changes:
+            changes.pop()
+            etcd_store.reserve(old.subnet, "")
+        return delete(lease)
+
+    monkeypatch.setattr(etcd_store._writer, "delete", change_then_delete)
+    new = etcd_store.acquire(claim(1, config='{"Network": "10.245.0.0/16"}'))
+    assert not changes
+    assert etcd_store.view().leases == {new.subnet.key: new}
 
 
 @pytest.fixture(params=[True, False], ids=["was done", "was not done"])
