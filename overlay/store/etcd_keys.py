@@ -29,12 +29,16 @@ def list_all(connection: EtcdConnection, root: str) -> Listing:
 
 
 def list_keys(connection: EtcdConnection, root: str, revision: int) -> tuple[KeyValue, ...]:
-    """Return config and subnets as they were at ``revision``, without their values.
+    """Return config and subnets as they were at ``revision``, with the values of few.
 
-    Raises CompactedError when nobody knows any more, and ResyncError when the
-    store was put back meanwhile.
+    Those are the keys without an etcd lease, which no random number tells
+    apart. Raises CompactedError when nobody knows any more, and ResyncError
+    when the store was put back meanwhile.
     """
-    return _list_once(connection, root, revision).keys
+    found = _list_once(connection, root, revision).keys
+    return tuple(
+        each if each.lease_id else _with_value(connection, each, revision) for each in found
+    )
 
 
 def changed_since(connection: EtcdConnection, root: str, revision: int) -> tuple[KeyValue, ...]:
@@ -52,6 +56,14 @@ def read_key(connection: EtcdConnection, key: bytes) -> KeyValue | None:
     """Return one key as it is now, or None."""
     answer = connection.read(lambda client: client.get_response(key))
     return key_value(answer.kvs[0]) if answer.kvs else None
+
+
+def _with_value(connection: EtcdConnection, found: KeyValue, revision: int) -> KeyValue:
+    answer = connection.read(lambda client: client.get_response(found.key, revision=revision))
+    if not answer.kvs:
+        msg = f"etcd was put back while revision {revision} was read"
+        raise ResyncError(msg)
+    return key_value(answer.kvs[0])
 
 
 def prefix_range(prefix: str) -> tuple[bytes, bytes]:

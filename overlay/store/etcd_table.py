@@ -120,7 +120,8 @@ class LeaseTable:
         self._skipped: dict[str, SkippedKey] = {}
         self._challenges: dict[str, Challenge] = {}
         self._keys: dict[str, bytes] = {}  # the fabric's, as they stand
-        self._seen: dict[bytes, tuple[int, int, int]] = {}  # what each key's state is told by
+        # What each key's state is told by.
+        self._seen: dict[bytes, tuple[int, int, int, bytes]] = {}
         self._config: NetworkConfig | None = None
         self._config_error: str | None = None
         self.config_revision = 0  # 0 where there is no config
@@ -153,7 +154,7 @@ class LeaseTable:
         return is_changed
 
     def is_made_of(self, keys: Iterable[KeyValue]) -> bool:
-        """Return whether the table holds exactly ``keys``, which need no values.
+        """Return whether the table holds exactly ``keys``; values count without an etcd lease.
 
         Two histories of a store may give one key the same revision, but
         hardly the same etcd lease.
@@ -262,5 +263,6 @@ class LeaseTable:
             self._config_error = str(exc)
 
 
-def _state(found: KeyValue) -> tuple[int, int, int]:
-    return (found.create_revision, found.mod_revision, found.lease_id)
+def _state(found: KeyValue) -> tuple[int, int, int, bytes]:
+    value = b"" if found.lease_id else found.value or b""
+    return (found.create_revision, found.mod_revision, found.lease_id, value)
