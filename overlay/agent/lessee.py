@@ -29,7 +29,7 @@ from overlay.model.address import family_of
 from overlay.model.attachment import Attachment
 from overlay.model.errors import ConfigError, OverlayError
 from overlay.model.event import Kind
-from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner
+from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner, format_attributes
 from overlay.model.network import NetworkConfig
 from overlay.model.node import Underlay
 from overlay.model.subnet import Subnet
@@ -326,10 +326,8 @@ class Lessee:
             log.warning("the network config no longer offers %s", own.subnet)
             self._claim(wanted, view)
             return
-        is_spoiled = False
+        is_changed = False
         if view.revision >= self._settled_at:
-            # A value that somebody spoiled hides this node from those that start now.
-            is_spoiled = any(skipped.key == own.subnet.key for skipped in view.skipped)
             stored = view.leases.get(own.subnet.key)
             self._ask_at = float("inf")
             if stored is None or not self._is_ours(stored, own):
@@ -337,6 +335,7 @@ class Lessee:
                 return
             self._twins.forget()
             self._refuse_second(stored, view)
+            is_changed = _is_changed(view, stored, own)
             own = replace(stored, attributes=own.attributes)
         elif self._is_lost_in(view, own):
             self._claim(wanted, view)
@@ -349,7 +348,7 @@ class Lessee:
             if wanted.underlay.local != site.underlay.local:
                 # What comes from an address that is gone would only run into its deadline.
                 self._store.reconnect()
-        must_write = self._twins.must_answer(view, own) or is_spoiled
+        must_write = self._twins.must_answer(view, own) or is_changed
         if wanted.attributes != own.attributes or self._clock() >= self._renew_at or must_write:
             self._twins.will_write(wanted.attributes)
             try:
@@ -429,7 +428,18 @@ def _shows(view: LeaseView, own: Lease) -> bool:
 def _is_same_claim(stored: Lease, own: Lease) -> bool:
     """Return whether the store's lease is still this node's, whoever touched it since."""
     mine, theirs = own.attributes.owner, stored.attributes.owner
-    return mine is not None and theirs is not None and mine.node_id == theirs.node_id
+    is_same = mine is not None and theirs is not None and mine.node_id == theirs.node_id
+    return is_same and not stored.is_vacant  # as its reservation is, in a store that was put back
+
+
+def _is_changed(view: LeaseView, stored: Lease, own: Lease) -> bool:
+    """Return whether the lease does not say any more what this node wrote.
+
+    Others would reach it by what it says, or not find it when they start.
+    """
+    return any(skipped.key == own.subnet.key for skipped in view.skipped) or (
+        format_attributes(stored.attributes) != format_attributes(own.attributes)
+    )
 
 
 def _is_same_site(known: Site, site: Site) -> bool:

@@ -217,3 +217,25 @@ def test_node_that_was_away_writes_nothing_while_its_twin_lives(machine: Machine
         assert word in error
     assert machine.status.get().phase == CLAIMING
     assert sum(machine.waits) > 40, "it asks ever later"
+
+
+def test_own_reservation_in_a_store_that_was_put_back_is_taken_up_again(machine: Machine) -> None:
+    machine.run()
+    own = machine.own()
+    machine.store.delete_lease(own.subnet)
+    vacant = machine.store.reserve(own.subnet, "n1")
+    assert vacant.is_vacant
+    machine.run()
+    assert not machine.store.view().leases[own.subnet.key].is_vacant
+    assert machine.own().subnet == own.subnet
+
+
+def test_value_that_is_not_what_the_node_wrote_is_mended_at_once(machine: Machine) -> None:
+    machine.run()
+    own = machine.own()
+    machine.store.put_lease(own.subnet, replace(own.attributes, backend_data={}), TTL_S)
+    machine.run()
+    mended = machine.store.view()
+    assert mended.leases[own.subnet.key].attributes == own.attributes
+    machine.run(*[machine.look] * 3)
+    assert machine.store.view().revision == mended.revision, "once is enough"
