@@ -3,18 +3,22 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import grpc
 import pytest
 from etcd3.transactions import Create, Delete, Get, Mod, Put
 
+from overlay.store.base import StoreError
+from overlay.store.etcd_connection import Member
 from overlay.store.etcd_errors import CALL_ERRORS, translate
 from overlay.store.etcd_keys import prefix_range
+from overlay.store.etcd_watch import OpenStream, _GrpcStream
 from overlay.store.etcd_write import Bound
 from tests.sim.etcd import FakeEtcd
 from tests.sim.loop import Loop, Process
-from tests.sim.wire import FakeClient, Wire
+from tests.sim.wire import FakeClient, FakeStream, Wire
 
 pytestmark = pytest.mark.etcd
 
@@ -26,6 +30,8 @@ class Subject:
     client: Any
     root: str
     call: Callable[[Callable[[], Any]], Any]
+    compact: Callable[[int], Any]
+    open_stream: OpenStream
 
     def key(self, name: str) -> bytes:
         return f"{self.root}{name}".encode()
@@ -38,6 +44,35 @@ class Subject:
 
     def txn(self, compare: list[Any], then: list[Any]) -> Any:
         return self.do(lambda: self.client.transaction(compare, then, []))
+
+    def revision(self) -> int:
+        answer = self.do(lambda: self.client.get_response(self.key("x")))
+        return int(answer.header.revision)
+
+    def watched(self, revision: int, count: int) -> Any:
+        """Return ``count`` changes from a revision on: what, of which key, to what, at which."""
+
+        def collect() -> list[tuple[str, str, bytes, int]]:
+            changes: list[tuple[str, str, bytes, int]] = []
+            member = Member("etcd", self.client, None)
+            with self.open_stream(member, self.root, revision) as stream:
+                created = stream.next(5.0, Event())
+                assert created is not None
+                assert created.created
+                while len(changes) < count:
+                    answer = stream.next(5.0, Event())
+                    assert answer is not None, changes
+                    changes += [self._change(event) for event in answer.events]
+            return changes
+
+        try:
+            return self.do(collect)
+        except StoreError as exc:
+            return type(exc).__name__
+
+    def _change(self, event: Any) -> tuple[str, str, bytes, int]:
+        name = bytes(event.kv.key).decode().removeprefix(self.root)
+        return ("put", "del")[event.type], name, bytes(event.kv.value), int(event.kv.mod_revision)
 
     def names(self, **given: Any) -> Any:
         start, end = prefix_range(self.root)
@@ -56,13 +91,13 @@ def in_simulation(loop: Loop, process: Process, action: Callable[[], Any]) -> An
     def run() -> None:
         try:
             came.append(action())
-        except grpc.RpcError as exc:
+        except (grpc.RpcError, StoreError) as exc:
             came.append(exc)
 
     process.spawn("call", run)
     while not came and loop.step(loop.now + 60):
         pass
-    if isinstance(came[0], grpc.RpcError):
+    if isinstance(came[0], Exception):
         raise came[0]
     return came[0]
 
@@ -70,14 +105,21 @@ def in_simulation(loop: Loop, process: Process, action: Callable[[], Any]) -> An
 @pytest.fixture(params=["fake", "real"])
 def subject(request: pytest.FixtureRequest, prefix: str) -> Iterator[Subject]:
     if request.param == "real":
-        yield Subject(request.getfixturevalue("raw"), f"{prefix}/", lambda action: action())
+        raw = request.getfixturevalue("raw")
+        yield Subject(raw, f"{prefix}/", lambda action: action(), raw.compact, _GrpcStream)
         return
     loop = Loop(1)
     cluster = FakeEtcd(lambda: loop.now, itertools.count(7).__next__)
     wire = Wire(loop, cluster, 1)
     process = Process(loop, "n", lambda where, exc: pytest.fail(f"{where}: {exc}"))
     client = FakeClient(wire, process, "n", next(iter(wire.servers)), 5.0)
-    yield Subject(client, f"{prefix}/", lambda action: in_simulation(loop, process, action))
+    yield Subject(
+        client,
+        f"{prefix}/",
+        lambda action: in_simulation(loop, process, action),
+        cluster.compact,
+        FakeStream,
+    )
     process.kill()
 
 
@@ -162,3 +204,44 @@ def test_nothing_done_is_no_revision(subject: Subject) -> None:
     subject.txn([], [Delete(subject.key("nobody"))])
     subject.txn([Mod(key) == 0], [Put(key, b"y")])
     assert subject.do(lambda: subject.client.get_response(key)).header.revision == before
+
+
+def test_watch_tells_history_in_order_from_its_revision_on(subject: Subject) -> None:
+    put(subject, "before")
+    first = subject.revision() + 1
+    lease_id = subject.do(lambda: subject.client.lease(60)).id
+    put(subject, "a", lease=lease_id)
+    put(subject, "b", lease=lease_id)
+    put(subject, "a", b"y", lease=lease_id)
+    subject.txn([], [Delete(subject.key("nobody"))])
+    subject.txn([], [Put(subject.key("c"), b"z"), Delete(subject.key("before"))])
+    subject.do(lambda: subject.client.revoke_lease(lease_id))
+    assert subject.watched(first, 7) == [
+        ("put", "a", b"x", first),
+        ("put", "b", b"x", first + 1),
+        ("put", "a", b"y", first + 2),
+        ("put", "c", b"z", first + 3),
+        ("del", "before", b"", first + 3),
+        ("del", "a", b"", first + 4),
+        ("del", "b", b"", first + 4),
+    ]
+    assert subject.watched(first + 4, 2) == [
+        ("del", "a", b"", first + 4),
+        ("del", "b", b"", first + 4),
+    ]
+
+
+def test_what_is_compacted_can_be_neither_read_nor_watched(subject: Subject) -> None:
+    for value in (b"1", b"2", b"3"):
+        put(subject, "a", value)
+    last = subject.revision()
+    assert subject.do(lambda: subject.compact(last + 1000)) == "StoreUnavailableError"
+    subject.do(lambda: subject.compact(last - 1))
+    assert subject.do(lambda: subject.compact(last - 1)) == "CompactedError"
+    assert subject.names(revision=last - 2) == "CompactedError"
+    assert subject.names(revision=last - 1) == (["a"], False)
+    assert subject.watched(last - 2, 1) == "CompactedError"
+    assert subject.watched(last - 1, 2) == [
+        ("put", "a", b"2", last - 1),
+        ("put", "a", b"3", last),
+    ]

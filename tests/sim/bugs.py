@@ -15,7 +15,7 @@ from overlay.model.lease import Lease, LeaseAttributes, LeaseView, format_attrib
 from overlay.model.subnet import Subnet
 from overlay.store.base import Claim, StopSignal, StoreError
 from overlay.store.etcd_errors import OutcomeUnknownError
-from overlay.store.etcd_table import LeaseTable, Listing
+from overlay.store.etcd_table import KeyValue, LeaseTable, Listing
 from overlay.store.etcd_watch import EtcdWatch
 from overlay.store.etcd_write import EtcdWriter, Seen
 from tests.sim.kernel import SimKernel
@@ -147,6 +147,24 @@ class BelievedRevision(BuggyWatch):
     watch_type = _RevisionWatch
 
 
+class _KeysTable(LeaseTable):
+    def is_made_of(self, keys: Iterable[KeyValue]) -> bool:
+        found = {each.key: (each.create_revision, each.mod_revision) for each in keys}
+        return found == {key: seen[:2] for key, seen in self._seen.items()}
+
+
+class _KeysWatch(EtcdWatch):
+    def __init__(self, *args: Any, **seams: Any) -> None:
+        super().__init__(*args, **seams)
+        self._table = _KeysTable(self._table._reader)
+
+
+class UnreadConfig(BuggyWatch):
+    """Asks by keys and revisions alone whether the store was put back."""
+
+    watch_type = _KeysWatch
+
+
 class LostEvent(SimStore):
     """Resumes its watch one revision too late."""
 
@@ -249,6 +267,7 @@ BUGS: Final[dict[str, Callable[[int, bool], World]]] = {
     "believed-history": _world(BelievedHistory),
     "believed-revision": _world(BelievedRevision),
     "revision-only": _world(RevisionOnly),
+    "unread-config": _world(UnreadConfig),
     "lost-event": _world(LostEvent),
     "stubborn-holder": _world(StubbornHolder),
     "foreign-objects": _world(amend=_with_kernel(_GreedyKernel)),

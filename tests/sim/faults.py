@@ -83,7 +83,7 @@ def member_down(world: "World") -> None:
     server = world.loop.random.choice(list(world.wire.servers.values()))
     down_s = world.loop.random.choice((0.5, 5.0, 30.0))
     world.say(f"{server.url} is down for {down_s:g} s")
-    _stop(world, server.url)
+    world.wire.stop(server.url)
     world.later(down_s, lambda: _revive(world, server.url))
     world.disturbed()
 
@@ -93,7 +93,7 @@ def outage(world: "World") -> None:
     down_s = world.loop.random.choice((1.0, 10.0, 80.0))
     world.say(f"the store is down for {down_s:g} s")
     for url in world.wire.servers:
-        _stop(world, url)
+        world.wire.stop(url)
         world.later(down_s, partial(_revive, world, url))
     world.later(down_s, lambda: _elect(world))
     world.disturbed()
@@ -132,19 +132,13 @@ def restore(world: "World") -> None:
         return
     backup, is_new = draw.choice(world.backups), draw.random() < 0.5
     for url in world.wire.servers:
-        _stop(world, url)
+        world.wire.stop(url)
     down_s = draw.choice((1.5, 3.0, 20.0))  # all members stop, and elect a leader anew
     world.say(f"the store will be put back to revision {backup.revision} in {down_s:g} s")
 
     def put_back() -> None:
         world.say(f"the store is put back to revision {backup.revision}, new id: {is_new}")
-        for url in world.wire.servers:
-            _stop(world, url)
-        world.cluster.restore(backup, is_new_cluster=is_new)
-        world.invariants.restored()
-        world.watch_expiry()
-        for url in world.wire.servers:
-            _revive(world, url)
+        world.put_back(backup, is_new_cluster=is_new)
 
     world.later(down_s, put_back)
     world.disturbed()
@@ -215,7 +209,7 @@ def flannel_claims(world: "World") -> None:
     """Let a node of flannel take a free subnet, as flannel does."""
     draw = world.loop.random
     subnet = _subnet(draw.randrange(1, 16))
-    value = _flannel(draw.randrange(100, 110))
+    value = flannel_value(draw.randrange(100, 110))
     lease = world.cluster.grant(draw.choice((20, 60)))
     key = _key(subnet.key)
     world.cluster.transact(
@@ -228,7 +222,7 @@ def flannel_steals(world: "World") -> None:
     draw = world.loop.random
     keys = [key for key in sorted(world.cluster.keys) if b"/subnets/" in key]
     if keys:
-        world.put(draw.choice(keys), _flannel(draw.randrange(100, 110)), 60)
+        world.put(draw.choice(keys), flannel_value(draw.randrange(100, 110)), 60)
 
 
 def write_config(world: "World") -> None:
@@ -287,11 +281,6 @@ def _operate(world: "World", what: str, action: Callable[[SimStore], Any]) -> No
     process.spawn("overlayctl", run)
 
 
-def _stop(world: "World", url: str) -> None:
-    world.wire.servers[url].is_up = False
-    world.wire.break_watches(url, "Connection reset by peer")
-
-
 def _revive(world: "World", url: str) -> None:
     world.wire.servers[url].is_up = True
 
@@ -314,7 +303,8 @@ def _key(name: str) -> bytes:
     return f"/coreos.com/network/subnets/{name}".encode()
 
 
-def _flannel(number: int) -> bytes:
+def flannel_value(number: int) -> bytes:
+    """Return what a node of flannel writes into its lease; ``number`` tells it from others."""
     address = ip_address(f"192.0.2.{number}")
     mac = MacAddress(f"02:00:00:00:00:{number:02x}")
     data = {Family.IPV4: {"VNI": 1, "VtepMAC": mac}}

@@ -6,6 +6,7 @@ import pytest
 
 from tests.sim.bugs import BUGS
 from tests.sim.runs import outcomes
+from tests.sim.test_scenarios import FINDS
 
 # About three times the seeds that it took in November 2026, but for what needs many.
 WITHIN = {
@@ -30,5 +31,4 @@ def test_planted_bug_is_found(bug: str) -> None:
 
 
 def test_every_planted_bug_is_tried() -> None:
-    # Rare even among thousands: a revision given out twice, to the right two nodes.
-    assert set(BUGS) - set(WITHIN) <= {"revision-only", "believed-revision"}
+    assert set(BUGS) == set(WITHIN) | set(FINDS)

@@ -41,6 +41,7 @@ class Server:
 
     url: str
     is_up: bool = True
+    starts: int = 1  # what was sent to it is lost with it
     lag_s: float = 0.0
     watches: list["Watching"] = field(default_factory=list)
 
@@ -75,6 +76,12 @@ class Wire:
         for server in self.servers.values():
             for watching in server.watches:
                 self.loop.after(server.lag_s, watching.pump)
+
+    def stop(self, url: str) -> None:
+        """End a member as kill -9 does."""
+        self.servers[url].is_up = False
+        self.servers[url].starts += 1
+        self.break_watches(url, "Connection reset by peer")
 
     def break_watches(self, url: str, said: str) -> None:
         """End every watch of a member."""
@@ -175,8 +182,8 @@ class FakeClient:
         if not self.server.is_up:
             task.resume_after(_REFUSED_S, etcd.RefusedError(grpc.StatusCode.UNAVAILABLE, "refused"))
         elif there_s is not None and not wire.is_cut(self.node, self.server.url):
-            turn = task.turn
-            loop.after(there_s, lambda: self._serve(task, turn, action))
+            turn, starts = task.turn, self.server.starts
+            loop.after(there_s, lambda: self._serve(task, turn, starts, action))
         late = etcd.RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
         task.resume_after(self._timeout_s, late)
         answer = task.suspend()
@@ -186,9 +193,11 @@ class FakeClient:
             raise answer
         return answer
 
-    def _serve(self, task: Task, turn: int, action: Callable[[etcd.FakeEtcd], Any]) -> None:
+    def _serve(
+        self, task: Task, turn: int, starts: int, action: Callable[[etcd.FakeEtcd], Any]
+    ) -> None:
         wire = self.wire
-        if not self.server.is_up:
+        if starts != self.server.starts:
             return
         answer: Any
         if not wire.has_leader:
@@ -289,6 +298,7 @@ class Watching:
         self._client = client
         self._wire = client.wire
         self._server = client.server
+        self._starts = client.server.starts
         self._next = revision
         self._range = prefix_range(root)
         self._push = push
@@ -299,7 +309,7 @@ class Watching:
     def begin(self) -> None:
         """Answer the request for a watch."""
         wire = self._wire
-        if self._is_over or not self._server.is_up:
+        if self._is_over or self._starts != self._server.starts:
             return
         if not wire.has_leader:
             self.end(etcd.RefusedError(grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader"))

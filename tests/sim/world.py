@@ -81,18 +81,26 @@ class World:
             self.loop.after(draw.choice((0.0, 0.0, draw.uniform(0, 5))), node.start)
         for _ in range(rounds):
             self._rough(draw.uniform(20, 120))
-            self._calm()
-            self._advance(max(0.0, *(node.asleep_s() for node in self.nodes)))
-            self.disturbed()
-            self._advance(_SETTLE_S)
-            for look in range(_LOOKS):
-                if self.invariants.violations:
-                    break
-                if self.invariants.check_quiet(is_last=look == _LOOKS - 1):
-                    break
-                self._advance(0.3)
+            self.settle()
             if self.invariants.violations:
                 break
+        return self.end()
+
+    def settle(self) -> None:
+        """End all faults, and judge what has become of it when all had time enough."""
+        self._calm()
+        self.advance(max(0.0, *(node.asleep_s() for node in self.nodes)))
+        self.disturbed()
+        self.advance(_SETTLE_S)
+        for look in range(_LOOKS):
+            if self.invariants.violations:
+                break
+            if self.invariants.check_quiet(is_last=look == _LOOKS - 1):
+                break
+            self.advance(0.3)
+
+    def end(self) -> Outcome:
+        """Kill all and return what was found."""
         for node in (*self.nodes, self.operator):
             node.kill()
         found = self.invariants
@@ -123,6 +131,16 @@ class World:
             return
         lease = self.cluster.grant(ttl_s) if ttl_s else 0
         self.cluster.transact("somebody", [], [etcd.Put(key, value, lease)])
+
+    def put_back(self, backup: etcd.Backup, *, is_new_cluster: bool) -> None:
+        """Restart all members with what a backup holds."""
+        for url in self.wire.servers:
+            self.wire.stop(url)
+        self.cluster.restore(backup, is_new_cluster=is_new_cluster)
+        self.invariants.restored()
+        self.watch_expiry()
+        for server in self.wire.servers.values():
+            server.is_up = True
 
     def watch_expiry(self) -> None:
         """Look at the leases' ends when they come, after all of them have changed."""
@@ -168,7 +186,7 @@ class World:
 
         self.loop.after(draw.expovariate(1 / mean_s), strike)
         self._revive()
-        self._advance(until - self.loop.now)
+        self.advance(until - self.loop.now)
 
     def _revive(self) -> None:
         """Start agents that died by chance, as systemd does."""
@@ -202,7 +220,7 @@ class World:
     def _has_config(self) -> bool:
         return self.cluster.keys[CONFIG].value.decode(errors="replace") in CONFIGS
 
-    def _advance(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Run for a while, judging after every step."""
         until = self.loop.now + seconds
         while self.loop.step(until):

@@ -1,0 +1,92 @@
+"""Histories whose faults are chosen, where chance needs too many seeds to find their order."""
+
+from collections.abc import Callable
+from typing import Final
+
+from tests.sim import etcd
+from tests.sim.faults import flannel_value
+from tests.sim.invariants import CONFIG, SUBNETS
+from tests.sim.node import SimNode
+from tests.sim.world import CONFIGS, World
+
+Scenario = Callable[[World], None]
+
+
+def revision_given_out_twice(world: World) -> None:
+    """A store that was put back gives one key the same revision again, for another node."""
+    one, other, *_ = world.nodes
+    world.put(CONFIG, CONFIGS[0].encode())
+    backup = world.cluster.backup()
+    one.start()
+    world.advance(5)
+    first = _key_of(world, one)
+    one.freeze(38, is_suspended=False)  # when it wakes, its renewal is due, before all else
+    world.put_back(backup, is_new_cluster=False)
+    other.subnet_file = one.subnet_file
+    other.start()
+    world.advance(5)
+    again = _key_of(world, other)
+    assert (again.key, again.mod_revision) == (first.key, first.mod_revision)
+    world.disturbed()
+    world.settle()
+
+
+def revision_overtaken(world: World) -> None:
+    """A store that was put back is past a node's revision again, by other leases."""
+    one = _begin(world)
+    backup = world.cluster.backup()
+    _flannel(world, 3)
+    world.advance(2)
+    _cut_off(world, one)
+    world.put_back(backup, is_new_cluster=False)
+    _flannel(world, 4)
+    _flannel(world, 5)
+    world.advance(10)
+    world.disturbed()
+    world.settle()
+
+
+def config_of_another_history(world: World) -> None:
+    """A store that was put back has a config of the same revision again, which says another."""
+    one = _begin(world)
+    backup = world.cluster.backup()
+    world.put(CONFIG, b'{"Network":"10.244.0.0/19"}')
+    world.advance(2)
+    seen = world.cluster.keys[CONFIG]
+    _cut_off(world, one)
+    world.put_back(backup, is_new_cluster=False)
+    world.put(CONFIG, CONFIGS[0].encode())
+    world.advance(10)
+    assert world.cluster.keys[CONFIG].mod_revision == seen.mod_revision
+    world.disturbed()
+    world.settle()
+
+
+SCENARIOS: Final[dict[str, Scenario]] = {
+    each.__name__: each
+    for each in (revision_given_out_twice, revision_overtaken, config_of_another_history)
+}
+
+
+def _begin(world: World) -> SimNode:
+    world.put(CONFIG, CONFIGS[0].encode())
+    for node in world.nodes:
+        node.start()
+    world.advance(5)
+    return world.nodes[0]
+
+
+def _cut_off(world: World, node: SimNode) -> None:
+    for url in world.wire.servers:
+        world.wire.cuts.add((node.name, url))
+
+
+def _flannel(world: World, number: int) -> None:
+    key = SUBNETS + f"10.244.{number}.0-24".encode()
+    world.put(key, flannel_value(100 + number), 60)
+
+
+def _key_of(world: World, node: SimNode) -> etcd.KeyValue:
+    subnet = node.believes()
+    assert subnet is not None
+    return world.cluster.keys[SUBNETS + subnet.key.encode()]
