@@ -17,6 +17,12 @@ FOUND = {
     122: "a listing was half of one store and half of the one that it was put back to",
     141: "a claim that failed before the config went made the agent spin",
     98: "a node whose own value was spoiled hid until its next renewal",
+    109: "a store that was put back had another config of the same revision, and nobody saw it",
+    414: "a new config that could not be followed kept a node from seeing that its lease was lost",
+    741: "a config that went while a twin was asked made the lessee spin",
+    774: "a node took its vacant reservation in a store that was put back for its lease",
+    820: "an old lease that was made permanent while it was left stayed for ever",
+    1005: "a node refused itself, as it was in a store that was put back to an older state",
     116: "a node did not ask after its lease while all views were older than its claim",
 }
 
