@@ -437,9 +437,11 @@ def _is_changed(view: LeaseView, stored: Lease, own: Lease) -> bool:
 
     Others would reach it by what it says, or not find it when they start.
     """
-    return any(skipped.key == own.subnet.key for skipped in view.skipped) or (
-        format_attributes(stored.attributes) != format_attributes(own.attributes)
-    )
+    if any(skipped.key == own.subnet.key for skipped in view.skipped):
+        return True
+    # What a backend gives may be of other types than what is read back.
+    theirs, mine = stored.attributes, own.attributes
+    return theirs != mine and format_attributes(theirs) != format_attributes(mine)
 
 
 def _is_same_site(known: Site, site: Site) -> bool:

@@ -71,7 +71,7 @@ class Invariants:
         self.is_quiet = False  # no message is lost or late
         self.unknowing_s = 0.0  # how long nodes owned what they could not know to be lost
         self._unknowing_at: float | None = None
-        self._judged: tuple[object, ...] = ()
+        self._judged: list[int] = []
         self._has_doubts = False
         # Since each key was created: the last readable lease of each that held it.
         self._holders: dict[tuple[bytes, int], dict[str | None, Lease]] = {}
@@ -89,11 +89,11 @@ class Invariants:
         """Note that the store is another one from here on."""
         for kv in self._cluster.keys.values():
             self._note(kv)
-        self._judged = ()
+        self._judged = []
 
     def committed(self, author: str, events: Sequence[etcd.Event]) -> None:
         """Judge one revision: nobody writes over, or deletes, what is another's."""
-        self._judged = ()
+        self._judged = []
         self._past[self._cluster.revision].append(self._cluster.keys)
         name = author.partition(",")[0]
         node = next((n for n in self.nodes if n.name == name), None)
@@ -120,11 +120,13 @@ class Invariants:
                 f"{sorted(view.leases)} is nothing that the store ever held"
             )
         self._last_view[node.name] = (node.starts, view)
-        self._judged = ()
+        node.known.seen_at = self._now()
+        self._judged = []
 
     def claimed(self, node: SimNode, claim: str, lease: Lease) -> None:
         """Judge a claim that has come back: nothing else of it may be left, or come later."""
         kept = SUBNETS + lease.subnet.key.encode()
+        node.known.claimed_at = self._now()
         self._ended[claim] = kept
         for key in sorted(self._created[claim]):
             kv = self._cluster.keys.get(key)
@@ -144,8 +146,10 @@ class Invariants:
 
     def check(self) -> None:
         """Judge who believes to own what; quickly where nothing has changed that it depends on."""
-        seen = [(n.agent and n.agent.status.get(), n.is_running, n.known.views) for n in self.nodes]
-        state = (self._cluster.revision, *map(_identities, seen))
+        state = [self._cluster.revision]
+        for node in self.nodes:
+            snapshot = node.agent.status.get() if node.agent is not None else None
+            state += (id(snapshot), node.is_running, id(node.known.views))
         if state == self._judged and not self._has_doubts:
             return
         self._judged = state
@@ -290,7 +294,12 @@ class Invariants:
                 site = node.agent.status.get().site
                 lease = views[-1].leases.get(subnet.key)
                 is_told = lease is None or _owner(lease) != node.name
-                is_late = site is None or views[-1].revision <= site.own.mod_revision
+                # By revision, and by time: a store that was put back counts from less again.
+                is_late = (
+                    site is None
+                    or views[-1].revision <= site.own.mod_revision
+                    or node.known.seen_at < node.known.claimed_at
+                )
                 grace_s = _LATE_S if is_late else _GRACE_S
                 if grace_s != node.known.grace_s:
                     node.known.grace_s, node.known.doubt_since = grace_s, None
@@ -314,10 +323,6 @@ class Invariants:
 
     def _state_before(self, revision: int) -> Mapping[bytes, etcd.KeyValue]:
         return self._past[max((r for r in self._past if r <= revision), default=1)][-1]
-
-
-def _identities(values: tuple[object, ...]) -> tuple[int, ...]:
-    return tuple(map(id, values))
 
 
 def _agrees(view: LeaseView, known: LeaseView | None, state: Mapping[bytes, etcd.KeyValue]) -> bool:

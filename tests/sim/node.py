@@ -82,6 +82,8 @@ class Known:
     """What the process that runs on a node was told, for the invariants to judge by."""
 
     views: list[LeaseView] = field(default_factory=list)
+    seen_at: float = 0.0  # when the last view came
+    claimed_at: float = 0.0  # when the last claim came back
     is_in_store: bool = False  # whether the lessee waits for a call of the store
     grace_s: float = 0.0  # for which it may go on as if it had not seen that
     doubt_since: float | None = None  # since when it has a view in which its lease is not its own

@@ -1,9 +1,10 @@
 """Running seeds: one, or many in several processes."""
 
+import gc
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -14,6 +15,8 @@ from tests.sim.bugs import BUGS
 from tests.sim.world import Outcome, World
 
 _CHUNK: Final = 8  # seeds that one process takes at a time
+# Allocations between two collections: a history makes little that refers to itself.
+_COLLECT: Final = (50_000, 20, 100)
 
 
 class _Told(logging.Handler):
@@ -46,9 +49,7 @@ def run_seed(seed: int, bug: str | None = None, *, is_traced: bool = False) -> O
 def outcomes(first: int, *, bug: str | None = None, jobs: int = 0) -> Iterator[Outcome]:
     """Yield what becomes of the seeds from ``first`` on, in order, until nobody asks any more."""
     workers = jobs or os.cpu_count() or 1
-    # Sets of strings come in an order that only this fixes, for interpreters yet to start.
-    os.environ["PYTHONHASHSEED"] = "0"
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with _pool(workers) as pool:
         run = partial(run_seed, bug=bug)
         try:
             for start in itertools.count(first, _CHUNK * workers):
@@ -56,3 +57,15 @@ def outcomes(first: int, *, bug: str | None = None, jobs: int = 0) -> Iterator[O
         finally:
             with suppress(Exception):
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def outcomes_of(seeds: Sequence[int]) -> list[Outcome]:
+    """Return what becomes of ``seeds``, in their order."""
+    with _pool(os.cpu_count() or 1) as pool:
+        return list(pool.map(run_seed, seeds))
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Sets of strings come in an order that only this fixes, for interpreters yet to start.
+    os.environ["PYTHONHASHSEED"] = "0"
+    return ProcessPoolExecutor(workers, get_context("spawn"), gc.set_threshold, _COLLECT)
