@@ -322,6 +322,9 @@ class Lessee:
 
     def _keep(self, site: Site, wanted: _Wanted, view: LeaseView) -> None:
         own = site.own
+        if self._twins.is_asking:  # to the end, or each view that is late would begin it anew
+            self._claim(wanted, view)
+            return
         if not wanted.config.offers(own.subnet) and not own.is_permanent:
             log.warning("the network config no longer offers %s", own.subnet)
             self._claim(wanted, view)
@@ -333,7 +336,6 @@ class Lessee:
             if stored is None or not self._is_ours(stored, own):
                 self._claim(wanted, view)
                 return
-            self._twins.forget()
             self._refuse_second(stored, view)
             is_changed = _is_changed(view, stored, own)
             own = replace(stored, attributes=own.attributes)
@@ -371,9 +373,6 @@ class Lessee:
         now = self._clock()
         if _shows(view, own):
             self._ask_at = float("inf")
-            self._twins.forget()
-        elif self._twins.is_asking:
-            return True
         elif now >= self._ask_at:
             self._status.update(phase=CLAIMING)  # until the store has said whose it is
             is_lost = not _shows(self._store.view(), own)

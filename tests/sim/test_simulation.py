@@ -22,6 +22,7 @@ FOUND = {
     414: "a new config that could not be followed kept a node from seeing that its lease was lost",
     741: "a config that went while a twin was asked made the lessee spin",
     774: "a node took its vacant reservation in a store that was put back for its lease",
+    832: "a question to a twin began anew with each view that still showed a lost lease",
     820: "an old lease that was made permanent while it was left stayed for ever",
     1005: "a node refused itself, as it was in a store that was put back to an older state",
     116: "a node did not ask after its lease while all views were older than its claim",

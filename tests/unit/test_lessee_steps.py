@@ -13,7 +13,7 @@ from overlay.agent.lessee import Lessee
 from overlay.agent.status import CLAIMING, RUNNING, Bell, Mailbox, Snapshot, Status
 from overlay.kernel.base import DeviceConflictError
 from overlay.model.address import Family
-from overlay.model.lease import Lease, LeaseAttributes, Owner
+from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner
 from overlay.model.node import Underlay
 from overlay.plan.backend import UnderlayError
 from overlay.plan.planner import Site
@@ -52,7 +52,7 @@ class Machine:
         )  # fmt: skip
         self.todo: list[Callable[[], object]] = []
         self.stop = Event()
-        self.is_over = False
+        self.stale: LeaseView | None = None  # what the watch shows, where it is late
 
     def run(self, *todo: Callable[[], object]) -> Snapshot:
         self.todo = list(todo)
@@ -62,7 +62,7 @@ class Machine:
         return self.status.get()
 
     def look(self) -> None:
-        self.lessee.views.put(self.store.view())
+        self.lessee.views.put(self.stale or self.store.view())
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -239,3 +239,17 @@ def test_value_that_is_not_what_the_node_wrote_is_mended_at_once(machine: Machin
     assert mended.leases[own.subnet.key].attributes == own.attributes
     machine.run(*[machine.look] * 3)
     assert machine.store.view().revision == mended.revision, "once is enough"
+
+
+def test_question_is_asked_once_while_the_view_still_shows_the_old_lease(machine: Machine) -> None:
+    machine.run()
+    machine.stale = machine.store.view()
+    machine.store.delete_lease(machine.own().subnet)
+    machine.store.put_lease(ELSEWHERE.subnet, ELSEWHERE.attributes, 2 * TTL_S)
+    machine.wait(TTL_S - MARGIN_S)
+    machine.run()
+    asked = machine.store.view().challenges["n1"]
+    machine.run(*[machine.look] * 3)
+    assert machine.store.view().challenges["n1"] == asked
+    machine.run(lambda: machine.wait(5))
+    assert machine.own().subnet == ELSEWHERE.subnet
