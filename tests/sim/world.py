@@ -8,7 +8,7 @@ from typing import Final
 from overlay.model.lease import LeaseView
 from tests.sim import etcd
 from tests.sim.faults import FAULTS, Fault
-from tests.sim.invariants import CONFIG, Invariants
+from tests.sim.invariants import CONFIG, SUBNETS, Invariants, read_lease
 from tests.sim.loop import Loop
 from tests.sim.node import SimNode
 from tests.sim.store import MakeStore, SimStore
@@ -24,6 +24,7 @@ CONFIGS: Final = (
 )
 _SETTLE_S: Final = 100.0  # a TTL, then what its end lets go is held back for a while, and a retry
 _LOOKS: Final = 3
+_SPOILED_MOST: Final = 5
 _STEPS: Final = 60_000  # in one history: more of them is a loop
 
 
@@ -215,7 +216,22 @@ class World:
                 node.wall_offset_s -= 7200
         if self.cluster.keys.get(CONFIG) is None or not self._has_config():
             self.put(CONFIG, self.loop.random.choice(CONFIGS).encode())
+        self._tidy()
         self.disturbed()
+
+    def _tidy(self) -> None:
+        """Delete what nobody can read and nothing ends, where it may leave no subnet free.
+
+        Its subnets are rightly kept from all until an operator does so.
+        """
+        spoiled = [
+            key
+            for key, kv in sorted(self.cluster.keys.items())
+            if key.startswith(SUBNETS) and not kv.lease and read_lease(kv) is None
+        ]
+        if len(spoiled) > _SPOILED_MOST:
+            for key in spoiled:
+                self.put(key, None)
 
     def _has_config(self) -> bool:
         return self.cluster.keys[CONFIG].value.decode(errors="replace") in CONFIGS
