@@ -17,8 +17,9 @@ def describe() -> str:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     shown = subprocess.run([find_etcd(), "--version"], capture_output=True, text=True, check=True)
     etcd = shown.stdout.split("\n", 1)[0].removeprefix("etcd Version: ")
+    kernel = platform.release().partition("-")[0]
     return (
-        f"{_processor()}, {cores} cores, {memory:.0f} GiB, kernel {platform.release()}, "
+        f"{_processor()}, {cores} cores, {memory:.0f} GiB, kernel {kernel}, "
         f"Python {platform.python_version()}, etcd {etcd}, load {os.getloadavg()[0]:.1f}"
     )
 

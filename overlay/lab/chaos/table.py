@@ -49,7 +49,7 @@ def machine() -> str:
     cpus, load = os.cpu_count(), os.getloadavg()[0]
     today = time.strftime("%d %B %Y")
     return (
-        f"{today}, kernel {platform.release()}, {cpus} cores, Python "
+        f"{today}, kernel {platform.release().partition('-')[0]}, {cpus} cores, Python "
         f"{platform.python_version()}, load {load:.1f} at the end."
     )
 
