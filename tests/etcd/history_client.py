@@ -189,11 +189,13 @@ def _plant(store: EtcdLeaseStore, bug: str) -> None:
     """Make the store wrong on purpose, to see that the checkers find it."""
     if not bug:
         return
-    dropped = {"blind renewal": Mod, "claim without looking": Create}[bug]
+    condition = {"blind renewal": Mod, "claim without looking": Create}[bug]
     transact = store._writer._transact
 
     def blind(compare: list[Any], then: list[Any]) -> Any:
-        return transact([each for each in compare if not isinstance(each, dropped)], then)
+        # Whatever else is compared goes with it.
+        is_planted = any(isinstance(each, condition) for each in compare)
+        return transact([] if is_planted else compare, then)
 
     store._writer._transact = blind  # type: ignore[method-assign]  # the bug
 
