@@ -71,7 +71,6 @@ class Reconciler:
         self._failed_passes = 0
         self._named: set[str] = set()
         self._file = ""
-        self.netlink_port = 0  # of the kernel's socket, once there is one
         self._pace = Pace()
         self._doubts = Doubts(self._pace, self._is_lost, self._is_as_left)
         self._kernel: Kernel | None = None
@@ -81,7 +80,6 @@ class Reconciler:
     def run(self, stop: StopSignal) -> None:
         """Work until ``stop`` is set."""
         kernel = self._kernel = self._make_kernel()
-        self.netlink_port = kernel.port
         while not stop.is_set():
             self.bell.clear()
             self.heartbeat = self._clock()
@@ -92,6 +90,11 @@ class Reconciler:
                 self._mirror = None
                 self._report((str(exc),))
             self.bell.wait(max(0.0, self._wake_at() - self._clock()))
+
+    @property
+    def netlink_port(self) -> int:
+        """Return the port of the kernel's socket, 0 before there is one; any thread may ask."""
+        return self._kernel.port if self._kernel is not None else 0
 
     def tell(self, notices: Sequence[Notice]) -> None:
         """Leave what the kernel told; the monitor's thread calls it."""

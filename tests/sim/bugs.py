@@ -87,12 +87,6 @@ class BuggyWatch(SimStore):
         stop: StopSignal,
     ) -> None:
         """Watch, overheard like the real one."""
-
-        def judge(view: LeaseView) -> None:
-            self.delivered(view)
-            self.known.views = [view]
-            deliver(view)
-
         self.watch_type(
             self._connection,
             self._reader,
@@ -100,7 +94,7 @@ class BuggyWatch(SimStore):
             open_stream=self._open_stream,
             clock=self._clock,
             uniform=self._uniform,
-        ).run(judge, trouble, stop)
+        ).run(self.judged(deliver), trouble, stop)
 
 
 class _AddingTable(LeaseTable):

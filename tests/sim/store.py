@@ -28,13 +28,17 @@ class SimStore(EtcdLeaseStore):
         stop: StopSignal,
     ) -> None:
         """Watch, and let each view be judged before the agent sees it."""
+        super().watch(self.judged(deliver), trouble, stop)
+
+    def judged(self, deliver: Callable[[LeaseView], None]) -> Callable[[LeaseView], None]:
+        """Return what judges a view and then hands it to ``deliver``."""
 
         def judge(view: LeaseView) -> None:
             self.delivered(view)
             self.known.views = [view]
             deliver(view)
 
-        super().watch(judge, trouble, stop)
+        return judge
 
     def acquire(self, claim: Claim) -> Lease:
         """Acquire, and say so."""
