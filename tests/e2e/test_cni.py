@@ -1,11 +1,13 @@
 """The real plugin, the real agent, real pods: what a runtime asks for and gets."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,8 +85,9 @@ class Node:
         return result
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+@contextlib.contextmanager
+def running_node(place: Path, *flags: str) -> Iterator[Node]:
+    """Run a node with an agent that is ready; the host is afterwards as it was."""
     made: list[Netns] = []
 
     def make() -> Netns:
@@ -92,16 +95,22 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         return made[-1]
 
     with host_unchanged():
-        world = World(make, tmp_path_factory.mktemp("cni"))
+        world = World(make, place)
         world.start_etcd()
         world.put("config", CONFIG)
-        agent = world.agent()
+        agent = world.agent(*flags)
         agent.wait_ready()
         here = Node(world, agent)
         yield here
         world.close()
         for netns in (*made, *here.pods):
             netns.close()
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with running_node(tmp_path_factory.mktemp("cni")) as here:
+        yield here
 
 
 def addresses(result: dict[str, Any]) -> list[str]:

@@ -14,9 +14,9 @@ import pytest
 from overlay.kernel.announce import frame
 from overlay.model.address import parse_mac
 from overlay.policy.ports import link_local
-from tests.e2e.agents import BIN, World
-from tests.e2e.test_cni import CONFIG, Node, addresses, host_links, says
-from tests.kernel.netns import Netns, eventually, host_unchanged
+from tests.e2e.agents import BIN
+from tests.e2e.test_cni import CONFIG, Node, addresses, host_links, running_node, says
+from tests.kernel.netns import Netns, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -26,23 +26,8 @@ DEADLINE_S: Final = 20.0
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    made: list[Netns] = []
-
-    def make() -> Netns:
-        made.append(Netns())
-        return made[-1]
-
-    with host_unchanged():
-        world = World(make, tmp_path_factory.mktemp("bridge"))
-        world.start_etcd()
-        world.put("config", CONFIG)
-        agent = world.agent("--audit-interval=5s")
-        agent.wait_ready()
-        here = Node(world, agent)
+    with running_node(tmp_path_factory.mktemp("bridge"), "--audit-interval=5s") as here:
         yield here
-        world.close()
-        for netns in (*made, *here.pods):
-            netns.close()
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,8 @@ from typing import Final
 import pytest
 
 from overlay.agent.cni_wire import MAGIC
-from tests.e2e.agents import World
-from tests.e2e.test_cni import CONFIG, Node, addresses, host_links
-from tests.kernel.netns import Netns, host_unchanged
+from tests.e2e.test_cni import Node, addresses, host_links, running_node
+from tests.kernel.netns import Netns
 
 pytestmark = pytest.mark.e2e
 
@@ -37,23 +36,10 @@ with socket.socket(socket.AF_UNIX) as client:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    made: list[Netns] = []
-
-    def make() -> Netns:
-        made.append(Netns())
-        return made[-1]
-
-    with host_unchanged():
-        world = World(make, tmp_path_factory.mktemp("socket"))
-        world.start_etcd()
-        world.put("config", CONFIG)
-        agent = world.agent("--reserve-addresses=10.244.0.0/16,fd00:1::/48")
-        agent.wait_ready()
-        here = Node(world, agent)
+    with running_node(
+        tmp_path_factory.mktemp("socket"), "--reserve-addresses=10.244.0.0/16,fd00:1::/48"
+    ) as here:
         yield here
-        world.close()
-        for netns in (*made, *here.pods):
-            netns.close()
 
 
 def request(node: Node, pod: Netns, command: str = "DEL") -> bytes:
