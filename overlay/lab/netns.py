@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, TypeVar
 
+from overlay.lab import signals
 from overlay.lab.errors import LabError
 from overlay.model.address import IPAddress
 
@@ -74,7 +75,7 @@ def ip_batch(namespace: str | None, commands: Sequence[str]) -> None:
 
 def inside(namespace: str, work: Callable[[], _T]) -> _T:
     """Return what ``work`` returns in a thread that has entered ``namespace``."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with signals.deferred(), ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(_entered, namespace, work).result()
 
 
@@ -83,7 +84,10 @@ def inside_each(namespaces: Iterable[str], work: Callable[[str], _T]) -> dict[st
     names = list(namespaces)
     if not names:
         return {}
-    with ThreadPoolExecutor(max_workers=min(len(names), _MOST_THREADS)) as pool:
+    with (
+        signals.deferred(),
+        ThreadPoolExecutor(max_workers=min(len(names), _MOST_THREADS)) as pool,
+    ):
         # A pooled thread that served another namespace enters this one first.
         futures = {n: pool.submit(_entered, n, lambda n=n: work(n)) for n in names}
         return {name: future.result() for name, future in futures.items()}

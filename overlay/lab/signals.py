@@ -2,22 +2,34 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Deferral:
+    """Whether the main thread may be interrupted now, and by what it was meanwhile."""
+
+    depth = 0
+    waiting: int | None = None
 
 
 @contextlib.contextmanager
 def as_exceptions() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise SystemExit inside the block, as SIGINT raises by itself.
+    """Let SIGTERM and SIGHUP raise SystemExit inside the block, SIGINT KeyboardInterrupt.
 
-    Only for the main thread.
+    Not inside ``deferred``: there they wait for its end. Only for the main thread.
     """
 
-    def end(number: int, _: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
+    def end(number: int, _: FrameType | None) -> None:
+        if _Deferral.depth:
+            _Deferral.waiting = number
+        else:
+            _raise(number)
 
-    before = {s: signal.signal(s, end) for s in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, end) for number in _ENDS}
     try:
         yield
     finally:
@@ -26,11 +38,37 @@ def as_exceptions() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Let what ``as_exceptions`` would raise wait for the end of the block.
+
+    For work with threads: an exception that lands while the main thread takes a
+    lock which it shares with them leaves it locked, and they wait for ever. What
+    is started inside has its signals as ever, unlike in ``held``.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread alone
+        return
+    _Deferral.depth += 1
+    try:
+        yield
+    finally:
+        _Deferral.depth -= 1
+        if not _Deferral.depth and (number := _Deferral.waiting) is not None:
+            _Deferral.waiting = None
+            _raise(number)
+
+
+@contextlib.contextmanager
 def held() -> Iterator[None]:
     """Put SIGINT, SIGTERM and SIGHUP off to the end of the block: clean-up is not cut short."""
-    waiting = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(_ENDS))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _raise(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
