@@ -2,11 +2,17 @@
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING, Final
 
-_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+_ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN_S: Final = 0.02
 
 
 class _Deferral:
@@ -22,17 +28,33 @@ def as_exceptions() -> Iterator[None]:
 
     Not inside ``deferred``: there they wait for its end. Only for the main thread.
     """
+    raised: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:
+        raised[:] = [number]
         if _Deferral.depth:
             _Deferral.waiting = number
         else:
             _raise(number)
 
+    def again(_: int, frame: FrameType | None) -> None:
+        end(raised[-1], frame)
+
+    def unraisable(lost: "UnraisableHookArgs") -> None:
+        # Python drops what is raised in a weak reference's callback or in a
+        # destructor, wherever the signal happened to find the main thread.
+        if raised and isinstance(lost.exc_value, SystemExit | KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        else:
+            hook(lost)
+
     before = {number: signal.signal(number, end) for number in _ENDS}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, again)
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
