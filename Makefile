@@ -40,7 +40,7 @@ demo: setup ## three nodes with two pods each: up, tested, measured, down (root)
 
 test: setup lint ## lint, then every test that can run here
 	@.ci/system-packages tests
-	$(BIN)/python -m pytest $(wildcard $(TIERS))
+	$(BIN)/python -m pytest --second-try $(wildcard $(TIERS))
 
 lint: setup ## style, types, layers, shell scripts
 	$(BIN)/ruff check

@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 _ROOT: Final = Path(__file__).parent
-_OUTCOMES: Final = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+_OUTCOMES: Final = ("passed", "failed", "error", "skipped", "xfailed", "xpassed", "rerun")
 
 
 def _no_namespaces() -> str | None:
@@ -89,12 +89,28 @@ def _tier(path: Path) -> str:
     return folder if folder in _NEEDS else "unit"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier, and skip those of a tier that cannot run here."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --second-try."""
+    parser.addoption(
+        "--second-try",
+        action="store_true",
+        help="try a test once more that failed on the real machine, and say so in the summary",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with its tier, and skip those of a tier that cannot run here.
+
+    On the real machine (kernel, etcd, labs, runtimes) a stall of seconds can
+    fail a test of code that is right. What fails twice is a failure; what
+    fails once is named, to be looked into.
+    """
     for item in items:
         tier = _tier(item.path)
         if tier in _MARKED:
             item.add_marker(tier)
+            if config.getoption("--second-try"):
+                item.add_marker(pytest.mark.flaky(reruns=1))
         reason = _missing(tier)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=f"tier {tier}: {reason}"))
@@ -117,3 +133,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         else:
             text = "no test selected"
         terminalreporter.write_line(f"{tier:<7} {text}")
+    if again := terminalreporter.stats.get("rerun"):
+        terminalreporter.section("failed at the first try, and tried again")
+        for report in again:
+            why = getattr(getattr(report.longrepr, "reprcrash", None), "message", report.when)
+            terminalreporter.write_line(f"{report.nodeid}: {str(why).splitlines()[0]}")
