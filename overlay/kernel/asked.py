@@ -25,6 +25,11 @@ _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 6, 7, 8, 15
 _RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
 _RTAX_MTU: Final = 2
 _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
+# IPv6 says its table unasked, and refuses to be asked (net/ipv6/route.c).
+_MATCHED: Final = {
+    Family.IPV4: _RTM_F_LOOKUP_TABLE | _RTM_F_FIB_MATCH,
+    Family.IPV6: _RTM_F_FIB_MATCH,
+}
 _NDA_DST, _NDA_LLADDR = 1, 2
 _KINDS: Final = {
     1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole",
@@ -91,9 +96,9 @@ class Ground:
         if isinstance(answer, Refusal):
             return RouteFact("refused", error=_refusal(answer.errno))
         found = route_fact(answer, self._names)
+        flags = _MATCHED[packet.family]
         matched = self.rtnl.question(
-            messages.RTM_GETROUTE,
-            self._question(packet, is_local=is_local, flags=_RTM_F_LOOKUP_TABLE | _RTM_F_FIB_MATCH),
+            messages.RTM_GETROUTE, self._question(packet, is_local=is_local, flags=flags)
         )
         if isinstance(matched, Refusal):
             return found
