@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from overlay.mesh.ask import ASKER_HEADER, NONCE_HEADER, PATH, SEAL_HEADER, Exchange
+from overlay.mesh.ask import ASKER_HEADER, NONCE_HEADER, PATH, SEAL_HEADER, Exchange, answer_seal
 from overlay.mesh.seal import NONCE_BYTES, SEAL_BYTES
 from overlay.model.document import parse_json
 from overlay.model.errors import OverlayError
@@ -82,7 +82,7 @@ class Asks:
             return _refusal(403, "not sealed with the fabric's key, or meant for another node")
         status, document = self._call(call, body)
         text = json.dumps(document).encode()
-        return Answer(status, text, exchange.answer_seal(key, status, text))
+        return Answer(status, text, answer_seal(exchange.answer_key(key), status, text))
 
     def _take(self, nonce: bytes) -> bool:
         with self._lock:

@@ -69,8 +69,8 @@ class Agent:
         self.stop = self._host.bell()
         self.status = Status(Events(self._host.wall_clock))
         self._recorder = Recorder(self.status, Journal(flags.state_dir))
-        self.mesh = MeshPart(flags, store, self.status, self._host, clock)
         attachments = Attachments(flags.state_dir / "attachments", flags.reserved)
+        self.mesh = MeshPart(flags, store, self.status, self._host, clock, attachments.list)
         layer2 = Layer2(attachments)
         self.reconciler = Reconciler(
             flags,

@@ -1,18 +1,22 @@
 """The mesh as one part of the agent: what runs, what is answered, shown and counted."""
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from overlay.agent.ask import Answer, Asks
+from overlay.agent.explain_call import ExplainCall
 from overlay.agent.flags import Flags
 from overlay.agent.host import Host
 from overlay.agent.mesh import Mesh
 from overlay.agent.mesh_clamp import Clamp
 from overlay.agent.mesh_metrics import mesh_families
 from overlay.agent.mesh_report import mesh_calls
+from overlay.agent.mesh_seal import seal_question
 from overlay.agent.page import Answers, status_page
 from overlay.agent.status import Status
+from overlay.model.attachment import Attachment
 from overlay.store.base import LeaseStore, StopSignal
 
 if TYPE_CHECKING:
@@ -20,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class MeshPart:
-    """``host`` is the machine as the lessee shall see it; ``answers`` is what the page shows."""
+    """``host`` is the machine as the lessee shall see it; ``answers`` is what the page shows.
+
+    ``pods`` are this node's attachments.
+    """
 
     def __init__(
         self,
@@ -29,8 +36,10 @@ class MeshPart:
         status: Status,
         host: Host,
         clock: Callable[[], float],
+        pods: Callable[[], Sequence[Attachment]],
     ) -> None:
         self._status = status
+        self._explain = ExplainCall(status, pods, clock)
         self._mesh = Mesh(flags.mesh, flags.node, status, store, clock)
         self._asks = Asks(flags.node.id, self._mesh.keys, self._asked(), clock)
         self.clamp = Clamp(host.find_underlay, is_on=flags.mesh.clamp)
@@ -45,12 +54,13 @@ class MeshPart:
 
     def calls(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """Return what the node's socket answers."""
-        return mesh_calls(self._mesh, self._status)
+        seal = functools.partial(seal_question, self._status)
+        return {**mesh_calls(self._mesh, self._status), "seal": seal}
 
     def _asked(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
-        """Return what other nodes may ask, without arguments: none costs more than it says."""
+        """Return what other nodes may ask: none costs more than it says."""
         own = self.calls()["mesh"]
-        return {"mesh": lambda _given: own({})}
+        return {"mesh": lambda _given: own({}), "explain": self._explain}
 
     def challenge(self) -> Answer:
         """Return a nonce for a question of another node."""

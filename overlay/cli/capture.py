@@ -11,9 +11,8 @@ from typing import Any, BinaryIO
 
 from overlay.cli.dissect import Dissector, names_of
 from overlay.cli.flags import Parser, with_output
-from overlay.cli.knowledge import Knowledge, read_knowledge
+from overlay.cli.knowledge import read_knowledge
 from overlay.cli.out import Output
-from overlay.cli.parties import Names
 from overlay.kernel.asked import Ground
 from overlay.kernel.ring import Captured, Counts, Ring
 from overlay.kernel.rtnl import RtnlSocket
@@ -21,6 +20,8 @@ from overlay.model.address import FAMILIES, IPAddress
 from overlay.model.errors import OverlayError, UsageError
 from overlay.policy.verdict import Packet
 from overlay.trace.bpf import tunnel_filter
+from overlay.trace.holders import Knowledge
+from overlay.trace.parties import Names
 from overlay.trace.pcap import file_header, record
 
 _TURN_S = 0.2  # how long one wait for packets lasts; Ctrl-C ends it at once

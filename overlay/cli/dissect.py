@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from overlay.cli.knowledge import Knowledge
 from overlay.model.address import IPAddress, family_of
 from overlay.model.errors import OverlayError
+from overlay.trace.holders import Knowledge
 
 
 class NoScapyError(OverlayError):

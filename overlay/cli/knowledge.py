@@ -6,7 +6,6 @@ the store has the leases and the state directory the attachments.
 
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -18,23 +17,12 @@ from overlay.model.address import Family, IPAddress, family_of
 from overlay.model.attachment import Attachment, AttachmentFormatError, parse_attachment
 from overlay.model.document import parse_json
 from overlay.model.errors import LeaseFormatError
-from overlay.model.lease import Lease
 from overlay.model.subnet import parse_subnet
 from overlay.store.base import LeaseStore, StoreError
 from overlay.trace.facts import Holder
+from overlay.trace.holders import Knowledge, lease_holder, numbers, texts
 
 _AGENT_S: Final = 2.0  # an agent that hangs must not hang us
-
-
-@dataclass(frozen=True, slots=True)
-class Knowledge:
-    """Who holds what. ``own`` is None where that is not known; ``notes`` say what is missing."""
-
-    own: Holder | None
-    holders: tuple[Holder, ...]
-    attachments: tuple[Attachment, ...]
-    is_complete: bool = True
-    notes: tuple[str, ...] = ()
 
 
 def read_knowledge(args: Namespace, own_addresses: Iterable[IPAddress]) -> Knowledge:
@@ -69,19 +57,6 @@ def read_attachments(directory: Path) -> tuple[Attachment, ...]:
         except (OSError, ValueError, AttachmentFormatError):
             continue
     return tuple(found)
-
-
-def lease_holder(lease: Lease) -> Holder:
-    """Return who holds ``lease``."""
-    attributes = lease.attributes
-    return Holder(
-        node=lease.node,
-        networks=tuple(lease.subnet.networks()),
-        public=attributes.public,
-        macs=_texts({f: d.get("VtepMAC") for f, d in attributes.backend_data.items()}),
-        vnis=_numbers({f: d.get("VNI") for f, d in attributes.backend_data.items()}),
-        backend=attributes.backend_type,
-    )
 
 
 def _from_agent(path: Path) -> Knowledge:
@@ -122,8 +97,8 @@ def _peer_holder(peer: Mapping[str, Any]) -> Holder:
         # Of a thousand peers one is looked at: no more is parsed than must be.
         networks=tuple(ip_network(text) for text in peer["subnet"].split()),
         public={family_of(address): address for address in addresses},
-        macs=_texts({Family(v["family"]): v.get("mac") for v in vteps}),
-        vnis=_numbers({Family(v["family"]): v.get("vni") for v in vteps}),
+        macs=texts({Family(v["family"]): v.get("mac") for v in vteps}),
+        vnis=numbers({Family(v["family"]): v.get("vni") for v in vteps}),
         backend=peer["backend"],
     )
 
@@ -140,11 +115,3 @@ def _refused(problems: Iterable[Mapping[str, Any]]) -> list[Holder]:
         node = words[1].split(" ", 1)[0] if len(words) == 2 else "?"
         found.append(Holder(node, tuple(subnet.networks()), problem=problem["text"]))
     return found
-
-
-def _texts(found: Mapping[Family, Any]) -> dict[Family, str]:
-    return {family: value.lower() for family, value in found.items() if isinstance(value, str)}
-
-
-def _numbers(found: Mapping[Family, Any]) -> dict[Family, int]:
-    return {family: value for family, value in found.items() if isinstance(value, int)}

@@ -2,18 +2,26 @@
 
 from argparse import Namespace
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Any, Final
 
 from overlay.cli import shapes
-from overlay.cli.ask import ask
-from overlay.cli.control import call
+from overlay.cli.ask import (
+    HTTP_PORT,
+    AgentSealer,
+    Place,
+    Sealer,
+    StoreSealer,
+    ask,
+    find_node,
+    parse_port,
+)
+from overlay.cli.control import AgentRefusedError, AgentUnreachableError, call
 from overlay.cli.flags import Parser, etcd_config, socket_path, with_output
 from overlay.cli.out import Output
 from overlay.mesh.matrix import Cell, matrix, way_of
-from overlay.model.errors import UsageError
 from overlay.store.base import LeaseStore
 
-_HTTP_PORT: Final = 9470
 _MOST_COLUMNS: Final = 12  # nodes; more, and a line for each of this node's ways is shown
 _NUMBER: Final = (int, float, None)
 _RECORD: Final = ({"rtt_ms": _NUMBER, "loss": _NUMBER, "silent": bool}, None)
@@ -52,8 +60,8 @@ def add_parsers(commands: Any) -> None:
     mesh.add_argument("--links", action="store_true", help=text)
     text = "ask another node's agent, over HTTP, under the fabric's key"
     mesh.add_argument("--at", metavar="NODE", default="", help=text)
-    text = f"its --healthz-port ({_HTTP_PORT})"
-    mesh.add_argument("--at-port", metavar="PORT", default=str(_HTTP_PORT), help=text)
+    text = f"its --healthz-port ({HTTP_PORT})"
+    mesh.add_argument("--at-port", metavar="PORT", default=str(HTTP_PORT), help=text)
     mesh.set_defaults(run=with_output(show_mesh))
     about = "the largest packet that reaches each peer, and the devices; status 1 when one is less"
     mtu: Parser = commands.add_parser("mtu", help=about, description=about)
@@ -63,7 +71,11 @@ def add_parsers(commands: Any) -> None:
 
 def show_mesh(args: Namespace, out: Output) -> int:
     """Print the matrix, from the node at the left to the node at the top, in milliseconds."""
-    found = _ask(args) if args.at else call(socket_path(args), "mesh", like=_MESH)
+    found = (
+        ask(*_asked(args), "mesh", like=_MESH)
+        if args.at
+        else call(socket_path(args), "mesh", like=_MESH)
+    )
     way = "underlay" if args.underlay else way_of(found)
     shown = matrix(found, way, len(found["peers"]) + 1)
     if not out.is_table:
@@ -87,15 +99,26 @@ def show_mesh(args: Namespace, out: Output) -> int:
     return 1 if found["error"] or any(_is_silent(peer) for peer in found["peers"]) else 0
 
 
-def _ask(args: Namespace) -> dict[str, Any]:
-    """Return another node's answer; the store says where it is and what the key is."""
-    if not args.at_port.isdecimal() or not 0 < int(args.at_port) < 65536:
-        raise UsageError(f"--at-port {args.at_port[:20]!r}: use 1 to 65535")
+def _asked(args: Namespace) -> tuple[Sealer, Place]:
+    """Return where another node's agent listens, and who seals: this node's agent if it can.
+
+    It answers at once, and without the store too.
+    """
+    port, path = parse_port("--at-port", args.at_port), socket_path(args)
+    try:
+        peers = call(path, "peers", like=shapes.PEERS)["peers"]
+    except (AgentUnreachableError, AgentRefusedError):
+        peers = []
+    found = next((p for p in peers if p["node"] == args.at and p["public"]), None)
+    if found is not None:
+        return AgentSealer(path), Place(args.at, ip_address(found["public"][0]), port)
     store: LeaseStore = args.open_store(etcd_config(args))
     try:
-        return ask(store.view(), args.at, int(args.at_port), "mesh", like=_MESH)
+        view = store.view()
     finally:
         store.close()
+    address = next(iter(find_node(view, args.at).attributes.public.values()))
+    return StoreSealer(view), Place(args.at, address, port)
 
 
 def show_mtu(args: Namespace, out: Output) -> int:

@@ -13,8 +13,10 @@ from overlay.lab.errors import LabError
 from overlay.lab.processes import Process, spawn
 from overlay.lab.state import StateDir
 from overlay.lab.topology import NODE_DEVICE, Host, Topology
+from overlay.model.address import Family
 
 HEALTH_PORT: Final = 9470
+_ANY: Final = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 - in its own namespace
 READY_TIMEOUT_S: Final = 60.0
 _POLL_S: Final = 0.05
 _HTTP_TIMEOUT_S: Final = 2.0
@@ -35,6 +37,8 @@ def command(
         *("--state-dir", str(own)),
         *("--subnet-file", str(state.subnet_file(node.name))),
         *("--cni-socket", str(own / "cni.sock")),
+        # So that nodes may ask one another; nobody outside of the lab reaches it.
+        *("--healthz-ip", _ANY[topology.options.families[0]]),
         *("--healthz-port", str(HEALTH_PORT)),
         *("--log-format", "text"),
         *flags,

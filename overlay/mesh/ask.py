@@ -3,7 +3,9 @@
 ``GET /ask`` gives a nonce that is good once. ``POST /ask/CALL`` with it, a nonce
 of the asker's own and the seal under the fabric's key is answered with a seal
 over both nonces: each side knows that the other may read the store, and that
-nothing was recorded earlier. Nothing is encrypted; nothing secret is answered.
+nothing was recorded earlier. The answer's seal is under a key of this exchange
+alone, so that whoever holds the fabric's key can let another ask one question.
+Nothing is encrypted; nothing secret is answered.
 """
 
 import hmac
@@ -18,7 +20,7 @@ NONCE_HEADER: Final = "Overlay-Nonce"
 ASKER_HEADER: Final = "Overlay-Asker-Nonce"
 SEAL_HEADER: Final = "Overlay-Seal"
 _QUESTION: Final = b"overlay question 1"
-_ANSWER: Final = b"overlay answer 1"
+_ANSWER: Final = b"overlay answer 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +43,20 @@ class Exchange:
         """Return the key under which ``given`` seals the question, or None."""
         return fitting_key(keys, given, _QUESTION, *self._parts(), body)
 
-    def answer_seal(self, key: bytes, status: int, body: bytes) -> bytes:
-        """Return what the node shows with its answer."""
-        return seal(key, _ANSWER, *self._parts(), str(status).encode(), body)
-
-    def is_answer(self, key: bytes, given: bytes, status: int, body: bytes) -> bool:
-        """Return whether ``given`` seals the answer under the key of the question."""
-        return hmac.compare_digest(self.answer_seal(key, status, body), given)
+    def answer_key(self, key: bytes) -> bytes:
+        """Return the key of this exchange's answer; nothing follows from it for another."""
+        return seal(key, _ANSWER, *self._parts())
 
     def _parts(self) -> tuple[bytes, ...]:
         node_id, call = (text.encode(errors="replace") for text in (self.node_id, self.call))
         return (node_id, self.nonce, self.asker, call)
+
+
+def answer_seal(answer_key: bytes, status: int, body: bytes) -> bytes:
+    """Return what the node shows with its answer."""
+    return seal(answer_key, str(status).encode(), body)
+
+
+def is_answer(answer_key: bytes, given: bytes, status: int, body: bytes) -> bool:
+    """Return whether ``given`` seals the answer."""
+    return hmac.compare_digest(answer_seal(answer_key, status, body), given)

@@ -1,9 +1,10 @@
 """How a packet comes to this node's routing: out of a pod, or out of a tunnel."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from overlay.policy.verdict import Packet
-from overlay.trace.facts import Leg, Party, PodEnd
+from overlay.trace.facts import FarHalf, Leg, Party, PodEnd
+from overlay.trace.reasons import Reason
 from overlay.trace.rules import filter_steps
 from overlay.trace.steps import Step, broken
 from overlay.trace.words import in_pod, ip_command, route_text
@@ -23,6 +24,7 @@ def pod_steps(pod: PodEnd, packet: Packet) -> Iterator[Step]:
         yield broken(
             "pod", "route", text, f"the pod has no route to {packet.destination}",
             in_pod(pod, f"{ip} route replace default via {gateway} {onlink} proto 80"),
+            Reason.POD_ROUTE,
         )  # fmt: skip
         return
     if route.kind == "local":
@@ -33,6 +35,7 @@ def pod_steps(pod: PodEnd, packet: Packet) -> Iterator[Step]:
             "pod", "route", text, f"the pod sends it by {route.device}, which is not the fabric's",
             in_pod(pod, f"{ip} route replace {packet.destination} via {gateway} "
                         f"dev {pod.interface} onlink"),
+            Reason.POD_ROUTE,
         )  # fmt: skip
         return
     yield Step("pod", "route", text, mtu=route.mtu or pod.inside.mtu)
@@ -53,6 +56,7 @@ def pod_steps(pod: PodEnd, packet: Packet) -> Iterator[Step]:
             f"that is not the MAC address of the host's end {pod.routed.name}, {pod.routed.mac}",
             in_pod(pod, f"{ip} neigh replace {neighbor.address} lladdr {pod.routed.mac} "
                         f"dev {pod.interface} nud permanent"),
+            Reason.POD_NEIGHBOR,
         )  # fmt: skip
         return
     yield Step("pod", "neighbor", text)
@@ -74,54 +78,69 @@ def is_bridged_to(pod: PodEnd, packet: Packet) -> bool:
 def interface_steps(pod: PodEnd) -> Iterator[Step]:
     """Yield one step: the pod's interface and the host's end of it."""
     text = f"{pod.shown} {pod.interface} {pod.address} in {pod.sandbox}, behind {pod.link}"
-    release = f"overlayctl ipam release {pod.container}"
-    if pod.outside is None:
-        fault, mend = f"the host's end {pod.link} is gone", f"{release}, and recreate the pod"
-    elif pod.trouble:
-        fault, mend = f"its namespace cannot be entered: {pod.trouble}", release
-    elif not pod.outside.is_up:
-        fault = f"the host's end {pod.link} is down, and the route to the pod went with it"
-        prefix = f"{pod.address}/{pod.address.max_prefixlen}"
-        mend = f"ip link set {pod.link} up; ip route replace {prefix} dev {pod.link} proto 80"
-    elif pod.routed is None:
-        fault, mend = f"the bridge behind {pod.link} is gone", "systemctl restart overlayd"
-    elif not pod.routed.is_up:
-        fault, mend = f"{pod.routed.name} is down", f"ip link set {pod.routed.name} up"
-    elif pod.inside is None:
-        fault, mend = f"the pod has no interface {pod.interface}", f"{release}, and recreate it"
-    elif not pod.inside.is_up:
-        fault = f"{pod.interface} is down in the pod"
-        mend = in_pod(pod, f"ip link set {pod.interface} up")
-    elif not pod.has_address:
-        fault = f"the pod has lost its address {pod.address}"
-        mend = in_pod(
-            pod, f"ip addr add {pod.address}/{pod.address.max_prefixlen} dev {pod.interface}"
-        )
-    else:
+    found = _interface_fault(pod)
+    if found is None and pod.inside is not None and pod.outside is not None:
         yield Step("pod", "interface", text, mtu=min(pod.inside.mtu, pod.outside.mtu))
-        return
-    yield broken("pod", "interface", text, fault, mend)
+    elif found is not None:
+        reason, fault, mend = found
+        yield broken("pod", "interface", text, fault, mend, reason)
 
 
-def arrival_steps(leg: Leg, source: Party) -> Iterator[Step]:
-    """Yield how a tunnel packet gets in here."""
+def _interface_fault(pod: PodEnd) -> tuple[Reason, str, str] | None:
+    """Return what is wrong with a pod's interface and the command that mends it."""
+    release = f"overlayctl ipam release {pod.container}"
+    prefix = f"{pod.address}/{pod.address.max_prefixlen}"
+    if pod.outside is None:
+        fault = f"the host's end {pod.link} is gone"
+        return Reason.POD_LINK_GONE, fault, f"{release}, and recreate the pod"
+    if pod.trouble:
+        return Reason.POD_SANDBOX, f"its namespace cannot be entered: {pod.trouble}", release
+    if not pod.outside.is_up:
+        fault = f"the host's end {pod.link} is down, and the route to the pod went with it"
+        mend = f"ip link set {pod.link} up; ip route replace {prefix} dev {pod.link} proto 80"
+        return Reason.POD_LINK_DOWN, fault, mend
+    if pod.routed is None:
+        mend = "systemctl restart overlayd"
+        return Reason.POD_BRIDGE, f"the bridge behind {pod.link} is gone", mend
+    if not pod.routed.is_up:
+        mend = f"ip link set {pod.routed.name} up"
+        return Reason.POD_BRIDGE, f"{pod.routed.name} is down", mend
+    if pod.inside is None:
+        fault = f"the pod has no interface {pod.interface}"
+        return Reason.POD_INTERFACE_GONE, fault, f"{release}, and recreate it"
+    if not pod.inside.is_up:
+        mend = in_pod(pod, f"ip link set {pod.interface} up")
+        return Reason.POD_INTERFACE_DOWN, f"{pod.interface} is down in the pod", mend
+    if not pod.has_address:
+        mend = in_pod(pod, f"ip addr add {prefix} dev {pod.interface}")
+        return Reason.POD_ADDRESS, f"the pod has lost its address {pod.address}", mend
+    return None
+
+
+def arrival_steps(leg: Leg, source: Party, far: FarHalf, told: Sequence[Step]) -> Iterator[Step]:
+    """Yield how a tunnel packet gets in here; ``told`` is what the sending node said of itself."""
     arrival = leg.arrival
     node = source.node or "the other node"
+    yield from told
     if arrival is None or arrival.link is None:
-        yield Step(f"node {node}", "sending", f"{source.address} is sent to this node", "assumed")
+        if not told:
+            text = f"{source.address} is sent to this node{far.because}"
+            yield Step(f"node {node}", "sending", text, "assumed")
         return
     outer = arrival.outer
-    yield Step(
-        f"node {node}",
-        "sending",
-        f"{node} sends it to {outer.destination} udp {outer.port} VNI {outer.vni}, as its lease "
-        "says",
-        "assumed",
-    )
+    if not told:
+        yield Step(
+            f"node {node}",
+            "sending",
+            f"{node} sends it to {outer.destination} udp {outer.port} VNI {outer.vni}, as its "
+            f"lease says{far.because}",
+            "assumed",
+        )
     yield from filter_steps("tunnel policy", arrival.verdicts, outer, source)
     link = arrival.link
     text = f"{link.name} VNI {link.vni} unpacks it"
     if not link.is_up:
-        yield broken("node", "tunnel", text, f"{link.name} is down", f"ip link set {link.name} up")
+        mend = f"ip link set {link.name} up"
+        yield broken("node", "tunnel", text, f"{link.name} is down", mend, Reason.DEVICE_DOWN)
         return
     yield Step("node", "tunnel", text, mtu=link.mtu)

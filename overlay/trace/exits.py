@@ -1,9 +1,10 @@
 """Where a packet leaves this node's routing without a tunnel: to a pod, or to a next hop."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from overlay.trace.entry import interface_steps
-from overlay.trace.facts import Hop, Leg, Party, PodEnd
+from overlay.trace.facts import FarHalf, Hop, Leg, Party, PodEnd
+from overlay.trace.reasons import Reason
 from overlay.trace.steps import Step, broken
 from overlay.trace.words import in_pod, ip_command, neighbor_text
 
@@ -20,6 +21,7 @@ def delivery_steps(leg: Leg, pod: PodEnd) -> Iterator[Step]:
             "node", "neighbor", f"{neighbor_text(neighbor)} dev {_routed(pod)}",
             f"{pod.shown} has the MAC address {pod.inside.mac}",
             f"{ip} neigh del {neighbor.address} dev {_routed(pod)}",
+            Reason.POD_NEIGHBOR,
         )  # fmt: skip
         return
     yield Step("pod", "delivery", f"{pod.shown} has {pod.address} on {pod.interface}")
@@ -31,6 +33,7 @@ def delivery_steps(leg: Leg, pod: PodEnd) -> Iterator[Step]:
             in_pod(pod, f"{ip} route replace default via "
                         f"{pod.gateway} dev {pod.interface} onlink "
                         "proto 80"),
+            Reason.POD_ROUTE,
         )  # fmt: skip
 
 
@@ -38,14 +41,23 @@ def _routed(pod: PodEnd) -> str:
     return pod.routed.name if pod.routed is not None else pod.link
 
 
-def leaving_steps(leg: Leg, hop: Hop, destination: Party) -> Iterator[Step]:
-    """Yield the way out of this node by an interface that is no tunnel."""
+def leaving_steps(
+    leg: Leg, hop: Hop, destination: Party, far: FarHalf, told: Sequence[Step]
+) -> Iterator[Step]:
+    """Yield the way out of this node by an interface that is no tunnel.
+
+    ``told`` is what the node there said of itself.
+    """
     yield from next_hop_steps("underlay", hop)
     via = f" by {hop.route.gateway}" if hop.route.gateway is not None else ""
+    if told:
+        yield from told
+        return
     if destination.kind == "other":
         text = f"{leg.packet.destination} lies outside the fabric{via}; it is not looked further"
     else:
         text = f"{destination.node} hands it to {leg.packet.destination}, as its lease says"
+        text += far.because
     yield Step("underlay", "delivery", text, "assumed")
 
 
@@ -59,19 +71,18 @@ def next_hop_steps(place: str, hop: Hop) -> Iterator[Step]:
             route.device,
             f"{route.device} is gone",
             f"ip link show {route.device}",
+            Reason.UNDERLAY_DOWN,
         )
         return
     text = f"{link.name}{f' via {route.gateway}' if route.gateway is not None else ''}"
     if not link.is_up:
-        yield broken(
-            place, "interface", text, f"{link.name} is down", f"ip link set {link.name} up"
-        )
+        mend = f"ip link set {link.name} up"
+        yield broken(place, "interface", text, f"{link.name} is down", mend, Reason.UNDERLAY_DOWN)
         return
     if not link.has_carrier:
         fault = f"{link.name} has no carrier"
-        yield broken(
-            place, "interface", text, fault, f"look at the cable of {link.name}, or its peer"
-        )
+        mend = f"look at the cable of {link.name}, or its peer"
+        yield broken(place, "interface", text, fault, mend, Reason.UNDERLAY_DOWN)
         return
     yield Step(place, "interface", text, mtu=route.mtu or link.mtu)
     neighbor = hop.neighbor
@@ -83,6 +94,7 @@ def next_hop_steps(place: str, hop: Hop) -> Iterator[Step]:
             f"{neighbor.address} did not answer on {link.name}",
             f"ip neigh flush dev {link.name} to {neighbor.address}; is that host up, and on this "
             "network?",
+            Reason.UNDERLAY_SILENT,
         )  # fmt: skip
         return
     shown = neighbor_text(neighbor) if neighbor.mac else f"{neighbor.address}: not asked for yet"

@@ -1,11 +1,12 @@
 """From what was observed to the way as steps: there and, where the fabric carries it, back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from overlay.trace.entry import arrival_steps, is_bridged_to, pod_steps
 from overlay.trace.exits import delivery_steps, leaving_steps
 from overlay.trace.facts import Leg, Observed, Party
+from overlay.trace.reasons import Reason
 from overlay.trace.routing import routing_steps
 from overlay.trace.rules import filter_steps, nat_steps
 from overlay.trace.steps import Step, Way, up_to_the_break
@@ -28,28 +29,34 @@ def _steps(observed: Observed) -> Iterator[Step]:
             "broken",
             fault="the fabric's rules are gone: nothing is masqueraded, and anybody may send",
             mend="systemctl restart overlayd",
+            reason=Reason.TABLE_GONE,
         )
-    source, destination = observed.source, observed.destination
-    yield from leg_steps(observed, observed.forward, source, destination)
+    source, destination, far = observed.source, observed.destination, observed.far
+    yield from leg_steps(observed, observed.forward, source, destination, far.there)
     if observed.back is None:
         return
-    for step in leg_steps(observed, observed.back, destination, source):
+    for step in leg_steps(observed, observed.back, destination, source, far.back):
         # The far side's part of an answer was told on the way there.
         if step.state != "assumed":
             yield replace(step, place=f"answer, {step.place}")
 
 
-def leg_steps(observed: Observed, leg: Leg, source: Party, destination: Party) -> Iterator[Step]:
-    """Yield the steps of one direction."""
+def leg_steps(
+    observed: Observed, leg: Leg, source: Party, destination: Party, told: Sequence[Step] = ()
+) -> Iterator[Step]:
+    """Yield the steps of one direction; ``told`` is what the other node said of it."""
     if leg.entry == "pod" and leg.source is not None:
         yield from pod_steps(leg.source, leg.packet)
     elif leg.entry == "tunnel":
-        yield from arrival_steps(leg, source)
+        yield from arrival_steps(leg, source, observed.far, told)
+    elif leg.entry == "outside" and told:
+        yield from told
     elif leg.entry == "outside":
         yield Step(
             "outside",
             "arrival",
-            f"{leg.packet.source} would come in by {leg.packet.iif or 'no interface'}",
+            f"{leg.packet.source} would come in by {leg.packet.iif or 'no interface'}"
+            f"{observed.far.because}",
             "assumed",
         )
     if leg.source is not None and leg.delivery is not None and _is_one_link(leg):
@@ -67,11 +74,11 @@ def leg_steps(observed: Observed, leg: Leg, source: Party, destination: Party) -
         return
     yield from nat_steps(leg.postrouting, leg.packet, destination)
     if leg.tunnel is not None:
-        yield from tunnel_steps(leg, leg.tunnel, destination, observed.far)
+        yield from tunnel_steps(leg, leg.tunnel, destination, observed.far, told)
     elif leg.delivery is not None:
         yield from delivery_steps(leg, leg.delivery)
     else:
-        yield from leaving_steps(leg, hop, destination)
+        yield from leaving_steps(leg, hop, destination, observed.far, told)
 
 
 def _is_one_link(leg: Leg) -> bool:

@@ -193,11 +193,29 @@ class Party:
 
 
 @dataclass(frozen=True, slots=True)
+class FarHalf:
+    """What the other party's node said of its own half: of the packet, and of its answer.
+
+    Both are empty where it said nothing; then that half is assumed, and
+    ``why`` says why it was not asked or gave no answer.
+    """
+
+    there: tuple[Step, ...] = ()
+    back: tuple[Step, ...] = ()
+    why: str = ""
+
+    @property
+    def because(self) -> str:
+        """Return ``why`` behind an assumption."""
+        return f" ({self.why})" if self.why else ""
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Everything that ``explain`` decides by.
 
     ``tunnels`` are the VXLAN devices by the underlay's family. ``far`` is the
-    far node's own half, empty where it was not asked: then it is assumed.
+    far node's own half.
     ``knows_leases`` is False where neither agent nor store answered: then
     nothing is expected of peers. ``notes`` are what could not be read.
     """
@@ -210,5 +228,5 @@ class Observed:
     knows_leases: bool = True
     has_table: bool = True
     tunnels: Mapping[Family, LinkFact] = field(default_factory=dict)
-    far: tuple[Step, ...] = ()
+    far: FarHalf = FarHalf()
     notes: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from overlay.model.address import Family
 from overlay.policy.ruleset import TABLE
 from overlay.policy.verdict import Packet, Verdict
 from overlay.trace.facts import Party
+from overlay.trace.reasons import OWN_RULES, Reason
 from overlay.trace.steps import Step, broken
 
 _IP = {Family.IPV4: "ip", Family.IPV6: "ip6"}
@@ -59,6 +60,7 @@ def nat_steps(verdicts: Sequence[Verdict], packet: Packet, destination: Party) -
         "node", "nat", rule,
         f"{packet.source} is rewritten on the way to a {destination.kind} of the fabric",
         mend,
+        Reason.REWRITTEN,
     )  # fmt: skip
 
 
@@ -83,9 +85,13 @@ def _stopped(name: str, verdict: Verdict, packet: Packet, source: Party) -> Step
             "node", name, text,
             f"the policy of {verdict.chain.name} {word} it",
             _accept(verdict, packet),
+            Reason.OWN_RULE if verdict.is_ours else Reason.HOST_POLICY,
         )  # fmt: skip
-    mend = _own_mend(verdict, packet, source) if verdict.is_ours else _delete(verdict)
-    return broken("node", name, _rule(verdict), f"{verdict.chain.name} {word} it", mend)
+    mend, reason = _delete(verdict), Reason.HOST_RULE
+    if verdict.is_ours:
+        mend = _own_mend(verdict, packet, source)
+        reason = OWN_RULES.get(verdict.rule.comment, Reason.OWN_RULE)
+    return broken("node", name, _rule(verdict), f"{verdict.chain.name} {word} it", mend, reason)
 
 
 def _own_mend(verdict: Verdict, packet: Packet, source: Party) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from overlay.trace.reasons import Reason
+
 State: TypeAlias = Literal["ok", "assumed", "note", "broken"]
 
 
@@ -12,7 +14,8 @@ class Step:
     """One step. ``mtu`` is the largest packet that passes here, in bytes, where that is known.
 
     ``fault`` says what breaks, ``mend`` is the command that would mend it;
-    both are empty unless ``state`` is ``broken``.
+    both are empty unless ``state`` is ``broken``. ``reason`` is the fault in a
+    word that other nodes may be told.
     """
 
     place: str  # pod, node NAME, underlay, ...
@@ -22,6 +25,7 @@ class Step:
     mtu: int | None = None
     fault: str = ""
     mend: str = ""
+    reason: Reason = Reason.UNSAID
 
     def to_json(self) -> dict[str, Any]:
         """Return the step as a document."""
@@ -72,6 +76,8 @@ def up_to_the_break(steps: Iterable[Step]) -> Way:
     return Way(tuple(found))
 
 
-def broken(place: str, name: str, text: str, fault: str, mend: str) -> Step:
+def broken(
+    place: str, name: str, text: str, fault: str, mend: str, reason: Reason = Reason.UNSAID
+) -> Step:
     """Return a step that breaks."""
-    return Step(place, name, text, "broken", fault=fault, mend=mend)
+    return Step(place, name, text, "broken", fault=fault, mend=mend, reason=reason)

@@ -4,18 +4,19 @@ from collections.abc import Iterator, Sequence
 
 from overlay.model.address import family_of
 from overlay.trace.exits import next_hop_steps
-from overlay.trace.facts import Holder, Leg, Party, Tunnel
+from overlay.trace.facts import FarHalf, Holder, Leg, Party, Tunnel
+from overlay.trace.reasons import Reason
 from overlay.trace.rules import filter_steps
 from overlay.trace.steps import Step, broken
 from overlay.trace.words import ip_command, neighbor_text, route_text
 
 
 def tunnel_steps(
-    leg: Leg, tunnel: Tunnel, destination: Party, far: Sequence[Step] = ()
+    leg: Leg, tunnel: Tunnel, destination: Party, far: FarHalf, told: Sequence[Step]
 ) -> Iterator[Step]:
-    """Yield the steps from the VXLAN device to the far node, whose half is assumed without ``far``.
+    """Yield the steps from the VXLAN device to the far node.
 
-    ``far`` is what the far node said of itself.
+    ``told`` is what the far node said of its half; without that it is assumed.
     """
     holder = destination.holder
     yield _device(tunnel, holder)
@@ -30,32 +31,35 @@ def tunnel_steps(
     lower = tunnel.lower
     if lower is not None and not lower.is_up:
         fault = f"the underlay {lower.name} is down"
-        yield broken("underlay", "route", way, fault, f"ip link set {lower.name} up")
+        mend = f"ip link set {lower.name} up"
+        yield broken("underlay", "route", way, fault, mend, Reason.UNDERLAY_DOWN)
         return
     if not hop.route.is_way:
         yield broken(
             "underlay", "route", way, f"this node has no way to {outer.destination}",
             f"{ip_command(outer.family)} route show; add a route to {outer.destination}",
+            Reason.UNDERLAY_ROUTE,
         )  # fmt: skip
         return
     if hop.route.device == tunnel.link.name:
         yield broken(
             "underlay", "route", way, "the tunnel's own packets would go into the tunnel",
             f"{ip_command(outer.family)} route del {hop.route.prefix} dev {tunnel.link.name}",
+            Reason.UNDERLAY_ROUTE,
         )  # fmt: skip
         return
     yield from next_hop_steps("underlay", hop)
     yield from filter_steps("underlay policy", tunnel.output, outer, destination)
     yield _room(tunnel)
-    if far:
-        yield from far
+    if told:
+        yield from told
         return
     node = holder.node if holder is not None else str(outer.destination)
     yield Step(
         f"node {node}",
         "delivery",
         f"{node} unpacks VNI {outer.vni} and hands it to {leg.packet.destination}, as its lease "
-        "says",
+        f"says{far.because}",
         "assumed",
     )
 
@@ -64,7 +68,8 @@ def _device(tunnel: Tunnel, holder: Holder | None) -> Step:
     link = tunnel.link
     text = f"{link.name} VNI {link.vni} port {link.port} local {link.local}"
     if not link.is_up:
-        return broken("node", "tunnel", text, f"{link.name} is down", f"ip link set {link.name} up")
+        mend = f"ip link set {link.name} up"
+        return broken("node", "tunnel", text, f"{link.name} is down", mend, Reason.DEVICE_DOWN)
     if link.local is not None and holder is not None:
         wanted = holder.vnis.get(family_of(link.local))
         if wanted is not None and wanted != link.vni:
@@ -73,6 +78,7 @@ def _device(tunnel: Tunnel, holder: Holder | None) -> Step:
                 f"{holder.node} listens on VNI {wanted}, as its lease says",
                 f"ip link del {link.name}; systemctl restart overlayd; "
                 f"overlayctl leases show {holder.node}",
+                Reason.OTHER_VNI,
             )  # fmt: skip
     return Step("node", "tunnel", text, mtu=link.mtu)
 
@@ -91,10 +97,10 @@ def _neighbor(leg: Leg, tunnel: Tunnel, holder: Holder | None) -> Iterator[Step]
     node = holder.node if holder is not None else "the other node"
     if not neighbor.mac:
         fault = f"there is no neighbor entry for {neighbor.address}, and nobody answers for it"
-        yield broken("node", "neighbor", text, fault, entry)
+        yield broken("node", "neighbor", text, fault, entry, Reason.NEIGHBOR)
     elif expected and neighbor.mac != expected:
         fault = f"{node} has the MAC address {expected}, as its lease says"
-        yield broken("node", "neighbor", text, fault, entry)
+        yield broken("node", "neighbor", text, fault, entry, Reason.NEIGHBOR)
     else:
         yield Step("node", "neighbor", text)
 
@@ -112,10 +118,11 @@ def _forwarding(leg: Leg, tunnel: Tunnel, holder: Holder | None) -> Iterator[Ste
     )
     node = holder.node if holder is not None else "the other node"
     if not tunnel.destinations:
-        yield broken("node", "fdb", text, f"there is no forwarding entry for {mac}", entry)
+        fault = f"there is no forwarding entry for {mac}"
+        yield broken("node", "fdb", text, fault, entry, Reason.FDB)
     elif public is not None and tunnel.destinations != (public,):
         fault = f"{node} is at {public}, as its lease says"
-        yield broken("node", "fdb", text, fault, entry)
+        yield broken("node", "fdb", text, fault, entry, Reason.FDB)
     else:
         yield Step("node", "fdb", text)
 
@@ -139,6 +146,7 @@ def _room(tunnel: Tunnel) -> Step:
             "underlay", "mtu", text,
             f"packets of {_span(room + 1, link.mtu)} bytes do not fit the underlay",
             f"ip link set {link.name} mtu {room}",
+            Reason.MTU,
         )  # fmt: skip
     return Step("underlay", "mtu", text, mtu=room)
 

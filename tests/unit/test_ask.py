@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from overlay.agent.ask import Answer, Asks
-from overlay.mesh.ask import ASKER_HEADER, NONCE_HEADER, SEAL_HEADER, Exchange
+from overlay.mesh.ask import ASKER_HEADER, NONCE_HEADER, SEAL_HEADER, Exchange, is_answer
 from overlay.model.errors import UsageError
 from overlay.model.fabric_key import FabricKeys
 
@@ -45,11 +45,11 @@ def test_question_under_either_key_gets_an_answer_under_the_same(key: bytes) -> 
     exchange = world.exchange()
     answer = world.ask(exchange, b'{"x": 1}', key)
     assert json.loads(answer.body) == {"result": {"given": {"x": 1}}}
-    assert exchange.is_answer(key, answer.seal, 200, answer.body)
-    assert not exchange.is_answer(OTHER, answer.seal, 200, answer.body)
-    assert not exchange.is_answer(key, answer.seal, 404, answer.body)
-    assert not exchange.is_answer(key, answer.seal, 200, answer.body + b" ")
-    assert not world.exchange().is_answer(key, answer.seal, 200, answer.body)
+    assert is_answer(exchange.answer_key(key), answer.seal, 200, answer.body)
+    assert not is_answer(exchange.answer_key(OTHER), answer.seal, 200, answer.body)
+    assert not is_answer(exchange.answer_key(key), answer.seal, 404, answer.body)
+    assert not is_answer(exchange.answer_key(key), answer.seal, 200, answer.body + b" ")
+    assert not is_answer(world.exchange().answer_key(key), answer.seal, 200, answer.body)
 
 
 def test_question_is_answered_once() -> None:
@@ -110,7 +110,7 @@ def test_what_cannot_be_answered_is_sealed_too(
     answer = world.ask(exchange, body)
     assert answer.status == status
     assert words in answer.body.decode()
-    assert exchange.is_answer(KEY, answer.seal, status, answer.body)
+    assert is_answer(exchange.answer_key(KEY), answer.seal, status, answer.body)
 
 
 def test_nonces_that_nobody_uses_are_bounded() -> None:

@@ -8,7 +8,7 @@ import pytest
 from overlay.model.address import Family
 from overlay.policy.verdict import Packet, Verdict
 from overlay.trace.explain import explain
-from overlay.trace.facts import Hop, NeighborFact, Observed, RouteFact
+from overlay.trace.facts import FarHalf, Hop, NeighborFact, Observed, RouteFact
 from overlay.trace.steps import Step
 from tests.unit import ways
 from tests.unit.ways import (
@@ -408,14 +408,14 @@ def test_rule_that_cannot_be_read_is_told_and_breaks_nothing() -> None:
 
 def test_far_node_that_was_asked_is_not_assumed() -> None:
     far = (Step("node n2", "tunnel", "overlay.1 VNI 1 unpacks it"),)
-    way = explain(observed(far=far))
+    way = explain(observed(far=FarHalf(there=far)))
     assert "assumed" not in str(way)
     assert str(way).splitlines()[-1] == "node n2 tunnel: overlay.1 VNI 1 unpacks it"
 
 
 def test_far_node_that_breaks_it_is_named() -> None:
     far = (Step("node n2", "route", "x", "broken", fault="gone", mend="ip route add"),)
-    broken = explain(observed(far=far, back=answer())).broken
+    broken = explain(observed(far=FarHalf(there=far), back=answer())).broken
     assert broken is not None
     assert broken.place == "node n2"
 

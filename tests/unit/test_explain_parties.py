@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from overlay.agent.control import Call, ControlServer
-from overlay.cli.knowledge import Knowledge, read_knowledge
-from overlay.cli.parties import Names
+from overlay.cli.knowledge import read_knowledge
 from overlay.model.address import Family, IPAddress
 from overlay.model.attachment import Attachment, AttachmentKey
 from overlay.model.errors import UsageError
 from overlay.store.base import StoreUnavailableError
 from overlay.trace.facts import Party
+from overlay.trace.holders import Knowledge
+from overlay.trace.parties import Names
 from tests.unit.ways import HERE, N1, N2, POD
 
 POD6 = ip_address("fd00:1::2")

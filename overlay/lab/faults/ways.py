@@ -131,6 +131,29 @@ WAYS: Final[tuple[Fault, ...]] = (
         "this node does not forward packets",
         asked=WAY,
     ),
+    Fault(
+        "a firewall on the other node",
+        (
+            "nft add table inet fw",
+            "nft add chain inet fw pass {{ type filter hook forward priority 0 ; }}",
+            "nft add rule inet fw pass ip daddr {pod2} counter drop",
+        ),
+        "a rule of the host, which is not the fabric's, stops it",
+        undo=("nft delete table inet fw",),
+        where=PARTNER,
+        asked=WAY,
+    ),
+    Fault(
+        "the other node's pod has lost its address",
+        ("nsenter --net={sandbox2} ip addr del {pod2}/32 dev eth0",),
+        "n2 pod interface: the pod has lost its address",
+        undo=(
+            "nsenter --net={sandbox2} ip addr add {pod2}/32 dev eth0",
+            "nsenter --net={sandbox2} ip route replace default via 169.254.1.1 dev eth0 onlink",
+        ),
+        where=PARTNER,
+        asked=WAY,
+    ),
 )
 
 
@@ -143,4 +166,5 @@ def pod_names(lab: Lab) -> dict[str, str]:
         "pod2": str(there.addresses[Family.IPV4]),
         "link1": here.host_link,
         "sandbox1": f"/run/netns/{here.namespace}",
+        "sandbox2": f"/run/netns/{there.namespace}",
     }

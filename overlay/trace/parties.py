@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-from overlay.cli.knowledge import Knowledge
 from overlay.model.address import FAMILIES, Family, IPAddress, family_of
 from overlay.model.attachment import Attachment
 from overlay.model.errors import UsageError
-from overlay.trace.facts import Holder, Party
+from overlay.trace.facts import Party
+from overlay.trace.holders import Knowledge, has_pod
 
 THIS_NODE: Final = "node"
 _LEAST_ID: Final = 6  # characters of a container id, if not whole
@@ -60,10 +60,10 @@ class Names:
             return Party(text, address, "pod", is_here=True, holder=own)
         if self.is_local(address):
             return Party(text, address, "node", is_here=True, holder=own)
-        if own is not None and _has_pod(own, address):
+        if own is not None and has_pod(own, address):
             return Party(text, address, "pod", is_here=True, holder=own)
         for holder in self.knowledge.holders:
-            if _has_pod(holder, address):
+            if has_pod(holder, address):
                 return Party(text, address, "pod", holder=holder)
         for holder in self.knowledge.holders:
             if address in holder.public.values():
@@ -94,11 +94,6 @@ class Names:
         raise UsageError(
             f"neither {source.asked} nor {destination.asked} is on this node; ask on {where}"
         )
-
-
-def _has_pod(holder: Holder, address: IPAddress) -> bool:
-    network = holder.network(family_of(address))
-    return network is not None and address in network
 
 
 def _is_called(pod: Attachment, text: str) -> bool:
