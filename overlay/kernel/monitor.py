@@ -27,7 +27,16 @@ from overlay.kernel.notices import (
     maker,
     probable_maker,
 )
-from overlay.kernel.rtnl import MessageError, RtnlSocket, attributes, decoder, head, split
+from overlay.kernel.pod_notices import PodLinks
+from overlay.kernel.rtnl import (
+    LONGEST,
+    MessageError,
+    RtnlSocket,
+    attributes,
+    decoder,
+    head,
+    split,
+)
 from overlay.model.kernel import LinkAddress, Verb
 from overlay.model.node import POD_BRIDGE, POD_LINK_PREFIX, is_vtep_device
 
@@ -43,6 +52,7 @@ _NFNLGRP_NFTABLES: Final = 7  # linux/netfilter/nfnetlink.h
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _SO_RCVBUFFORCE: Final = 33
 _BUFFER: Final = 8 << 20  # bytes
+_AT_A_TIME: Final = 64  # datagrams, before somebody hears of them
 _RTM_NEWLINK, _RTM_DELLINK = 16, 17
 _RTM_NEWNETCONF: Final = 80
 _FAMILY_AND_INDEX: Final = struct.Struct("=BxxxI")  # as ndmsg and ifaddrmsg begin
@@ -62,6 +72,7 @@ class Monitor:
         self.own_port = 0  # netlink port whose changes are not told: those of our own kernel
         self._names: dict[int, str] = {}
         self._up: dict[int, bool] = {}
+        self._pods = PodLinks()
         self._addresses: set[LinkAddress] = set()  # seen lately, on links that are not pods'
         self._last_maker = (0, "")  # of the last port; most notices in a row have one
         self._learn_names()  # after the sockets listen, so that nothing falls between
@@ -76,24 +87,24 @@ class Monitor:
         ready, _, _ = select.select([self._route, self._filter], [], [], timeout_s)
         notices: list[Notice] = []
         for source in ready:
+            read = _rulesets if source is self._filter else self._parse
             try:
-                data = source.recv(1 << 20)
+                for _ in range(_AT_A_TIME):
+                    notices += read(source.recv(LONGEST))
+            except BlockingIOError:
+                continue
             except OSError as exc:
-                if exc.errno not in {errno.ENOBUFS, errno.EAGAIN}:
+                if exc.errno != errno.ENOBUFS:
                     raise
                 self._learn_names()  # a new name may be among what was lost
                 notices.append(OVERFLOW)
-                continue
-            if source is self._filter:
-                notices += _rulesets(data)
-            else:
-                notices += self._parse(data)
         return notices
 
     def _learn_names(self) -> None:
         with RtnlSocket() as rtnl:
             links = list_links(rtnl)
         self._names = names_by_index(links)
+        self._pods.learn(self._names)
         self._up = {link.index: link.is_up for link in links.values()}
 
     def _parse(self, data: bytes) -> Iterator[Notice]:
@@ -101,7 +112,9 @@ class Monitor:
         try:
             for kind, _flags, _sequence, _data, start, end in split(data):
                 port = int.from_bytes(data[start - 4 : start], "little")
-                if port == 0 or port != self.own_port:  # VXLAN's entries never carry one
+                # VXLAN's entries never carry a port.
+                is_own = port != 0 and port == self.own_port
+                if not is_own and not self._pods.takes(kind, data, start, end, self._names):
                     by = self._maker(port)
                     for notice in self._notices(kind, data, start, end):
                         yield replace(notice, by=by) if isinstance(notice, Change) else notice

@@ -53,14 +53,13 @@ from overlay.kernel.rtnl import (
 )
 from overlay.model.address import FAMILIES, Family, IPAddress, IPNetwork, MacAddress, family_of
 from overlay.model.attachment import BRIDGE, Attachment, AttachmentKey
-from overlay.model.kernel import LinkAddress, Neighbor, Op
+from overlay.model.kernel import POD_ROUTE_PROTOCOL, LinkAddress, Neighbor, Op
 from overlay.model.node import POD_BRIDGE, POD_BRIDGE_MAC, POD_LINK_PREFIX
 from overlay.model.subnet import Subnet
 
 # Threads that wait until the kernel is done with a link; each for some 20 ms. With
 # 16 of them a DEL in ten waited for one (November 2026).
 _DELETING: Final = ThreadPoolExecutor(max_workers=64, thread_name_prefix="dellink")
-POD_ROUTE_PROTOCOL: Final = 80  # `ip route show proto 80`: routes to this node's own pods
 GATEWAY: Final[dict[Family, IPAddress]] = {
     Family.IPV4: IPv4Address("169.254.1.1"),
     Family.IPV6: IPv6Address("fe80::1"),

@@ -44,7 +44,9 @@ _HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ERROR: Final = struct.Struct("=i")
 _ATTRIBUTE: Final = struct.Struct("=HH")  # length, type
 _CHUNK: Final = 48 * 1024  # bytes in one send; 32 to 64 KiB measured alike
-_RECEIVE: Final = 256 * 1024  # bytes
+# Bytes of a datagram: the kernel makes none beyond 32 KiB of a dump. Room beyond
+# malloc's 128 KiB is mapped and unmapped at each read: 9 microseconds, so 1.
+LONGEST: Final = 64 * 1024
 _TIMEOUT_S: Final = 10.0
 _DUMP_TRIES: Final = 5
 
@@ -130,6 +132,8 @@ class RtnlSocket:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._sequence = 0
         self._socket.bind((0, 0))
+        # In notifications of our own changes the kernel names it.
+        self.port = int(self._socket.getsockname()[0])
         self._socket.settimeout(_TIMEOUT_S)
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
@@ -138,11 +142,6 @@ class RtnlSocket:
                 self._socket.setsockopt(socket.SOL_SOCKET, option, size)
             except PermissionError:  # without CAP_NET_ADMIN the default has to do
                 continue
-
-    @property
-    def port(self) -> int:
-        """Return the netlink port id: the kernel names it in notifications of our own changes."""
-        return int(self._socket.getsockname()[0])
 
     def __enter__(self) -> Self:
         return self
@@ -311,7 +310,7 @@ class RtnlSocket:
             raise KernelError(msg) from exc
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes, int, int]]:
-        return split(self._socket.recv(_RECEIVE))
+        return split(self._socket.recv(LONGEST))
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, bytes, int, int]]:
@@ -332,7 +331,7 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, bytes, int, int]]:
 def _await_echo(told: socket.socket, kind: int, wanted: int) -> Refusal | None:
     try:
         while True:
-            for answer, flags, sequence, data, start, end in split(told.recv(_RECEIVE)):
+            for answer, flags, sequence, data, start, end in split(told.recv(LONGEST)):
                 if sequence != wanted:
                     continue
                 if answer == kind:

@@ -12,6 +12,7 @@ from overlay.model.address import Family, IPAddress, IPInterface, IPNetwork, Mac
 # Protocol number of our routes (`ip route show proto 79`); none of iproute2's
 # rt_protos and of those that FRR, BIRD and systemd-networkd use.
 ROUTE_PROTOCOL: Final = 79
+POD_ROUTE_PROTOCOL: Final = 80  # `ip route show proto 80`: routes to this node's own pods
 MAIN_TABLE: Final = 254  # linux/rtnetlink.h
 # Table and rule priority for what pods send to nodes: see docs/decisions/0003.
 NODE_TABLE: Final = 20310

@@ -61,6 +61,9 @@ def told(node: Netns) -> list[bytes]:
             node.ip("link", "set", "far0", "down")
             node.ip("link", "set", "far0", "name", "other0")
             node.sysctl("net/ipv4/ip_forward", 1)
+            node.ip("link", "add", "opod0", "type", "veth", "peer", "name", "pod0")
+            node.ip("addr", "add", "169.254.1.1/32", "dev", "opod0")
+            node.ip("link", "del", "opod0")
             datagrams = []
             while True:
                 try:
