@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SCRIPTS := .ci/run .ci/system-packages
 # From what is quick and needs nothing to what needs root and time.
-TIERS := tests/unit tests/sim tests/kernel tests/etcd tests/e2e tests/runtime
+TIERS := tests/unit tests/sim tests/kube tests/kernel tests/etcd tests/e2e tests/runtime
 
 # pip asks an index of its own for news otherwise; no answer would cost time.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -61,6 +61,10 @@ def _no_runtimes() -> str | None:
     return _no_lab()
 
 
+def _no_openssl() -> str | None:
+    return None if shutil.which("openssl") else "needs the command openssl"
+
+
 def _nothing_missing() -> str | None:
     return None
 
@@ -69,6 +73,7 @@ _NEEDS: Final[dict[str, Callable[[], str | None]]] = {
     "unit": _nothing_missing,
     "sim": _nothing_missing,
     "kernel": _no_namespaces,
+    "kube": _no_openssl,
     "etcd": _no_etcd,
     "e2e": _no_lab,
     "runtime": _no_runtimes,
