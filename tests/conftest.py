@@ -65,12 +65,20 @@ def _no_openssl() -> str | None:
     return None if shutil.which("openssl") else "needs the command openssl"
 
 
+def _no_renderers() -> str | None:
+    """Return why manifests cannot be rendered here, or None where they can."""
+    from tests.manifests.renderers import missing
+
+    return missing()
+
+
 def _nothing_missing() -> str | None:
     return None
 
 
 _NEEDS: Final[dict[str, Callable[[], str | None]]] = {
     "unit": _nothing_missing,
+    "manifests": _no_renderers,
     "sim": _nothing_missing,
     "kernel": _no_namespaces,
     "kube": _no_openssl,
@@ -137,7 +145,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             text = ", ".join(f"{counter[o]} {o}" for o in _OUTCOMES if counter[o])
         else:
             text = "no test selected"
-        terminalreporter.write_line(f"{tier:<7} {text}")
+        terminalreporter.write_line(f"{tier:<9} {text}")
     if again := terminalreporter.stats.get("rerun"):
         terminalreporter.section("failed at the first try, and tried again")
         for report in again:

@@ -10,12 +10,13 @@ import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from overlay import __version__
+from overlay.agent.conflist import CniFlags
 from overlay.agent.mesh import MeshFlags
 from overlay.ipam.spans import Span, parse_span
 from overlay.kernel.base import KernelError
@@ -59,6 +60,7 @@ class Flags:
     log_level: str
     prune_limit: PruneLimit
     mesh: MeshFlags
+    cni: CniFlags = field(default_factory=CniFlags)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -130,6 +132,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
         mesh=MeshFlags(
             args.probe_port, args.probe_interval, args.pmtu_interval, bool(args.pmtu_clamp)
         ),
+        cni=CniFlags(args.cni_conf_dir, args.cni_bin_dir),
     )
 
 
@@ -265,6 +268,13 @@ def flag_parser(environment: Mapping[str, str]) -> _Parser:  # one flag after th
     flag("node-name", "", "this node's name and identity (default: hostname and machine id)")
     flag("state-dir", Path("/run/overlay"), "directory for state, root's alone", type=_path)
     flag("cni-socket", None, "socket for plugin and overlayctl (STATE_DIR/cni.sock)", type=_path)
+    flag(
+        "cni-conf-dir",
+        None,
+        "write 10-overlay.conflist there once ready (default: nowhere)",
+        type=_path,
+    )
+    flag("cni-bin-dir", Path("/opt/cni/bin"), "where the runtime has its plugins", type=_path)
     flag(
         "reserve-addresses",
         "",

@@ -17,6 +17,7 @@ from overlay import __version__
 from overlay.agent.attachments import Attachments
 from overlay.agent.cni import CniService
 from overlay.agent.cni_witness import witnessed
+from overlay.agent.conflist import ConfigFile
 from overlay.agent.control import ControlServer, calls, refuse_second
 from overlay.agent.event_call import event_calls
 from overlay.agent.event_journal import Journal
@@ -107,6 +108,7 @@ class Agent:
                 "monitor": self._monitor,
                 "load": self._load,
                 "mesh": functools.partial(self.mesh.run, self.stop),
+                "conflist": self._offer,
             }
             for name, target in threads.items():
                 run = functools.partial(self._run_thread, target)
@@ -212,6 +214,11 @@ class Agent:
                 if UNDERLAY in notices and self.status.get().site is not None:
                     self.lessee.wake()
                 self.reconciler.tell(notices)
+
+    def _offer(self) -> None:
+        flags = self._flags
+        file = ConfigFile(flags.cni, flags.cni_socket, flags.audit_interval_s)
+        file.run(self.status, self.stop)
 
     def _load(self) -> None:
         if not self.stop.wait(_LOAD_AFTER_S):

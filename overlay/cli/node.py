@@ -21,6 +21,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--state-dir", type=Path, default=Path("/run/overlay"), metavar="DIR")
     parser.add_argument("--subnet-file", type=Path, metavar="FILE", help="(DIR/subnet.env)")
+    for name, what in (("conf", "our network configurations"), ("bin", "our plugin")):
+        about = f"remove {what} from there too"
+        parser.add_argument(f"--cni-{name}-dir", type=Path, metavar="DIR", help=about)
     parser.set_defaults(run=with_output(reset))
 
 
@@ -29,15 +32,21 @@ def reset(args: Namespace, out: Output) -> int:
 
     Raises UsageError without consent or root, and while the agent runs.
     """
-    from overlay.kernel.reset import reset_node
+    from overlay.cli.cni_removal import remove_config, remove_plugin
+    from overlay.kernel.reset import refuse_running_agent, reset_node
 
     if os.geteuid() != 0:
         raise UsageError("node reset removes devices and routes: run it as root")
     if not args.yes and not _is_agreed():
         raise UsageError("nothing removed; `overlayctl node reset --yes` does not ask")
     path = None if args.socket == DEFAULT_SOCKET else socket_path(args)
+    refuse_running_agent(path or args.state_dir / "cni.sock")
     told = _removed if out.is_table else _nothing
-    removed = reset_node(args.state_dir, args.subnet_file, path, told)
+    # First: a runtime must not ask for pods that nobody attaches.
+    removed = remove_config(args.cni_conf_dir, told)
+    removed += reset_node(args.state_dir, args.subnet_file, path, told)
+    # Last: until here the runtime may have pods to delete.
+    removed += remove_plugin(args.cni_bin_dir, told)
     if not out.is_table:
         out.document({"removed": removed})
     elif not removed:

@@ -43,7 +43,7 @@ def reset_node(
     Raises UsageError while an agent is running, KernelError with what could
     not be removed.
     """
-    _refuse_running_agent(cni_socket or state_dir / "cni.sock")
+    refuse_running_agent(cni_socket or state_dir / "cni.sock")
     removed: list[str] = []
     failed: list[str] = []
 
@@ -127,7 +127,8 @@ def _reset_filter(done: Callable[[str], None], failed: list[str]) -> None:
     failed += iptables.remove()
 
 
-def _refuse_running_agent(path: Path) -> None:
+def refuse_running_agent(path: Path) -> None:
+    """Raise UsageError while an agent answers on the socket ``path``."""
     if is_answered(path):
         msg = f"overlayd answers on {path} and would make everything anew; stop it first"
         raise UsageError(msg)

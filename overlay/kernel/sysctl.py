@@ -25,6 +25,9 @@ from overlay.model.network import NetworkConfig
 from overlay.model.node import POD_LINK_PREFIX, Underlay
 
 _ROOT: Final = Path("/proc/sys")
+# A container's own is read-only. Where the host's is mounted for it, that one
+# shows the network namespace of who looks all the same.
+_HOST_ROOT: Final = Path("/host/proc/sys")
 _LOG: Final = logging.getLogger(__name__)
 
 _FORWARD_V4: Final = "net/ipv4/ip_forward"
@@ -113,7 +116,7 @@ def ensure(settings: Iterable[Sysctl]) -> Outcome:
             old = _read(setting.name)
             if old == setting.value:
                 continue
-            (_ROOT / setting.name).write_text(f"{setting.value}\n")
+            _write(setting.name, f"{setting.value}\n")
         except OSError as exc:
             problems.append(_problem(setting, exc))
             continue
@@ -149,6 +152,15 @@ def ipv6_links() -> tuple[str, ...]:
 
 def _read(name: str) -> str:
     return (_ROOT / name).read_text().strip()
+
+
+def _write(name: str, text: str) -> None:
+    try:
+        (_ROOT / name).write_text(text)
+    except OSError as exc:
+        if exc.errno != errno.EROFS or not (_HOST_ROOT / name).exists():
+            raise
+        (_HOST_ROOT / name).write_text(text)
 
 
 def _problem(setting: Sysctl, exc: OSError) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from overlay.cli.cni import RUNTIMES, conflist
 from overlay.cli.main import main
+from overlay.model.conflist import RUNTIMES, conflist
 
 SHIPPED = Path(__file__).parents[2] / "cni" / "conflists"
 

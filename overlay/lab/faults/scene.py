@@ -12,7 +12,6 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
-from overlay.cli.cni import conflist
 from overlay.lab import agents, netns
 from overlay.lab.errors import LabError
 from overlay.lab.fabric import Lab
@@ -20,6 +19,7 @@ from overlay.lab.faults.fault import PARTNER, SUBJECT, Fault, Row
 from overlay.lab.faults.ways import pod_names
 from overlay.lab.topology import POD_NETWORKS, LabOptions
 from overlay.model.address import Family
+from overlay.model.conflist import conflist
 
 _TIMEOUT_S: Final = 60.0
 NAMED_S: Final = 30.0  # a connection that went silent is noticed within 8 s

@@ -1,0 +1,108 @@
+"""What the containers may do, and that our programs take what they are given."""
+
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from overlay import __version__
+from overlay.agent.flags import flag_parser
+from overlay.cli.main import parser
+from tests.manifests.renderers import CHART, FORMS, KUSTOMIZE, by_name, kustomized
+
+# Every path of the host that a pod of ours sees; docs/kubernetes.md has the same table.
+HOST_PATHS: Final = {
+    "/run/overlay",
+    "/opt/cni/bin",
+    "/etc/cni/net.d",
+    "/proc/sys/net",
+    "/run/xtables.lock",
+}
+
+
+def pods_of(form: str) -> list[dict[str, Any]]:
+    if form == "reset":
+        objects = by_name((KUSTOMIZE / "reset-job.yaml").read_text())
+    else:
+        objects = kustomized(KUSTOMIZE / "overlays" / form)
+    return [
+        item["spec"]["template"]["spec"]
+        for item in objects.values()
+        if item["kind"] in {"DaemonSet", "Job"}
+    ]
+
+
+@pytest.fixture(scope="module", params=[*FORMS, "reset"])
+def pod(request: pytest.FixtureRequest) -> dict[str, Any]:
+    (found,) = pods_of(request.param)
+    return found
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def test_no_container_has_more_than_it_needs(pod: dict[str, Any]) -> None:
+    assert pod["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
+    assert {"hostPID", "hostIPC"}.isdisjoint(pod)
+    for container in containers(pod):
+        given = container["securityContext"]
+        added = given["capabilities"].get("add", [])
+        assert set(added) <= {"NET_ADMIN", "NET_RAW"}, container["name"]
+        assert given["capabilities"]["drop"] == ["ALL"]
+        assert given["allowPrivilegeEscalation"] is False
+        assert given["readOnlyRootFilesystem"] is True
+        assert "privileged" not in given
+        assert {"cpu", "memory"} == set(container["resources"]["limits"])
+        assert {"cpu", "memory"} == set(container["resources"]["requests"])
+    paths = {v["hostPath"]["path"] for v in pod["volumes"] if "hostPath" in v}
+    assert paths <= HOST_PATHS
+
+
+def test_every_taint_is_tolerated(pod: dict[str, Any]) -> None:
+    assert pod["tolerations"] == [{"operator": "Exists"}]
+    assert pod["priorityClassName"] == "system-node-critical"
+    assert pod["hostNetwork"] is True
+
+
+def test_every_mount_has_its_volume(pod: dict[str, Any]) -> None:
+    mounted = {m["name"] for c in containers(pod) for m in c["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_our_programs_take_their_arguments(pod: dict[str, Any]) -> None:
+    hooks = [c.get("lifecycle", {}).get("preStop", {}).get("exec", {}) for c in containers(pod)]
+    commands = [c["command"] + c.get("args", []) for c in containers(pod)]
+    commands += [hook["command"] for hook in hooks if hook]
+    for program, *words in commands:
+        if program == "overlayd":
+            flag_parser({}).parse_args(words)
+        else:
+            assert program == "overlayctl"
+            parser().parse_args(words)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_the_api_needs_a_token(form: str) -> None:
+    objects = kustomized(KUSTOMIZE / "overlays" / form)
+    (pod,) = pods_of(form)
+    needs_api = form != "etcd"
+    assert pod["automountServiceAccountToken"] is needs_api
+    assert objects["ServiceAccount/overlayd"]["automountServiceAccountToken"] is False
+    assert ("ClusterRole/overlayd" in objects) is needs_api
+    if needs_api:
+        rules = objects["ClusterRole/overlayd"]["rules"]
+        allowed = {(r, v) for rule in rules for r in rule["resources"] for v in rule["verbs"]}
+        assert allowed == {
+            *(("nodes", verb) for verb in ("get", "list", "watch", "patch")),
+            ("nodes/status", "patch"),
+        }
+
+
+def test_image_and_chart_have_our_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+    for form in (*FORMS, "reset"):
+        for pod in pods_of(form):
+            images = {container["image"] for container in containers(pod)}
+            assert images == {f"overlay-fabric:{__version__}"}
