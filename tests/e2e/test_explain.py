@@ -11,9 +11,8 @@ from overlay.lab.faults.fault import Fault
 from overlay.lab.faults.ways import WAYS
 from overlay.lab.topology import LabOptions
 from overlay.model.address import FAMILIES, Family
-from tests.kernel.netns import eventually
 from tests.e2e.ways import Scene
-from tests.kernel.netns import host_unchanged
+from tests.kernel.netns import eventually, host_unchanged
 
 pytestmark = pytest.mark.e2e
 
