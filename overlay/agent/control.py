@@ -13,7 +13,6 @@ import logging
 import os
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from overlay.agent.cni_wire import (
     opened,
     read_request,
 )
-from overlay.agent.listen import clients, stop_listening
+from overlay.agent.listen import Crew, stop_listening
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import Snapshot, Status, stranded_text
 from overlay.kernel.netlink import NetlinkKernel
@@ -56,7 +55,7 @@ Cni = Callable[[Mapping[str, str], bytes, int | None], tuple[int, bytes]]
 
 
 class ControlServer:
-    """Answers on the socket in a thread a client. Raises OSError when it cannot listen."""
+    """Answers any number of clients at once. Raises OSError when it cannot listen."""
 
     def __init__(self, path: Path, calls: Mapping[str, Call], cni: Cni | None = None) -> None:
         self._path = path
@@ -74,7 +73,7 @@ class ControlServer:
             os.umask(mask)
         self._inode = path.stat().st_ino
         self._socket.listen(_BACKLOG)
-        threading.Thread(target=self._accept, name="control", daemon=True).start()
+        Crew(self._socket, self._serve, "control")
 
     def close(self) -> None:
         """Stop listening and remove the socket, if it is still ours."""
@@ -82,10 +81,6 @@ class ControlServer:
         with contextlib.suppress(OSError):
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
-
-    def _accept(self) -> None:
-        for client, _ in clients(self._socket):
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
