@@ -8,18 +8,15 @@ what it, or the kernel, tells of its addresses is not given to anybody else.
 import contextlib
 import functools
 import hashlib
-import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from uuid import UUID
 
 from overlay.agent.files import boot_id, write_file
+from overlay.agent.records import complete_record, read_last, write_last, write_record
 from overlay.agent.salvage import HeldAddresses
 from overlay.ipam.pool import Demand, Pool
 from overlay.ipam.spans import Span
@@ -38,7 +35,6 @@ log = logging.getLogger(__name__)
 
 _MARKER: Final = "boot_id"
 _LAST: Final = "last"  # the addresses that were chosen last, one for each family
-_LAST_LENGTH: Final = 64  # bytes: always whole, so that one write replaces it
 
 
 class AttachmentExistsError(OverlayError):
@@ -145,7 +141,7 @@ class Attachments:
             try:
                 attachment = make(addresses)
                 self._write(attachment)
-                self._write_last()
+                write_last(self._directory / _LAST, self._pool.last)
             except BaseException:
                 self._forget(key)
                 self._pool.release(addresses)
@@ -158,11 +154,10 @@ class Attachments:
 
         Raises AttachmentGoneError when it was released meanwhile.
         """
-        done = replace(attachment, is_complete=True)
         with self._lock:
-            if self._by_key.get(done.key) is not attachment:
+            if self._by_key.get(attachment.key) is not attachment:
                 raise AttachmentGoneError(attachment)
-            self._write(done)
+            done = complete_record(self._path(attachment.key), attachment)
             self._by_key[done.key] = done
         return done
 
@@ -199,7 +194,7 @@ class Attachments:
         self._counted = now
 
     def _path(self, key: AttachmentKey) -> Path:
-        return self._directory / _file_name(key)
+        return _record_path(self._directory, key)
 
     def _load(self, reserved: Iterable[Span]) -> None:
         if not self._directory.is_dir():
@@ -224,7 +219,7 @@ class Attachments:
                 continue
             self._by_key[found.key] = found
         if not marked or marked == boot:
-            self._pool = Pool(reserved, _read_last(self._directory / _LAST))
+            self._pool = Pool(reserved, read_last(self._directory / _LAST))
         for attachment in self._by_key.values():
             self._pool.hold(attachment.addresses)
         self._count_held()
@@ -233,23 +228,14 @@ class Attachments:
         if not self._is_marked:
             write_file(self._directory / _MARKER, boot_id() + "\n")
             self._is_marked = True
-        text = json.dumps(attachment.to_json())
-        write_file(self._path(attachment.key), text, sync=False)
-
-    def _write_last(self) -> None:
-        """Write where the next start goes on: a few microseconds, in place."""
-        text = " ".join(map(str, self._pool.last)).ljust(_LAST_LENGTH - 1) + "\n"
-        file = os.open(self._directory / _LAST, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.pwrite(file, text.encode("ascii"), 0)
-        finally:
-            os.close(file)
+        write_record(self._path(attachment.key), attachment)
 
 
+# A pod's ADD asks for it three times.
 @functools.lru_cache(maxsize=1024)
-def _file_name(key: AttachmentKey) -> str:
+def _record_path(directory: Path, key: AttachmentKey) -> Path:
     seed = f"{key.network}\0{key.container}\0{key.interface}".encode()
-    return f"{hashlib.sha256(seed).hexdigest()[:32]}.json"
+    return directory / f"{hashlib.sha256(seed).hexdigest()[:32]}.json"
 
 
 def _read_marker(path: Path) -> str:
@@ -265,14 +251,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as exc:
         log.warning("%s cannot be removed: %s", path, exc.strerror)
-
-
-def _read_last(path: Path) -> tuple[IPAddress, ...]:
-    """Return the addresses that were chosen last before the restart; none where that is lost."""
-    try:
-        return tuple(ip_address(word) for word in path.read_text(encoding="ascii").split())
-    except (OSError, ValueError):
-        return ()
 
 
 def _age(path: Path) -> int:

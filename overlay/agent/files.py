@@ -55,17 +55,23 @@ def read_subnet_file(path: Path) -> Subnet | None:
     return subnet_of(*networks) if networks else None
 
 
-def write_file(path: Path, text: str, *, sync: bool = True) -> None:
+def write_file(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``, readable by root alone. Raises OSError; the old file stays.
 
-    Without ``sync`` it may be lost with the machine, not with the program. A
-    file that says so already is left alone: that needs no room on a full disk.
+    A file that says so already is left alone: that needs no room on a full disk.
     Two threads may write the same file: one of them wins whole.
     """
-    # By hand, for each pod waits for two of these: with tempfile and pathlib it
+    if not _says(path, text):
+        replace_file(path, text)
+
+
+def replace_file(path: Path, text: str, *, sync: bool = True) -> None:
+    """Do as ``write_file`` whatever the file says. Raises OSError; the old file stays.
+
+    Without ``sync`` it may be lost with the machine, not with the program.
+    """
+    # By hand, for each pod waits for one of these: with tempfile and pathlib it
     # took 45 microseconds on a tmpfs, so 10 (November 2026).
-    if _says(path, text):
-        return
     temporary = f"{path.parent}/.{path.name}.{threading.get_ident()}"
     try:
         descriptor = os.open(temporary, _WRITE, 0o600)

@@ -70,8 +70,8 @@ class Attachment:
             "mac": self.mac,
             "mtu": self.mtu,
             "arguments": dict(self.arguments),
-            "complete": self.is_complete,
             "mode": self.mode,
+            "complete": self.is_complete,  # last: see overlay.agent.records
         }
 
 
