@@ -6,7 +6,8 @@ from ipaddress import ip_interface
 from typing import Any
 
 from overlay.agent.cni_request import VERSIONS, CniError, CniRequest, previous_result
-from overlay.kernel.pods import GATEWAY, link_mac
+from overlay.kernel.pod_gateway import GATEWAY
+from overlay.kernel.pods import link_mac
 from overlay.model.address import FAMILIES, Family, IPAddress, IPInterface, family_of
 from overlay.model.attachment import BRIDGE, Attachment
 from overlay.model.node import POD_BRIDGE, POD_BRIDGE_MAC

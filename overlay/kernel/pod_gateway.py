@@ -9,28 +9,30 @@ first packet, which a veth pair answers within microseconds. Scope host, so that
 the node never chooses that address as its own.
 """
 
-import struct
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from overlay.kernel import messages
-from overlay.kernel.rtnl import NLM_F_CREATE, NLM_F_REPLACE, Request, attribute
+from overlay.kernel import pod_requests
+from overlay.kernel.bridge_ports import ADDR_GEN_NONE, address_generation
+from overlay.kernel.rtnl import NLM_F_REPLACE, Request
 from overlay.model.address import Family, IPAddress, family_of
 
-_RTM_NEWADDR: Final = 20
-_IFADDRMSG: Final = struct.Struct("=BBBBI")
-_U32: Final = struct.Struct("=I")
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_IFA_F_NODAD: Final = 0x02
-_SCOPE: Final = {Family.IPV4: 254, Family.IPV6: 253}  # host, link
+GATEWAY: Final[dict[Family, IPAddress]] = {
+    Family.IPV4: IPv4Address("169.254.1.1"),
+    Family.IPV6: IPv6Address("fe80::1"),
+}
 _LENGTH: Final = {Family.IPV4: 32, Family.IPV6: 64}
-_FLAGS: Final = NLM_F_CREATE | NLM_F_REPLACE
+_SCOPE: Final = {Family.IPV4: pod_requests.HOST, Family.IPV6: pod_requests.LINK}
 
 
-def gateway_address(index: int, gateway: IPAddress) -> Request:
-    """Return what lets the interface ``index`` answer for the pod's gateway."""
-    family = family_of(gateway)
-    body = _IFADDRMSG.pack(messages.AF[family], _LENGTH[family], 0, _SCOPE[family], index)
-    body += attribute(_IFA_LOCAL, gateway.packed) + attribute(_IFA_ADDRESS, gateway.packed)
-    if family is Family.IPV6:
-        body += attribute(_IFA_FLAGS, _U32.pack(_IFA_F_NODAD))
-    return Request(_RTM_NEWADDR, _FLAGS, body)
+def gateway(index: int, pods: Iterable[IPAddress]) -> list[Request]:
+    """Return what makes the interface ``index`` the gateway of a pod with these addresses."""
+    requests = [address_generation(index, ADDR_GEN_NONE), pod_requests.up(index)]
+    for pod in pods:
+        family = family_of(pod)
+        requests += [
+            pod_requests.address(index, GATEWAY[family], _LENGTH[family], _SCOPE[family]),
+            pod_requests.link_route(index, pod, NLM_F_REPLACE),
+        ]
+    return requests

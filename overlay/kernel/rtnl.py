@@ -95,6 +95,22 @@ def attributes(data: bytes, start: int, end: int) -> dict[int, bytes]:
     return found
 
 
+def attribute_of(wanted: int, data: bytes, start: int, end: int) -> bytes | None:
+    """Return the first attribute of a kind between two offsets, None where there is none.
+
+    Raises ValueError as ``attributes`` does, and looks no further than it must.
+    """
+    while start + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, start)
+        if length < 4 or start + length > end:
+            msg = f"attribute {kind} of {length} bytes, where there are {end - start}"
+            raise ValueError(msg)
+        if kind & 0x3FFF == wanted:
+            return data[start + 4 : start + length]
+        start += length + (-length % 4)
+    return None
+
+
 def head(layout: struct.Struct, data: bytes, start: int, end: int) -> tuple[Any, ...]:
     """Return the fixed part that a message begins with. Raises ValueError where it is cut off."""
     if end - start < layout.size:

@@ -14,7 +14,7 @@ from overlay.kernel import messages
 from overlay.kernel.asked import Ground
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import open_rtnl
-from overlay.kernel.pods import GATEWAY
+from overlay.kernel.pod_gateway import GATEWAY
 from overlay.model.address import Family, IPAddress, family_of
 from overlay.model.attachment import BRIDGE, Attachment
 from overlay.model.node import POD_BRIDGE

@@ -13,6 +13,7 @@ from overlay.kernel import pods
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import namespace_of, own_namespace
 from overlay.kernel.pod_faults import Expected, faults
+from overlay.kernel.pod_gateway import GATEWAY
 from overlay.kernel.pods import InterfaceExistsError, PodLink, link_mac
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.model.address import FAMILIES, Family, MacAddress
@@ -67,7 +68,7 @@ class Pair:
     def faults(self, wanted: PodLink) -> list[str]:
         families = {Family(a.version) for a in wanted.addresses}
         default = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
-        routes = tuple((ip_network(default[f]), pods.GATEWAY[f]) for f in FAMILIES if f in families)
+        routes = tuple((ip_network(default[f]), GATEWAY[f]) for f in FAMILIES if f in families)
         expected = Expected(
             wanted.interface, wanted.host_interface, wanted.mac, wanted.addresses, routes
         )
