@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
 import etcd3
@@ -46,7 +46,7 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 Dial: TypeAlias = Callable[[str], Client]  # a client for an endpoint's URL
 
 _MIN_ATTEMPT_S: Final = 1.0
-_CHANNEL_OPTIONS: Final = (
+CHANNEL_OPTIONS: Final = (
     # etcd answers pings that come more often than every 5 s (its
     # --grpc-keepalive-min-time) with GOAWAY too_many_pings; with 3 s it did
     # so after 9 s of an idle watch (etcd 3.5.1, November 2026).
@@ -65,15 +65,28 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )
+# The watch has a connection of its own, so that of the calls need not stay: the
+# next one comes in an hour, perhaps, and etcd pays for each that is open.
+_CALL_OPTIONS: Final = (*CHANNEL_OPTIONS, ("grpc.client_idle_timeout_ms", 5000))
 
 
 @dataclass(slots=True)
 class Member:
-    """One endpoint, the client that now talks to it, and the credentials it was made with."""
+    """One endpoint, the client that now talks to it, and the credentials it was made with.
+
+    ``calls`` has what ends each stream to it: those have connections of their own.
+    """
 
     url: str
     client: Client
     credentials: object
+    calls: set[Callable[[], None]] = field(default_factory=set)
+    is_closed: bool = False
+
+    def end_calls(self) -> None:
+        """End every stream; repeating it is safe."""
+        for end in tuple(self.calls):
+            end()
 
 
 class EtcdConnection:
@@ -120,7 +133,9 @@ class EtcdConnection:
         with self._lock:
             self._is_closed = True
             for member in self._members:
+                member.is_closed = True
                 member.client.close()
+                member.end_calls()
 
     def reconnect(self) -> None:
         """Make every channel anew; calls under way fail."""
@@ -207,6 +222,7 @@ class EtcdConnection:
         stale, member.client = member.client, self._client(member.url)
         member.credentials = self._credentials()
         stale.close()
+        member.end_calls()
 
     def _attempt(self, action: Callable[[Client], T]) -> T:
         member = self.member()
@@ -296,7 +312,7 @@ class _GrpcDial:
             # Never refuse an endpoint because it failed before: etcd3 would do so
             # for 300 s, and with 0 still while the wall clock is behind.
             time_retry=float("-inf"),
-            opts=_CHANNEL_OPTIONS,
+            opts=_CALL_OPTIONS,
         )
         return etcd3.MultiEndpointEtcd3Client([endpoint], timeout=self._timeout_s)
 

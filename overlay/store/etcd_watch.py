@@ -7,36 +7,27 @@ its leader by ``hasleader``, and either also by a read after some idle time.
 """
 
 import logging
-import queue
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, Self, TypeAlias
 
-import etcd3.etcdrpc as rpc
-
 from overlay.model.lease import LeaseView
-from overlay.store.base import StopSignal, StoreAccessError, StoreError, StoreUnavailableError
+from overlay.store.base import StopSignal, StoreError, StoreUnavailableError
 from overlay.store.etcd_connection import EtcdConnection, Member
 from overlay.store.etcd_errors import (
-    CALL_ERRORS,
     CertificateError,
     CompactedError,
     ResyncError,
     StaleConnectionError,
-    TokenError,
-    translate,
 )
-from overlay.store.etcd_keys import key_value, list_all, list_keys, prefix_range
+from overlay.store.etcd_keys import key_value, list_all, list_keys
+from overlay.store.etcd_stream import Answer, GrpcStreams
 from overlay.store.etcd_table import CONFIG, KeyValue, LeaseReader, LeaseTable
 
 log = logging.getLogger(__name__)
 
-Answer: TypeAlias = Any  # etcdrpc.WatchResponse, which has no types
-
 _IDLE_CHECK_S: Final = 15.0  # so many seconds of silence, then one linearizable read
-_STOP_POLL_S: Final = 0.2  # how late a stop may be noticed
 _BACKOFF_S: Final = (0.05, 0.8)  # first and longest pause after a failure
 # A store is put back by stopping all members; they are not back before that.
 _PUT_BACK_S: Final = 1.0
@@ -59,6 +50,12 @@ class Stream(Protocol):
     def waiting(self) -> Answer | None:
         """Return an answer that is there already, or None; an error stays for ``next``."""
 
+    def read(self, key: str) -> Any:
+        """Return the answer to a linearizable read of ``key``, on the connection of the call.
+
+        Raises what ended the read.
+        """
+
 
 # A stream of the changes of all keys below a prefix, from a revision on.
 OpenStream: TypeAlias = Callable[[Member, str, int], Stream]
@@ -79,7 +76,7 @@ class EtcdWatch:
     ) -> None:
         self._clock = clock
         self._connection = connection
-        self._open_stream = open_stream if open_stream is not None else _GrpcStream
+        self._open_stream = open_stream if open_stream is not None else GrpcStreams()
         self._uniform = uniform
         self._root = root
         self._table = LeaseTable(reader)
@@ -120,12 +117,16 @@ class EtcdWatch:
                 stop.wait(pause_s * self._uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, _BACKOFF_S[1])
 
-    def _check(self, member: Member) -> None:
+    def _check(self, member: Member, stream: Stream | None = None) -> None:
         """Read through ``member``: is it there, in a quorum, with a login, and not put back?"""
-        answer = self._connection.on_member(
-            member, lambda client: client.get_response(self._root + CONFIG, keys_only=True)
-        )
-        self._compare(answer.header)
+        key = self._root + CONFIG
+
+        def read(client: Any) -> Any:
+            if stream is not None:
+                return stream.read(key)
+            return client.get_response(key, keys_only=True)
+
+        self._compare(self._connection.on_member(member, read).header)
 
     def _compare(self, header: Any) -> None:
         if header.revision < self._table.revision:
@@ -175,7 +176,7 @@ class EtcdWatch:
             answer = stream.next(_IDLE_CHECK_S, stop)
             if answer is None:
                 if not stop.is_set():
-                    self._check(member)
+                    self._check(member, stream)
                 continue
             events = list(_events(answer))
             # What waits already belongs to the same view: one delivery for all.
@@ -192,85 +193,6 @@ class EtcdWatch:
             raise StoreUnavailableError(msg)
         # A member that is behind waits for its future in silence.
         self._compare(answer.header)
-
-
-class _GrpcStream:
-    """One watch call: its answers, fetched by a thread that ends with the call."""
-
-    def __init__(self, member: Member, root: str, revision: int) -> None:
-        self._url = member.url
-        self._answers: queue.SimpleQueue[Answer | StoreError] = queue.SimpleQueue()
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        start, end = prefix_range(root)
-        create = rpc.WatchCreateRequest(key=start, range_end=end, start_revision=revision)
-        self._requests.put(rpc.WatchRequest(create_request=create))
-        metadata = (*(member.client.metadata or ()), ("hasleader", "true"))
-        try:
-            stub = rpc.WatchStub(member.client.channel)
-            # The requests must not end: etcd takes their end for the end of the watch.
-            self._call = stub.Watch(iter(self._requests.get, None), metadata=metadata)
-        except ValueError as exc:  # the channel was closed
-            msg = f"etcd at {member.url}: {exc}"
-            raise StoreUnavailableError(msg) from exc
-        threading.Thread(target=self._fetch, name="etcd-watch", daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._requests.put(None)
-        self._call.cancel()
-
-    def next(self, timeout_s: float, stop: StopSignal) -> Answer | None:
-        """Return the next answer. See ``Stream``."""
-        while timeout_s > 0 and not stop.is_set():
-            wait_s = min(timeout_s, _STOP_POLL_S)
-            timeout_s -= wait_s
-            try:
-                return self._checked(self._answers.get(timeout=wait_s))
-            except queue.Empty:
-                continue
-        return None
-
-    def waiting(self) -> Answer | None:
-        """Return an answer that is there already, or None. See ``Stream``."""
-        try:
-            answer = self._answers.get_nowait()
-        except queue.Empty:
-            return None
-        if isinstance(answer, StoreError) or answer.canceled:
-            # What came before an error counts first.
-            self._answers.put(answer)
-            return None
-        return answer
-
-    def _fetch(self) -> None:
-        try:
-            for answer in self._call:
-                self._answers.put(answer)
-            self._answers.put(StoreUnavailableError(f"etcd at {self._url} ended the watch"))
-        except CALL_ERRORS as exc:
-            self._answers.put(translate(exc, self._url))
-
-    def _checked(self, answer: Answer | StoreError) -> Answer:
-        if isinstance(answer, StoreError):
-            raise answer
-        if answer.canceled:
-            raise canceled(answer, self._url)
-        return answer
-
-
-def canceled(answer: Answer, url: str) -> StoreError:
-    """Return what it means that the etcd at ``url`` ended a watch by ``answer``."""
-    reason = answer.cancel_reason or "no reason given"
-    shown = f"etcd at {url} canceled the watch: {reason}"
-    if answer.compact_revision:
-        return CompactedError(shown)
-    if "ermission" in reason:
-        return StoreAccessError(f"{shown}; give the role of --etcd-username read on --etcd-prefix")
-    if "auth" in reason:
-        return TokenError(shown)
-    return StoreUnavailableError(shown)
 
 
 def _events(answer: Answer) -> Iterator[KeyValue]:

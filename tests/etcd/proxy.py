@@ -17,6 +17,7 @@ class SilentProxy:
         self._swallowed: set[socket.socket] = set()
         self._open: list[socket.socket] = []
         self.accepted = 0
+        self.ended = 0  # by the client
         self.is_black_hole = False  # for connections that are taken from now on
 
     def __enter__(self) -> Self:
@@ -43,8 +44,12 @@ class SilentProxy:
                 self._open += [client, server]
                 if self.is_black_hole:
                     self._swallowed.update((client, server))
-                for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+                threading.Thread(target=self._serve, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
+
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        self._pump(client, server)
+        self.ended += 1
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):

@@ -14,7 +14,8 @@ from overlay.store.base import StoreError
 from overlay.store.etcd_connection import Member
 from overlay.store.etcd_errors import CALL_ERRORS, translate
 from overlay.store.etcd_keys import prefix_range
-from overlay.store.etcd_watch import OpenStream, _GrpcStream
+from overlay.store.etcd_stream import GrpcStreams
+from overlay.store.etcd_watch import OpenStream
 from overlay.store.etcd_write import Bound
 from tests.sim.etcd import FakeEtcd
 from tests.sim.loop import Loop, Process
@@ -32,6 +33,7 @@ class Subject:
     call: Callable[[Callable[[], Any]], Any]
     compact: Callable[[int], Any]
     open_stream: OpenStream
+    url: str = "etcd"
 
     def key(self, name: str) -> bytes:
         return f"{self.root}{name}".encode()
@@ -54,7 +56,7 @@ class Subject:
 
         def collect() -> list[tuple[str, str, bytes, int]]:
             changes: list[tuple[str, str, bytes, int]] = []
-            member = Member("etcd", self.client, None)
+            member = Member(self.url, self.client, None)
             with self.open_stream(member, self.root, revision) as stream:
                 created = stream.next(5.0, Event())
                 assert created is not None
@@ -106,7 +108,8 @@ def in_simulation(loop: Loop, process: Process, action: Callable[[], Any]) -> An
 def subject(request: pytest.FixtureRequest, prefix: str) -> Iterator[Subject]:
     if request.param == "real":
         raw = request.getfixturevalue("raw")
-        yield Subject(raw, f"{prefix}/", lambda action: action(), raw.compact, _GrpcStream)
+        url = request.getfixturevalue("etcd").endpoint
+        yield Subject(raw, f"{prefix}/", lambda action: action(), raw.compact, GrpcStreams(), url)
         return
     loop = Loop(1)
     cluster = FakeEtcd(lambda: loop.now, itertools.count(7).__next__)

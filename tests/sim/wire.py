@@ -16,7 +16,7 @@ from overlay.store.base import StopSignal, StoreError
 from overlay.store.etcd_connection import Member
 from overlay.store.etcd_errors import translate
 from overlay.store.etcd_keys import prefix_range
-from overlay.store.etcd_watch import canceled
+from overlay.store.etcd_stream import canceled
 from tests.sim import etcd
 from tests.sim.loop import KilledError, Loop, Process, Task
 
@@ -238,6 +238,7 @@ class FakeStream:
 
     def __init__(self, member: Member, root: str, revision: int) -> None:
         client: FakeClient = member.client
+        self._client = client
         self._process = client.process
         self._process.current()
         self._url = member.url
@@ -279,6 +280,10 @@ class FakeStream:
         if not self._answers or isinstance(self._answers[0], StoreError):
             return None
         return None if self._answers[0].canceled else self._answers.popleft()
+
+    def read(self, key: str) -> Any:
+        """Return the answer to a read; here there is one connection for all."""
+        return self._client.get_response(key, keys_only=True)
 
     def _push(self, answer: Any) -> None:
         self._answers.append(
