@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from overlay.agent.doubts import FILTER, SYSCTLS, Doubts, named
+from overlay.agent.doubts import FILTER, NEVER, SYSCTLS, Doubts, named
 from overlay.agent.files import format_subnet_file, write_file
 from overlay.agent.firewall import Firewall, PacketFilter
 from overlay.agent.flags import Flags
@@ -67,6 +67,7 @@ class Reconciler:
         self._planner: Planner | None = None
         self._view: LeaseView | None = None
         self._mirror: dict[Key, KernelObject] | None = None  # as of the last dump, with what we did
+        self._settled: object = None  # the mark of a dump that was as wanted
         self._audit_at = 0.0
         self._failed_passes = 0
         self._named: set[str] = set()
@@ -175,10 +176,15 @@ class Reconciler:
                 self._planner = Planner(site)
             touched = self._planner.update(leases)
         self._view, self._leases = view, leases
+        if is_new or touched:
+            self._settled = None
         return None if is_new else touched
 
     def _settle(self, kernel: Kernel) -> tuple[OpFailure, ...]:
         """Compare with a whole dump, and again while devices are made anew."""
+        if self._is_settled(kernel):
+            self._audit_at = self._clock() + self._flags.audit_interval_s
+            return ()
         failures: tuple[OpFailure, ...] = ()
         left, makers = self._mirror, self._doubts.looked()
         for _ in range(_SETTLE_PASSES):
@@ -188,11 +194,21 @@ class Reconciler:
             if left is not None:
                 self._name_repair([op for op in ops if _is_foreign(op, left, self._mirror)], makers)
             left = None
+            self._settled = kernel.mark
             failures = self._carry_out(kernel, ops)
             if not any(isinstance(op.target, VxlanLink) for op in ops):
                 break
         self._audit_at = self._clock() + self._flags.audit_interval_s
         return failures
+
+    def _is_settled(self, kernel: Kernel) -> bool:
+        """Return whether the kernel is as it was when nothing was to be done; nothing is decoded.
+
+        Where a notice raised a doubt, or the plan changed, that is not asked.
+        """
+        if self._mirror is None or self._settled is None or self._doubts.look_at != NEVER:
+            return False
+        return kernel.look() == self._settled
 
     def _name_repair(self, ops: Sequence[Op], makers: Mapping[Key, str]) -> None:
         if not ops:
@@ -229,6 +245,7 @@ class Reconciler:
     def _carry_out(self, kernel: Kernel, ops: Sequence[Op]) -> tuple[OpFailure, ...]:
         if not ops:
             return ()
+        self._settled = None
         failures = kernel.apply(ops)
         failed = {failure.op for failure in failures}
         mirror = self._mirror if self._mirror is not None else {}

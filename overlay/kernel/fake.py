@@ -26,12 +26,18 @@ class FakeKernel:
         self.interfaces = set(interfaces)
         self.log: list[Op] = []
         self.budget: int | None = None
+        self.mark: object = None
 
     port = 0
 
     def dump(self) -> Sequence[KernelObject]:
         """Return what is ours."""
+        self.mark = frozenset(self.objects.values())
         return list(self.objects.values())
+
+    def look(self) -> object:
+        """Return the mark of what is ours."""
+        return frozenset(self.objects.values())
 
     def devices(self) -> Sequence[VxlanLink]:
         """Return our devices alone."""

@@ -2,7 +2,8 @@
 
 import errno
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from overlay.kernel import messages
@@ -16,10 +17,11 @@ from overlay.kernel.links import (
     names_by_index,
     ours,
 )
-from overlay.kernel.rtnl import Refusal, Request, RtnlSocket
+from overlay.kernel.marks import Mark
+from overlay.kernel.rtnl import Message, Refusal, Request, RtnlSocket
 from overlay.model.address import FAMILIES
 from overlay.model.kernel import ROUTE_PROTOCOL, KernelObject, Op, Route, Rule, VxlanLink
-from overlay.model.node import NodeIdentity, Underlay, vtep_mac
+from overlay.model.node import POD_LINK_PREFIX, NodeIdentity, Underlay, vtep_mac
 from overlay.plan.backend import Tunnel
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class NetlinkKernel:
     def __init__(self) -> None:
         self._rtnl = RtnlSocket()
         self._writer = LinkWriter()
+        self.mark: object = None
 
     @property
     def port(self) -> int:
@@ -49,42 +52,53 @@ class NetlinkKernel:
 
     def dump(self) -> Sequence[KernelObject]:
         """Return what is ours; see ``Kernel.dump``."""
-        rtnl = self._rtnl
-        links = list_links(rtnl)
-        names = names_by_index(links)
-        found: list[KernelObject] = []
-        for link in ours(links):
-            device = link.as_vxlan_link(names)
-            if device is not None:
-                found.append(device)
-            found += self._dump_device(link)
-        for family in FAMILIES:
-            body = messages.routes_request(family)
-            found += messages.routes(rtnl.dump(messages.RTM_GETROUTE, body), names)
-            body = messages.rules_request(family)
-            found += messages.rules(rtnl.dump(messages.RTM_GETRULE, body))
+        links, mark = list_links(self._rtnl), Mark()
+        found: list[KernelObject] = [*self._marked_devices(links, mark)]
+        for section in self._sections(links):
+            section.tell(mark)
+            found += section.decode(section.messages)
+        self.mark = mark.digest
         return found
+
+    def look(self) -> object:
+        """Return the mark that a dump would have now; see ``Kernel.look``."""
+        links, mark = list_links(self._rtnl), Mark()
+        self._marked_devices(links, mark)
+        for section in self._sections(links):
+            section.tell(mark)
+        return mark.digest
+
+    def _marked_devices(self, links: dict[str, LinkInfo], mark: Mark) -> Sequence[VxlanLink]:
+        names = names_by_index(links)
+        # Routes are read with these names; no route of ours leads to a pod's link.
+        mark.add([item for item in names.items() if not item[1].startswith(POD_LINK_PREFIX)])
+        mark.add(devices := _devices(links))
+        return devices
+
+    def _sections(self, links: dict[str, LinkInfo]) -> Iterator["_Section"]:
+        rtnl, names = self._rtnl, names_by_index(links)
+        for link in ours(links):
+            yield from self._device_sections(link)
+        for family in FAMILIES:
+            answer = rtnl.dump(messages.RTM_GETROUTE, messages.routes_request(family))
+            yield _Section(answer, lambda found: messages.routes(found, names))
+            answer = rtnl.dump(messages.RTM_GETRULE, messages.rules_request(family))
+            yield _Section(answer, messages.rules)
 
     def devices(self) -> Sequence[VxlanLink]:
         """Return our devices alone; see ``Kernel.devices``."""
-        links = list_links(self._rtnl)
-        names = names_by_index(links)
-        found = (link.as_vxlan_link(names) for link in ours(links))
-        return [device for device in found if device is not None]
+        return _devices(list_links(self._rtnl))
 
-    def _dump_device(self, link: LinkInfo) -> list[KernelObject]:
-        rtnl = self._rtnl
-        found: list[KernelObject] = []
-        body = messages.addresses_request(link.index)
-        answer = rtnl.dump(messages.RTM_GETADDR, body)
-        found += messages.addresses(answer, link.name, link.index)
+    def _device_sections(self, link: LinkInfo) -> Iterator["_Section"]:
+        rtnl, where = self._rtnl, (link.name, link.index)
+        answer = rtnl.dump(messages.RTM_GETADDR, messages.addresses_request(link.index))
+        yield _Section(answer, lambda found: messages.addresses(found, *where))
         for family in FAMILIES:
             body = messages.neighbors_request(family, link.index)
             answer = rtnl.dump(messages.RTM_GETNEIGH, body)
-            found += messages.neighbors(answer, link.name, link.index)
+            yield _Section(answer, lambda found: messages.neighbors(found, *where), has_ages=True)
         answer = rtnl.dump(messages.RTM_GETNEIGH, messages.fdb_request(link.index))
-        found += messages.fdb(answer, link.name, link.index)
-        return found
+        yield _Section(answer, lambda found: messages.fdb(found, *where), has_ages=True)
 
     def apply(self, ops: Iterable[Op]) -> tuple[OpFailure, ...]:
         """Carry out ``ops``; see ``Kernel.apply``."""
@@ -177,6 +191,24 @@ class NetlinkKernel:
                 protocol,
                 names.get(index, f"#{index}"),
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """One part of a dump, and what it is decoded by."""
+
+    messages: Sequence[Message]
+    decode: Callable[[Sequence[Message]], Sequence[KernelObject]]
+    has_ages: bool = False
+
+    def tell(self, mark: Mark) -> None:
+        (mark.add_ageless if self.has_ages else mark.add_whole)(self.messages)
+
+
+def _devices(links: dict[str, LinkInfo]) -> list[VxlanLink]:
+    names = names_by_index(links)
+    found = (link.as_vxlan_link(names) for link in ours(links))
+    return [device for device in found if device is not None]
 
 
 def _is_done_already(op: Op, refusal: Refusal) -> bool:

@@ -78,7 +78,7 @@ class GrpcStreams:
 
 
 class GrpcStream:
-    """One watch call on a connection of its own, which ends with its member's client. See ``Stream``."""
+    """One watch call on a connection of its own, ended with its member's client: a ``Stream``."""
 
     def __init__(self, member: Member, root: str, revision: int, streams: GrpcStreams) -> None:
         self._url = member.url

@@ -55,11 +55,19 @@ class SimKernel(FakeKernel):
 
     def dump(self) -> Sequence[KernelObject]:
         """Return what is ours, a moment later; now and then the kernel has no memory left."""
+        self._read()
+        return super().dump()
+
+    def look(self) -> object:
+        """Return what a dump is told by, with the troubles of one."""
+        self._read()
+        return super().look()
+
+    def _read(self) -> None:
         self._pass_time()
         if self.fail and self._loop.random.random() < self.fail:
             msg = "dump: No buffer space available"
             raise KernelError(msg)
-        return super().dump()
 
     def apply(self, ops: Iterable[Op]) -> tuple[OpFailure, ...]:
         """Carry out ``ops`` one by one: between any two the process may be killed."""
