@@ -153,7 +153,11 @@ def parse_attributes(key: str, value: bytes) -> LeaseAttributes:
 
     Raises LeaseFormatError for a value that is no lease.
     """
-    document = _parse_object(key, value)
+    return attributes_in(key, _parse_object(key, value))
+
+
+def attributes_in(key: str, document: Mapping[str, Json]) -> LeaseAttributes:
+    """Return what the JSON object of a lease's value says; see ``parse_attributes``."""
     backend_type = document.get("BackendType")
     if not isinstance(backend_type, str) or not backend_type:
         msg = f"lease {key}: BackendType {shown(backend_type)} is not a name"

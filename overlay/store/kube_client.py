@@ -47,6 +47,16 @@ _KEEPALIVE: Final = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000),  # milliseconds
 )
+# What lightkube stumbles over in a file that is no kubeconfig.
+_BAD_FILE: Final = (
+    AttributeError,
+    ConfigError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    yaml.YAMLError,
+)
 _NO_ANSWER: Final = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError)
 
 
@@ -243,7 +253,7 @@ def _way_in(access: KubeAccess) -> SingleConfig:
 def _from_file(path: str, api_url: str | None) -> SingleConfig:
     try:
         config = KubeConfig.from_file(path).get()
-    except (ConfigError, OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as exc:
+    except _BAD_FILE as exc:
         detail = " ".join(f"{type(exc).__name__}: {exc}".split())[:200]
         msg = f"--kubeconfig-file {path} cannot be used: {detail}"
         raise StoreAccessError(msg) from exc

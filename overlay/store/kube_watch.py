@@ -281,37 +281,59 @@ class KubeWatch(Generic[T]):
     def _read(self, raw: bytes) -> Found[T]:
         """Return the object in ``raw``; the one that is known where nothing of it changed."""
         try:
-            meta = msgspec.json.decode(raw, type=_Object).metadata
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            return read_object(self._kind, raw, self._objects)
+        except ValueError as exc:
             raise self._nonsense(exc) from exc
-        key, revision = _key(meta), self._number(meta.resourceVersion)
-        known = self._objects.get(key)
-        if known is not None and known.uid != meta.uid:
-            known = None
-        value, error = known.value if known is not None else None, None
-        try:
-            value = self._kind.decode(raw)
-        except LeaseFormatError as exc:
-            error = str(exc)
-        if known is not None and (known.value, known.error) == (value, error):
-            return known
-        return Found(key, meta.uid, revision, value, error)
 
     @property
     def _watched(self) -> Asked:
         return Asked("watch", self._kind.plural, "", self._namespace or "")
 
     def _number(self, text: str) -> int:
-        """Return a resource version as a number, as the API has promised it to be since 1.35."""
-        if not text.isdecimal() or len(text) > 20:
-            raise self._nonsense(ValueError(f"resourceVersion {text[:40]!r} is no number"))
-        return int(text)
+        try:
+            return _revision(text)
+        except ValueError as exc:
+            raise self._nonsense(exc) from exc
 
     def _nonsense(self, exc: Exception) -> StoreError:
         return KubeUnavailableError(
             f"Kubernetes API at {self._client.url}: {self._asked.plural}: the answer cannot be "
             f"read: {exc}"
         )
+
+
+def read_object(
+    kind: Kind[T], raw: bytes, known_by_key: Mapping[str, Found[T]] | None = None
+) -> Found[T]:
+    """Return the object in ``raw``; the known one where nothing of it changed.
+
+    Where what ``kind`` keeps cannot be read, the known value stays. Raises
+    ValueError for what is no object at all.
+    """
+    try:
+        meta = msgspec.json.decode(raw, type=_Object).metadata
+    except msgspec.MsgspecError as exc:
+        raise ValueError(str(exc)) from exc
+    key, revision = _key(meta), _revision(meta.resourceVersion)
+    known = (known_by_key or {}).get(key)
+    if known is not None and known.uid != meta.uid:
+        known = None
+    value, error = known.value if known is not None else None, None
+    try:
+        value = kind.decode(raw)
+    except LeaseFormatError as exc:
+        error = str(exc)
+    if known is not None and (known.value, known.error) == (value, error):
+        return known
+    return Found(key, meta.uid, revision, value, error)
+
+
+def _revision(text: str) -> int:
+    """Return a resource version as a number, as the API has promised it to be since 1.35."""
+    if not text.isdecimal() or len(text) > 20:
+        msg = f"resourceVersion {text[:40]!r} is no number"
+        raise ValueError(msg)
+    return int(text)
 
 
 def _key(meta: _Meta) -> str:

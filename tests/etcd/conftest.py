@@ -15,6 +15,9 @@ from overlay.lab.etcd import EmbeddedEtcd
 from overlay.store.etcd import EtcdLeaseStore
 from overlay.store.etcd_config import EtcdConfig
 from tests.etcd.support import raw_client
+from tests.kube.api_server import ApiServer
+from tests.kube.certificates import Authority, make_authority
+from tests.kube.cluster import PlantedCluster
 
 NUMBERS = itertools.count(1)
 
@@ -48,3 +51,20 @@ def etcd_store(etcd: EmbeddedEtcd, prefix: str) -> Iterator[EtcdLeaseStore]:
     store = EtcdLeaseStore(EtcdConfig((etcd.endpoint,), prefix))
     yield store
     store.close()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return make_authority(tmp_path_factory.mktemp("authority"), "127.0.0.1")
+
+
+@pytest.fixture
+def kube_store(authority: Authority, tmp_path: Path) -> Iterator[PlantedCluster]:
+    """Return a store on a cluster with nodes 1 to 9; node-1 has the fifth subnet."""
+    api = ApiServer(authority)
+    store = PlantedCluster(api, tmp_path)
+    for number in range(1, 10):
+        store.add_node(number, "10.244.5.0/24" if number == 1 else f"10.244.{number + 10}.0/24")
+    yield store
+    store.close()
+    api.close()

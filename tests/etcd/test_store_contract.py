@@ -1,4 +1,7 @@
-"""What every lease store promises, asked of the one in memory and of a real etcd."""
+"""What every lease store promises: the one in memory, a real etcd, and an API server of nodes.
+
+Kubernetes gives each node its subnet, so what is about giving them is asked of the others alone.
+"""
 
 import threading
 from dataclasses import replace
@@ -8,6 +11,7 @@ import pytest
 from overlay.model.address import Family
 from overlay.model.errors import ConfigError, UsageError
 from overlay.model.lease import Lease
+from overlay.model.network import parse_network_config
 from overlay.model.subnet import Subnet, parse_subnet
 from overlay.store.base import (
     KEY_OVERLAP_S,
@@ -22,6 +26,7 @@ from overlay.store.base import (
 from overlay.store.etcd import EtcdLeaseStore
 from overlay.store.memory import MemoryLeaseStore
 from tests.etcd.support import CONFIG, attributes, claim, eventually, watched
+from tests.kube.cluster import PlantedCluster
 
 SMALL = '{"Network": "10.244.0.0/22", "SubnetLen": 24}'  # 10.244.1.0/24 to 10.244.3.0/24
 DUAL = (
@@ -32,22 +37,34 @@ FIRST = parse_subnet("10.244.1.0/24")
 FIFTH = parse_subnet("10.244.5.0/24")
 
 
-@pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.etcd)])
+@pytest.fixture(params=["memory", "etcd", "kube"])
 def store(request: pytest.FixtureRequest) -> LeaseStore:
     if request.param == "memory":
         return MemoryLeaseStore()
-    etcd: EtcdLeaseStore = request.getfixturevalue("etcd_store")
-    return etcd
+    found: EtcdLeaseStore | PlantedCluster = request.getfixturevalue(f"{request.param}_store")
+    return found
+
+
+gives_subnets = pytest.mark.parametrize("store", ["memory", "etcd"], indirect=True)
 
 
 def plant(store: LeaseStore, subnet: Subnet, number: int, *, node: bool = False) -> None:
     """Write a lease as flannel would; ``node`` adds our own facts."""
-    if isinstance(store, MemoryLeaseStore):
+    if isinstance(store, PlantedCluster):
+        store.annotate_as_flannel(number, attributes(number))
+    elif isinstance(store, MemoryLeaseStore):
         store.put_lease(subnet, attributes(number, node=node), 60)
     else:
         assert isinstance(store, EtcdLeaseStore)
         lease_id = store._writer.grant(60)
         assert store._writer.create(subnet, attributes(number, node=node), lease_id)
+
+
+def configure(store: LeaseStore, text: str) -> None:
+    if isinstance(store, PlantedCluster):
+        store.config_file.write_text(text)
+    else:
+        store.write_config(text)
 
 
 def test_new_claim_is_in_the_view_as_it_was_returned(store: LeaseStore) -> None:
@@ -56,7 +73,7 @@ def test_new_claim_is_in_the_view_as_it_was_returned(store: LeaseStore) -> None:
     assert view.leases == {lease.subnet.key: lease}
     assert view.revision >= lease.mod_revision
     assert claim(1).config.offers(lease.subnet)
-    assert not lease.is_permanent
+    assert lease.is_permanent is isinstance(store, PlantedCluster)
 
 
 def test_claiming_again_keeps_subnet_and_writes_attributes(store: LeaseStore) -> None:
@@ -77,6 +94,7 @@ def test_lease_of_a_node_elsewhere_is_contested_and_left_alone(store: LeaseStore
         store.acquire(replace(claim(1), attributes=moved))
     assert caught.value.lease == first
     assert store.view().leases == {first.subnet.key: first}
+    store.challenge(moved)  # without which nothing changes where a lease has no time
     renewed = store.renew(first, attributes(1), 60)
     late = replace(claim(1), attributes=moved, assured=frozenset({first.mod_revision}))
     with pytest.raises(ContestedLeaseError):
@@ -158,6 +176,7 @@ def test_preferred_subnet_is_taken_if_free(store: LeaseStore) -> None:
     assert store.acquire(claim(2, preferred=FIFTH)).subnet != FIFTH
 
 
+@gives_subnets
 def test_preferred_subnet_outside_the_network_is_not_taken(store: LeaseStore) -> None:
     assert store.acquire(claim(1, config=SMALL, preferred=FIFTH)).subnet != FIFTH
 
@@ -169,6 +188,7 @@ def test_flannels_lease_of_this_node_is_taken_over(store: LeaseStore) -> None:
     assert lease.attributes.owner is not None
 
 
+@gives_subnets
 def test_flannels_lease_outside_the_network_is_given_up(store: LeaseStore) -> None:
     plant(store, FIFTH, 1)
     lease = store.acquire(claim(1, config=SMALL))
@@ -176,6 +196,7 @@ def test_flannels_lease_outside_the_network_is_given_up(store: LeaseStore) -> No
     assert set(store.view().leases) == {lease.subnet.key}
 
 
+@gives_subnets
 def test_younger_of_two_overlapping_leases_gives_way(store: LeaseStore) -> None:
     wide = parse_subnet("10.244.4.0/23")
     plant(store, wide, 2, node=True)
@@ -185,6 +206,7 @@ def test_younger_of_two_overlapping_leases_gives_way(store: LeaseStore) -> None:
     assert set(store.view().leases) == {wide.key, lease.subnet.key}
 
 
+@gives_subnets
 def test_oldest_of_several_own_leases_is_kept(store: LeaseStore) -> None:
     plant(store, FIFTH, 1, node=True)
     plant(store, FIRST, 1, node=True)
@@ -200,6 +222,7 @@ def test_address_of_another_node_is_refused_with_the_way_out(store: LeaseStore) 
         assert word in str(caught.value)
 
 
+@gives_subnets
 def test_full_network_is_refused_with_the_counts(store: LeaseStore) -> None:
     for number in (1, 2):
         store.acquire(claim(number, config=SMALL))
@@ -216,6 +239,7 @@ def is_free(store: LeaseStore, subnet: Subnet) -> bool:
     return subnet.key not in store.view().leases
 
 
+@gives_subnets
 def test_dual_stack_claims_pair_the_same_numbers(store: LeaseStore) -> None:
     lease = store.acquire(claim(1, config=DUAL))
     assert lease.subnet.v4 is not None
@@ -234,6 +258,11 @@ def test_renewal_writes_attributes_and_keeps_the_lease(store: LeaseStore) -> Non
     assert renewed.create_revision == lease.create_revision
     assert renewed.mod_revision > lease.mod_revision
     assert store.view().leases == {renewed.subnet.key: renewed}
+
+
+@gives_subnets
+def test_renewal_starts_the_time_anew(store: LeaseStore) -> None:
+    renewed = store.renew(store.acquire(claim(1, ttl_s=30)), attributes(1), 600)
     left = store.time_to_live(renewed)
     assert left is not None
     assert 590 <= left <= 600
@@ -242,7 +271,7 @@ def test_renewal_writes_attributes_and_keeps_the_lease(store: LeaseStore) -> Non
 
 def test_renewal_of_an_outdated_lease_writes_nothing(store: LeaseStore) -> None:
     lease = store.acquire(claim(1))
-    renewed = store.renew(lease, attributes(1), 60)
+    renewed = store.renew(lease, attributes(1, vni=5), 60)
     with pytest.raises(LeaseLostError):
         store.renew(lease, attributes(1, vni=9), 60)
     assert store.view().leases == {renewed.subnet.key: renewed}
@@ -252,14 +281,16 @@ def test_renewal_and_release_of_a_lease_that_is_gone(store: LeaseStore) -> None:
     lease = store.acquire(claim(1))
     store.release(lease)
     assert not store.view().leases
-    assert store.time_to_live(lease) == 0
-    assert store.granted_ttl(lease) == 0
+    if not isinstance(store, PlantedCluster):
+        assert store.time_to_live(lease) == 0
+        assert store.granted_ttl(lease) == 0
     with pytest.raises(LeaseLostError):
         store.renew(lease, attributes(1), 60)
     with pytest.raises(LeaseLostError):
         store.release(lease)
 
 
+@gives_subnets
 def test_lease_that_runs_out_is_gone(store: LeaseStore) -> None:
     lease = store.acquire(claim(1, ttl_s=1))
     with watched(store) as seen:
@@ -268,6 +299,7 @@ def test_lease_that_runs_out_is_gone(store: LeaseStore) -> None:
         store.renew(lease, attributes(1), 60)
 
 
+@gives_subnets
 def test_reservation_waits_for_its_node_and_stays_permanent(store: LeaseStore) -> None:
     reserved = store.reserve(FIFTH, "node-1")
     assert reserved.is_permanent
@@ -282,6 +314,7 @@ def test_reservation_waits_for_its_node_and_stays_permanent(store: LeaseStore) -
     assert store.granted_ttl(lease) is None
 
 
+@gives_subnets
 def test_reserving_a_live_lease_makes_it_permanent(store: LeaseStore) -> None:
     lease = store.acquire(claim(1, ttl_s=2))
     kept = store.reserve(lease.subnet, "")
@@ -291,6 +324,7 @@ def test_reserving_a_live_lease_makes_it_permanent(store: LeaseStore) -> None:
     assert store.acquire(claim(1)).is_permanent
 
 
+@gives_subnets
 @pytest.mark.parametrize(
     ("subnet", "node", "words"),
     [
@@ -309,6 +343,7 @@ def test_taken_subnet_is_not_reserved(
         store.reserve(parse_subnet(subnet), node)
 
 
+@gives_subnets
 def test_reserving_nothing_in_particular_is_a_usage_error(store: LeaseStore) -> None:
     store.write_config(CONFIG)
     with pytest.raises(UsageError, match="name the node"):
@@ -320,16 +355,18 @@ def test_reserving_nothing_in_particular_is_a_usage_error(store: LeaseStore) -> 
 def test_config_is_written_and_seen(store: LeaseStore) -> None:
     assert store.view().config is None
     assert store.view().config_error is None
-    written = store.write_config(CONFIG)
-    assert store.view().config == written
+    configure(store, CONFIG)
+    assert store.view().config == parse_network_config(CONFIG)
 
 
+@gives_subnets
 def test_config_that_cannot_be_is_not_written(store: LeaseStore) -> None:
     with pytest.raises(ConfigError, match="Netwrok"):
         store.write_config('{"Netwrok": "10.0.0.0/8"}')
     assert store.view().config is None
 
 
+@gives_subnets
 def test_config_that_breaks_leases_needs_force(store: LeaseStore) -> None:
     store.write_config(CONFIG)
     store.acquire(claim(1))
@@ -340,7 +377,7 @@ def test_config_that_breaks_leases_needs_force(store: LeaseStore) -> None:
 
 
 def test_watch_shows_every_change(store: LeaseStore) -> None:
-    store.write_config(CONFIG)
+    configure(store, CONFIG)
     first = store.acquire(claim(1))
     with watched(store) as seen:
         seen.wait_for(first.subnet)

@@ -293,7 +293,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             before = objects.get(place, request.name)
             after = patched(before, patch, self.headers.get("Content-Type", ""))
             if request.sub == "status":
-                after = {**before, "status": after.get("status", {})}
+                # Metadata too: flannel's annotations come that way.
+                meta, status = after["metadata"], after.get("status", {})
+                after = {**before, "metadata": meta, "status": status}
             elif "status" in before:
                 after["status"] = before["status"]
             expected = None
