@@ -105,14 +105,20 @@ class Mesh:
             log.exception("peers are not measured any more, by a fault of ours")
             self.error = f"ended by a fault: {exc}"
 
+    def ask_mtu(self) -> bool:
+        """Have path MTUs searched soon; any thread may ask. Return False where nobody can."""
+        if self._sockets is None or self.error is not None or not self.peers:
+            return False
+        self._mtu_asked.set()
+        self._sockets.wake()
+        return True
+
     def search_mtu(self, timeout_s: float) -> None:
         """Search for path MTUs and wait for the end of it; any thread may ask, without the lock."""
         with self.lock:
             before = self.mtus.searches
-            if self._sockets is None or self.error is not None or not self.peers:
+            if not self.ask_mtu():
                 return
-            self._mtu_asked.set()
-            self._sockets.wake()
             self._searched.wait_for(lambda: self.mtus.searches != before, timeout_s)
 
     def _measure(self, sockets: ProbeSockets, stop: StopSignal) -> None:

@@ -19,9 +19,11 @@ def mesh_calls(mesh: Mesh, status: Status) -> dict[str, Callable[[Mapping[str, A
     """Return what the agent answers, by name."""
 
     def show_mtu(given: Mapping[str, Any]) -> dict[str, Any]:
-        # The last answer is there at once; --now asks every peer anew.
-        if given.get("now") is True or not mesh.mtus.results:
+        # What is known is there at once; --now asks every peer anew, and waits.
+        if given.get("now") is True:
             mesh.search_mtu(_MTU_WAIT_S)
+        elif not mesh.mtus.searches:
+            mesh.ask_mtu()
         with mesh.lock:
             return mtu_document(mesh, status.get())
 
@@ -56,6 +58,8 @@ def mesh_document(mesh: Mesh) -> dict[str, Any]:
 def mtu_document(mesh: Mesh, snapshot: Snapshot) -> dict[str, Any]:
     """Return each peer's path MTU beside what the devices send. Hold the lock."""
     needed = needed_bytes(snapshot.site)
+    is_first = bool(mesh.peers) and mesh.error is None and not mesh.mtus.searches
+    is_searching = is_first or mesh.mtus.is_busy
     rows = []
     for tag, peer in mesh.peers.items():
         found = mesh.mtus.results.get(tag, PathMtu(None, None))
@@ -73,6 +77,7 @@ def mtu_document(mesh: Mesh, snapshot: Snapshot) -> dict[str, Any]:
         "device_mtu": snapshot.mtu or None,
         "needed": needed or None,
         "clamp": mesh.flags.clamp,
+        "searching": is_searching,
         "error": mesh.error,
         "peers": rows,
     }

@@ -63,13 +63,14 @@ def run(args: Namespace, out: Output) -> int:
         knowledge = read_knowledge(args, ground.addresses())
         peers, pods = _chosen(args, knowledge, ground)
         sources = tunnel_sources(ground)
-    dissector = Dissector(names_of(knowledge))
     with ExitStack() as stack:
         kept = stack.enter_context(_open(args.write)) if args.write is not None else None
         rings = [
             stack.enter_context(Ring(source.device, tunnel_filter(source.port, peers, pods)))
             for source in sources
         ]
+        # Loading it takes a while, in which the rings hold what passes.
+        dissector = Dissector(names_of(knowledge))
         shown = 0
         try:
             for frame in _bounded(rings, args.count, args.seconds):

@@ -51,6 +51,10 @@ class Dissector:
 
     def __init__(self, names: Names) -> None:
         try:
+            from scapy.config import conf
+
+            # It would read every route of the node, of which nothing is asked here.
+            conf.route_autoload = conf.route6_autoload = False
             from scapy.layers import inet, inet6, l2, vxlan
         except ImportError as exc:
             msg = (

@@ -131,10 +131,14 @@ def show_mtu(args: Namespace, out: Output) -> int:
     out.table(("NODE", "ADDRESS", "THERE", "BACK", "NEEDED", ""), rows, found)
     if found["error"] and out.is_table:
         out.line(f"not measured: {found['error']}")
-    return 1 if found["error"] or any(p["fits"] is not True for p in found["peers"]) else 0
+    is_waiting = found.get("searching") is True
+    lacking = [p for p in found["peers"] if p["fits"] is False or not (p["fits"] or is_waiting)]
+    return 1 if found["error"] or lacking else 0
 
 
 def _verdict(peer: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    if peer["fits"] is None and found.get("searching") is True:
+        return "is being searched; --now waits for it"
     if peer["fits"] is None:
         return "no answer: is UDP --probe-port open on both nodes?"
     if peer["fits"]:

@@ -102,6 +102,15 @@ def test_silent_peer_and_an_agent_that_does_not_measure_are_findings(
     assert "not measured: off: --probe-port is 0" in text
 
 
+def test_mtu_does_not_wait_for_a_search(run: Run, answers: dict[str, Any]) -> None:
+    answers["mtu"] = {**mtu(("n2", None, None, None)), "searching": True}
+    status, text = run("mtu")
+    assert (status, "n2    192.0.2.2  -      -     1500    is being searched" in text) == (0, True)
+    answers["mtu"] = {**mtu(("n2", None, None, None), ("n3", 1400, 1400, False))}
+    answers["mtu"]["searching"] = True
+    assert run("mtu")[0] == 1
+
+
 def test_mtu_says_what_to_do(run: Run, answers: dict[str, Any]) -> None:
     answers["mtu"] = mtu(("n2", 1500, 1500, True))
     assert run("mtu")[0] == 0
