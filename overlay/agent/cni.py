@@ -51,6 +51,7 @@ from overlay.kernel.base import KernelError
 from overlay.kernel.netns import namespace_of, own_namespace
 from overlay.kernel.pod_faults import faults
 from overlay.kernel.rtnl import RtnlSocket
+from overlay.kernel.rtnl_pool import RtnlPool
 from overlay.model.address import IPAddress
 from overlay.model.attachment import BRIDGE, PTP, Attachment, AttachmentKey
 from overlay.model.event import Kind
@@ -78,6 +79,7 @@ class CniService:
         self._attachments = attachments
         self._layer2 = layer2
         self._turns = Turns()
+        self._sockets = RtnlPool()
         self._note = status.events.note_later
         self._commands: Mapping[str, Callable[[CniRequest, int | None], bytes]] = {
             "ADD": self._add,
@@ -202,7 +204,7 @@ class CniService:
         link = pods.link_name(request.key)
         attachment = self._allocate(request, subnet, mtu, link=link, mode=mode)
         try:
-            with RtnlSocket() as rtnl:
+            with self._sockets.lent() as rtnl:
                 bridge = self._layer2.prepare(rtnl, subnet, mtu) if mode == BRIDGE else None
                 own, *beside = (
                     pods.pod_link(each, subnet) for each in (attachment, *self._beside(attachment))
@@ -276,7 +278,7 @@ class CniService:
         if not self._layer2.is_there:
             return
         try:
-            with RtnlSocket() as rtnl:
+            with self._sockets.lent() as rtnl:
                 self._layer2.follow(rtnl)
         except KernelError as exc:
             log.warning("%s", exc)
@@ -299,7 +301,7 @@ class CniService:
         expected = expected_by(request, is_bridged=wanted_mode(request) == BRIDGE)
         if netns is None:
             raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} could not be opened")
-        with RtnlSocket() as rtnl:
+        with self._sockets.lent() as rtnl:
             found = faults(rtnl, netns, expected)
         if found:
             raise CniError(CHECK_FAILED, "; ".join(found))

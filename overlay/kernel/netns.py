@@ -54,26 +54,35 @@ def own_namespace() -> NamespaceId:
         return namespace_of(descriptor)
 
 
-def open_rtnl(descriptor: int, sysctls: Mapping[str, str] = _NONE) -> RtnlSocket:
+def open_rtnl(
+    descriptor: int, sysctls: Mapping[str, str] = _NONE, home: int | None = None
+) -> RtnlSocket:
     """Return a socket inside the namespace; the calling thread is back outside afterwards.
 
     ``sysctls``, by their path below /proc/sys, are set in the namespace on the
-    way; those that are not there are left out. Raises KernelError when the
-    namespace cannot be entered.
+    way; those that are not there are left out. ``home`` is a descriptor of the
+    thread's own namespace, where there is one already. Raises KernelError when
+    the namespace cannot be entered.
     """
-    with _own_descriptor() as home:
-        _enter(descriptor)
-        try:
-            for name, value in sysctls.items():
-                with contextlib.suppress(OSError):  # what needs it will tell
-                    _ensure(f"/proc/sys/{name}", f"{value}\n".encode())
-            return RtnlSocket()
-        except OSError as exc:
-            msg = f"no netlink socket in the namespace: {exc}"
-            raise KernelError(msg) from exc
-        finally:
-            # A thread that cannot go home must not go on: it would work on the pod.
-            _enter(home)
+    if home is None:
+        with _own_descriptor() as own:
+            return _opened(descriptor, sysctls, own)
+    return _opened(descriptor, sysctls, home)
+
+
+def _opened(descriptor: int, sysctls: Mapping[str, str], home: int) -> RtnlSocket:
+    _enter(descriptor)
+    try:
+        for name, value in sysctls.items():
+            with contextlib.suppress(OSError):  # what needs it will tell
+                _ensure(f"/proc/sys/{name}", f"{value}\n".encode())
+        return RtnlSocket()
+    except OSError as exc:
+        msg = f"no netlink socket in the namespace: {exc}"
+        raise KernelError(msg) from exc
+    finally:
+        # A thread that cannot go home must not go on: it would work on the pod.
+        _enter(home)
 
 
 def open_socket(descriptor: int, family: int, kind: int, protocol: int) -> socket.socket:

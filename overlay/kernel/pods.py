@@ -112,7 +112,7 @@ def attach(
     a port of it, whose rules must be there already; it carries frames when this
     returns.
 
-    ``rtnl`` is a socket on the host's side, ``netns`` a descriptor of the
+    ``rtnl`` is a socket of the calling thread's namespace, ``netns`` a descriptor of the
     pod's namespace. Raises InterfaceExistsError, KernelError.
     """
     if "%" in link.interface:  # the kernel would take it for a pattern, and count up
@@ -129,7 +129,7 @@ def attach(
             index, peer = _index(rtnl, link.host_interface), 0
         if bridge is not None:
             _make_port(rtnl, link, index, bridge)
-        with open_rtnl(netns, _sysctls(link)) as inside:
+        with open_rtnl(netns, _sysctls(link), rtnl.namespace()) as inside:
             defaults = _set_up_pod(inside, link, peer or _index(inside, link.interface), beside)
         if bridge is None:
             _set_up_host(rtnl, link, index)

@@ -7,6 +7,7 @@ Sources: linux/netlink.h, linux/rtnetlink.h, RFC 3549.
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import socket
@@ -47,7 +48,9 @@ _CHUNK: Final = 48 * 1024  # bytes in one send; 32 to 64 KiB measured alike
 # Bytes of a datagram: the kernel makes none beyond 32 KiB of a dump. Room beyond
 # malloc's 128 KiB is mapped and unmapped at each read: 9 microseconds, so 1.
 LONGEST: Final = 64 * 1024
-_TIMEOUT_S: Final = 10.0
+_TIMEOUT_S: Final = 10
+_TIMEVAL: Final = struct.Struct("@ll")  # seconds, microseconds
+_SIOCGSKNS: Final = 0x894C  # linux/sockios.h
 _DUMP_TRIES: Final = 5
 
 
@@ -150,7 +153,10 @@ class RtnlSocket:
         self._socket.bind((0, 0))
         # In notifications of our own changes the kernel names it.
         self.port = int(self._socket.getsockname()[0])
-        self._socket.settimeout(_TIMEOUT_S)
+        # The kernel's own time limit: Python's asks poll before each call.
+        limit = _TIMEVAL.pack(_TIMEOUT_S, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._namespace = -1
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         for option, size in ((33, 4 << 20), (32, 1 << 20)):  # SO_RCVBUFFORCE, SO_SNDBUFFORCE
@@ -170,6 +176,15 @@ class RtnlSocket:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+        if self._namespace >= 0:
+            os.close(self._namespace)
+            self._namespace = -1
+
+    def namespace(self) -> int:
+        """Return a descriptor of the network namespace that it lives in, closed with the socket."""
+        if self._namespace < 0:
+            self._namespace = fcntl.ioctl(self._socket, _SIOCGSKNS)
+        return self._namespace
 
     def send(self, requests: Sequence[Request]) -> list[Refusal]:
         """Carry out ``requests`` in order; return the refused ones, with their place in the list.
@@ -278,7 +293,6 @@ class RtnlSocket:
         flags = request.flags | NLM_F_REQUEST | NLM_F_ACK | _NLM_F_ECHO
         header = _HEADER.pack(16 + len(request.body), request.kind, flags, wanted, 0)
         told = socket.socket(fileno=os.dup(self._socket.fileno()))
-        told.settimeout(_TIMEOUT_S)
         data = header + request.body
 
         def work() -> None:
@@ -326,7 +340,15 @@ class RtnlSocket:
             raise KernelError(msg) from exc
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes, int, int]]:
-        return split(self._socket.recv(LONGEST))
+        return split(_received(self._socket))
+
+
+def _received(source: socket.socket) -> bytes:
+    try:
+        return source.recv(LONGEST)
+    except BlockingIOError as exc:
+        msg = f"no answer within {_TIMEOUT_S} s"
+        raise TimeoutError(msg) from exc
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, bytes, int, int]]:
@@ -347,7 +369,7 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, bytes, int, int]]:
 def _await_echo(told: socket.socket, kind: int, wanted: int) -> Refusal | None:
     try:
         while True:
-            for answer, flags, sequence, data, start, end in split(told.recv(LONGEST)):
+            for answer, flags, sequence, data, start, end in split(_received(told)):
                 if sequence != wanted:
                     continue
                 if answer == kind:

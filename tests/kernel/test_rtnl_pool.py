@@ -1,0 +1,49 @@
+"""Sockets that are lent: used again, by one at a time, and not after a failure."""
+
+import pytest
+
+from overlay.kernel.base import KernelError
+from overlay.kernel.links import list_links
+from overlay.kernel.netns import namespace_of, own_namespace
+from overlay.kernel.rtnl import RtnlSocket
+from overlay.kernel.rtnl_pool import RtnlPool
+from tests.kernel.netns import Netns
+
+pytestmark = pytest.mark.kernel
+
+
+def test_socket_is_lent_again_but_not_to_two(netns: Netns) -> None:
+    def work() -> None:
+        pool = RtnlPool()
+        with pool.lent() as first, pool.lent() as second:
+            assert first.port != second.port
+            assert list_links(first).keys() == list_links(second).keys() == {"lo"}
+        ports = {first.port, second.port}
+        for _ in range(5):
+            with pool.lent() as again:
+                assert again.port in ports
+                assert list_links(again).keys() == {"lo"}
+
+    netns.call(work)
+
+
+def test_socket_is_not_lent_after_a_failure(netns: Netns) -> None:
+    def work() -> None:
+        pool = RtnlPool()
+        with pytest.raises(KernelError), pool.lent() as failed:
+            raise KernelError
+        with pool.lent() as next_one:
+            assert next_one is not failed
+            assert list_links(next_one).keys() == {"lo"}
+
+    netns.call(work)
+
+
+def test_socket_knows_its_namespace(netns: Netns) -> None:
+    def work() -> RtnlSocket:
+        made = RtnlSocket()
+        assert namespace_of(made.namespace()) == own_namespace()
+        return made
+
+    with netns.call(work) as socket:
+        assert namespace_of(socket.namespace()) != own_namespace(), "also when asked from outside"
