@@ -21,7 +21,6 @@ from overlay.agent.cni_request import (
     CHECK_FAILED,
     EXISTS,
     IO_FAILURE,
-    LATEST,
     NO_ADDRESS,
     TRY_LATER,
     UNAVAILABLE,
@@ -91,9 +90,7 @@ class CniService:
 
     def answer(self, variables: Mapping[str, str], text: bytes, netns: int | None) -> Answer:
         """Carry out one request; ``netns`` is a descriptor of the pod's namespace, if any."""
-        version = LATEST
         try:
-            version = version_for_errors(text)
             request = parse_request(variables, text)
             return 0, self._commands[request.command](request, netns)
         except CniError as exc:
@@ -113,7 +110,7 @@ class CniService:
         except OSError as exc:
             error = CniError(IO_FAILURE, f"attachment cannot be written: {exc.strerror}")
         log.warning("CNI %s: %s", variables.get("CNI_COMMAND", "?"), error)
-        return 1, format_error(error, version)
+        return 1, format_error(error, version_for_errors(text))
 
     def recover(self) -> None:
         """Undo what was cut off, and forget pods that went while nobody looked."""

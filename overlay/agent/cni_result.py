@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Collection, Mapping
-from ipaddress import ip_interface
-from typing import Any
+from typing import Any, Final
 
 from overlay.agent.cni_request import VERSIONS, CniError, CniRequest, previous_result
 from overlay.kernel.pod_gateway import GATEWAY
 from overlay.kernel.pods import link_mac
-from overlay.model.address import FAMILIES, Family, IPAddress, IPInterface, family_of
+from overlay.model.address import FAMILIES, Family, IPAddress, family_of
 from overlay.model.attachment import BRIDGE, Attachment
 from overlay.model.node import POD_BRIDGE, POD_BRIDGE_MAC
 from overlay.model.subnet import Subnet
+
+_OWN_GATEWAY: Final = {
+    family: str(address) for family, address in GATEWAY.items()
+}  # of a routed pod
 
 
 def format_error(error: CniError, version: str) -> bytes:
@@ -47,17 +50,17 @@ def format_result(
     ways = [_way(attachment, address, subnet) for address in attachment.addresses]
     ips = [
         {
-            **_version_key(request.version, own.version),
+            **_version_key(request.version, family.value),
             "interface": len(interfaces) - 1,
-            "address": str(own),
-            "gateway": str(gateway),
+            "address": own,
+            "gateway": gateway,
         }
-        for own, gateway in ways
+        for family, own, gateway in ways
     ]
     routes = [
-        {"dst": "0.0.0.0/0" if own.version == 4 else "::/0", "gw": str(gateway)}
-        for own, gateway in ways
-        if family_of(own) in defaults
+        {"dst": "0.0.0.0/0" if family is Family.IPV4 else "::/0", "gw": gateway}
+        for family, _, gateway in ways
+        if family in defaults
     ]
     return _result(
         request,
@@ -68,15 +71,13 @@ def format_result(
     )
 
 
-def _way(
-    attachment: Attachment, address: IPAddress, subnet: Subnet
-) -> tuple[IPInterface, IPAddress]:
-    """Return an address with its prefix, and its gateway: the segment's, or a routed pod's own."""
+def _way(attachment: Attachment, address: IPAddress, subnet: Subnet) -> tuple[Family, str, str]:
+    """Return an address' family, the address with its prefix length, and its gateway."""
     family = family_of(address)
     network = subnet.network(family) if attachment.mode == BRIDGE else None
     if network is None:
-        return ip_interface((address, family.bits)), GATEWAY[family]
-    return ip_interface((address, network.prefixlen)), network[1]
+        return family, f"{address}/{family.bits}", _OWN_GATEWAY[family]
+    return family, f"{address}/{network.prefixlen}", str(network[1])
 
 
 def format_ipam_result(request: CniRequest, attachment: Attachment, subnet: Subnet) -> bytes:

@@ -47,6 +47,7 @@ from overlay.store.base import LeaseStore, StoreError
 log = logging.getLogger(__name__)
 
 _MONITOR_POLL_S: Final = 3600.0  # the thread is ended with the process
+_PODS_S: Final = 0.005  # between looks at notices, while all of them are about pods
 _LOAD_AFTER_S: Final = 1.0  # what is not needed for a start must not slow it down
 _STUCK_S: Final = 60.0  # beyond the audit interval, before /healthz says so
 
@@ -210,6 +211,9 @@ class Agent:
                 monitor.own_port = self.reconciler.netlink_port
                 notices = monitor.wait(_MONITOR_POLL_S)
                 if not notices:
+                    # Each pod makes a dozen, one by one: to wake for each would cost a
+                    # tenth of attaching it.
+                    self.stop.wait(_PODS_S)
                     continue
                 if UNDERLAY in notices and self.status.get().site is not None:
                     self.lessee.wake()
