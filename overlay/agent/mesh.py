@@ -129,7 +129,9 @@ class Mesh:
             self._listen(sockets, due_at - self._clock())
             now = self._clock()
             if now >= slot_at:
-                slot_at = max(slot_at + slot_s, now)
+                # With nobody to measure one look in an interval is enough.
+                is_idle = self.keys().newest is not None and not self.measured
+                slot_at = max(slot_at + (self.flags.interval_s if is_idle else slot_s), now)
                 self._key()
                 with self.lock:
                     peers = self._next_slot(now)

@@ -27,7 +27,7 @@ from overlay.kernel.reset import HELD_FILE
 from overlay.model.event import Kind
 from overlay.model.kernel import KernelObject, Key, Op, VxlanLink
 from overlay.model.lease import Lease, LeaseView
-from overlay.plan.diff import diff
+from overlay.plan.diff import difference
 from overlay.plan.planner import Planner, Site
 from overlay.store.base import StopSignal
 
@@ -185,12 +185,13 @@ class Reconciler:
         if self._is_settled(kernel):
             self._audit_at = self._clock() + self._flags.audit_interval_s
             return ()
+        assert self._planner is not None  # noqa: S101 - by _plan
         failures: tuple[OpFailure, ...] = ()
         left, makers = self._mirror, self._doubts.looked()
         for _ in range(_SETTLE_PASSES):
-            observed = kernel.dump()
-            self._mirror = {item.key: item for item in observed}
-            ops = diff(self.desired(), observed)
+            observed = {item.key: item for item in kernel.dump()}
+            ops = difference(self._planner.plan.objects, observed)
+            self._mirror = _shared(self._planner.plan.objects, observed, ops)
             if left is not None:
                 self._name_repair([op for op in ops if _is_foreign(op, left, self._mirror)], makers)
             left = None
@@ -236,9 +237,9 @@ class Reconciler:
         assert self._planner is not None  # noqa: S101 - by _plan
         assert self._mirror is not None  # noqa: S101 - by reconcile
         objects, mirror = self._planner.plan.objects, self._mirror
-        ops = diff(
-            [objects[key] for key in touched if key in objects],
-            [mirror[key] for key in touched if key in mirror],
+        ops = difference(
+            {key: objects[key] for key in touched if key in objects},
+            {key: mirror[key] for key in touched if key in mirror},
         )
         return self._carry_out(kernel, ops)
 
@@ -363,3 +364,17 @@ def shortened(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the first few texts, and how many there are more."""
     more = len(texts) - _SHOWN
     return (*texts[:_SHOWN], *([f"and {more} more"] if more > 0 else []))
+
+
+def _shared(
+    wanted: Mapping[Key, KernelObject], observed: Mapping[Key, KernelObject], ops: Iterable[Op]
+) -> dict[Key, KernelObject]:
+    """Return what was observed, made of the wanted objects themselves wherever they are equal.
+
+    Of 5,000 peers 20,000 objects and their keys would be kept twice otherwise.
+    """
+    differing = {op.target.key for op in ops}
+    shared = {
+        key: item for key, item in wanted.items() if key in observed and key not in differing
+    }
+    return shared | {key: observed[key] for key in differing if key in observed}

@@ -5,7 +5,7 @@ one goes on from what it then finds. ``reachable`` states what "safe" means
 for one peer; the properties are in tests/unit/test_diff.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from overlay.model.errors import PlanConflictError
@@ -39,7 +39,17 @@ _RANK: Final[dict[type, int]] = {
 
 
 def diff(desired: Iterable[KernelObject], observed: Iterable[KernelObject]) -> tuple[Op, ...]:
-    """Return the operations that turn ``observed`` into ``desired``.
+    """Return the operations that turn ``observed`` into ``desired``, as ``difference`` does.
+
+    Raises PlanConflictError when two desired objects share a kernel key.
+    """
+    return difference(_by_key(desired), {item.key: item for item in observed})
+
+
+def difference(
+    wanted: Mapping[Key, KernelObject], found: Mapping[Key, KernelObject]
+) -> tuple[Op, ...]:
+    """Return the operations that turn ``found`` into ``wanted``, both by kernel key.
 
     Everything is set before anything is deleted, so a peer that comes back
     with a new VTEP MAC or address is never unreachable in between. Kinds come
@@ -47,11 +57,7 @@ def diff(desired: Iterable[KernelObject], observed: Iterable[KernelObject]) -> t
     order of the arguments is kept. Equal arguments give an empty tuple. Only
     what somebody made so that the kernel replaces it in silence by nothing
     goes first (``FdbEntry.is_stuck``).
-
-    Raises PlanConflictError when two desired objects share a kernel key.
     """
-    wanted = _by_key(desired)
-    found = {item.key: item for item in observed}
     sets = [item for key, item in wanted.items() if found.get(key) != item]
     dels = [item for key, item in found.items() if key not in wanted]
     stuck = [found[item.key] for item in sets if _is_stuck(found.get(item.key))]
