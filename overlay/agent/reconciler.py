@@ -374,7 +374,5 @@ def _shared(
     Of 5,000 peers 20,000 objects and their keys would be kept twice otherwise.
     """
     differing = {op.target.key for op in ops}
-    shared = {
-        key: item for key, item in wanted.items() if key in observed and key not in differing
-    }
+    shared = {key: item for key, item in wanted.items() if key in observed and key not in differing}
     return shared | {key: observed[key] for key in differing if key in observed}

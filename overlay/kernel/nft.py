@@ -6,6 +6,7 @@ a ruleset that nft or the kernel refuses leaves what was there.
 """
 
 import contextlib
+import logging
 import os
 import re
 import socket
@@ -16,12 +17,18 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Final
 
+from overlay.kernel.nft_elements import (
+    NETLINK_NETFILTER,
+    ElementsRefusedError,
+    change_elements,
+)
 from overlay.kernel.rtnl import MessageError, attributes, decoder, split
 from overlay.model.errors import OverlayError
 from overlay.policy.ruleset import TABLE, Ruleset, spelled
 
+log = logging.getLogger(__name__)
+
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
-_NETLINK_NETFILTER: Final = 12
 _NFT_MSG_NEWGEN: Final = (10 << 8) | 15
 _NFT_MSG_GETGEN: Final = (10 << 8) | 16
 _NFTA_GEN_ID, _NFTA_GEN_PROC_PID, _NFTA_GEN_PROC_NAME = 1, 2, 3
@@ -92,15 +99,20 @@ class NftTable:
         by ``apply``. Nothing is done when both are equal. Raises NftError,
         also when the table is no longer ``old``: call ``apply`` then.
         """
-        text = new.delta(old)
-        if text is None:
+        changes = new.changes(old)
+        if changes is None:
             self.apply(new)
             return
-        if not text:
+        if not changes:
             return
         before = generation()
-        self._nft("-f", "-", text=text)
-        after = generation()
+        try:
+            change_elements(TABLE, changes, before)
+            after = next_generation(before)
+        except ElementsRefusedError as exc:
+            log.debug("%s; nft is asked", exc)
+            self._nft("-f", "-", text="".join(map(str, changes)))
+            after = generation()
         if after == next_generation(before):
             self.written.append(after)
         undisturbed = before == self._generation and after == next_generation(before)
@@ -198,7 +210,7 @@ def generation() -> int:
     try:
         with contextlib.closing(
             socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
             )
         ) as channel:
             channel.settimeout(5.0)

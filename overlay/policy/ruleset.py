@@ -8,7 +8,7 @@ and ``ipaddress`` values become elements: no text from elsewhere reaches nft.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from overlay.model.address import Family, IPAddress, IPNetwork
 
@@ -65,10 +65,10 @@ class Ruleset:
         """Return all but the elements; equal shapes list alike but for elements."""
         return (self.chains, *(each.definition for each in self.sets))
 
-    def delta(self, old: "Ruleset") -> str | None:
+    def changes(self, old: "Ruleset") -> tuple["SetChange", ...] | None:
         """Return what turns ``old`` into this ruleset by set elements alone.
 
-        Empty text when they are equal; None where the whole table must be
+        Empty when they are equal; None where the whole table must be
         replaced: other chains or sets, or other elements of an interval set.
         The last change with the config only, and nft refuses an added
         interval that overlaps a deleted one of the same transaction.
@@ -76,16 +76,33 @@ class Ruleset:
         """
         if self.shape != old.shape:
             return None
-        added: list[str] = []
-        deleted: list[str] = []
+        added: list[SetChange] = []
+        deleted: list[SetChange] = []
         for before, after in zip(old.sets, self.sets, strict=True):
-            if before.elements == after.elements:
+            if before.elements is after.elements or before.elements == after.elements:
                 continue
             if after.interval:
                 return None
-            added += _change("add", after.name, after.elements - before.elements)
-            deleted += _change("delete", after.name, before.elements - after.elements)
-        return "".join(added + deleted)
+            added.append(SetChange("add", after.name, after.elements - before.elements))
+            deleted.append(SetChange("delete", after.name, before.elements - after.elements))
+        return tuple(change for change in (*added, *deleted) if change.elements)
+
+    def delta(self, old: "Ruleset") -> str | None:
+        """Return ``changes`` as a script for nft; empty when there are none, None likewise."""
+        changes = self.changes(old)
+        return None if changes is None else "".join(map(str, changes))
+
+
+@dataclass(frozen=True, slots=True)
+class SetChange:
+    """Elements that a set of the table gets or loses."""
+
+    verb: Literal["add", "delete"]
+    name: str
+    elements: Elements
+
+    def __str__(self) -> str:
+        return f"{self.verb} element {TABLE} {self.name} {{ {_listed(self.elements)} }}\n"
 
 
 def hosts(addresses: Iterable[IPAddress], family: Family) -> frozenset[IPAddress]:
@@ -123,11 +140,6 @@ def spelled(element: IPAddress | IPNetwork) -> str:
     if isinstance(element, IPv4Network | IPv6Network) and element.num_addresses == 1:
         return str(element.network_address)
     return str(element)
-
-
-def _change(verb: str, name: str, elements: Iterable[IPAddress | IPNetwork]) -> list[str]:
-    listed = _listed(elements)
-    return [f"{verb} element {TABLE} {name} {{ {listed} }}\n"] if listed else []
 
 
 def _listed(elements: Iterable[IPAddress | IPNetwork]) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from overlay.kernel.nft import NftError, NftTable, generation
+from overlay.kernel.nft_elements import ElementsRefusedError, change_elements
 from overlay.model.address import Family
-from overlay.policy.ruleset import NamedSet, Ruleset, hosts, intervals
+from overlay.policy.ruleset import TABLE, NamedSet, Ruleset, hosts, intervals
 from tests.kernel.netns import Netns
 
 pytestmark = pytest.mark.kernel
@@ -93,6 +94,44 @@ def test_many_elements_come_and_go_in_one_delta(netns: Netns) -> None:
     assert netns.call(lambda: table.is_ours(new))
     table._generation = None  # so that the table is listed and compared
     assert netns.call(lambda: table.is_ours(new))
+
+
+def test_elements_are_changed_without_executing_nft(
+    netns: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, old = NftTable(), ruleset("192.0.2.2", "2001:db8::1")
+    new = ruleset("192.0.2.3", "2001:db8::2", "2001:db8::3")
+    netns.call(lambda: table.apply(old))
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")
+        netns.call(lambda: table.apply_delta(old, new))
+    table._generation = None  # so that the table is listed and compared
+    assert netns.call(lambda: table.is_ours(new))
+
+
+def test_elements_are_left_alone_where_somebody_wrote_meanwhile(netns: Netns) -> None:
+    table, old, new = NftTable(), ruleset("192.0.2.2"), ruleset("192.0.2.3")
+    netns.call(lambda: table.apply(old))
+    changes = new.changes(old)
+    assert changes
+    seen = netns.call(generation)
+    netns.nft("add", "table", "inet", "other")
+    with pytest.raises(ElementsRefusedError):
+        netns.call(lambda: change_elements(TABLE, changes, seen))
+    assert "192.0.2.2" in listed(netns)
+    assert "192.0.2.3" not in listed(netns)
+
+
+def test_elements_are_changed_all_or_none(netns: Netns) -> None:
+    table, old = NftTable(), ruleset("192.0.2.2")
+    netns.call(lambda: table.apply(old))
+    changes = ruleset("192.0.2.3").changes(ruleset("192.0.2.9"))  # .9 is not there
+    assert changes
+    seen = netns.call(generation)
+    with pytest.raises(ElementsRefusedError, match="No such file or directory"):
+        netns.call(lambda: change_elements(TABLE, changes, seen))
+    assert "192.0.2.3" not in listed(netns)
+    assert netns.call(generation) == seen
 
 
 def test_delta_falls_back_to_the_whole_table(netns: Netns) -> None:
