@@ -10,7 +10,7 @@ from overlay.kernel.nft import NftTable
 from overlay.model.address import IPAddress, IPNetwork
 from overlay.model.errors import OverlayError
 from overlay.plan.planner import Site
-from overlay.policy.egress import FirewallPlan, compile_ruleset
+from overlay.policy.egress import FirewallPlan, compile_ruleset, with_nodes
 from overlay.policy.ruleset import Ruleset
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Firewall:
     def _compile(self, site: Site, nodes: frozenset[IPAddress], *, direct: bool) -> Ruleset:
         """Return the ruleset; the same object for the same peers, for most passes change none."""
         known = self._compiled
-        if known is None or not (known[0] is site and known[1] is nodes and known[2] is direct):
+        if known is None or not (known[0] is site and known[2] is direct):
             plan = FirewallPlan(
                 own=site.own.subnet,
                 config=site.config,
@@ -87,6 +87,9 @@ class Firewall:
                 direct=direct,
             )
             known = self._compiled = (site, nodes, direct, compile_ruleset(plan))
+        elif known[1] is not nodes:
+            ruleset = with_nodes(known[3], known[1], nodes)
+            known = self._compiled = (site, nodes, direct, ruleset)
         return known[3]
 
     def _write(self, ruleset: Ruleset, *, is_changed: bool) -> int:

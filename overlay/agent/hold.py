@@ -16,6 +16,7 @@ from overlay.agent.files import boot_id, write_file
 from overlay.agent.status import Held, Status
 from overlay.model.errors import LeaseFormatError, OverlayError
 from overlay.model.lease import Lease, format_attributes, parse_lease
+from overlay.plan.places import Places
 from overlay.plan.prune import FOR_EVER, Gone, Prune, PruneLimit
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Hold:
         self._clock = clock
         self._write = write
         self._lock = threading.Lock()
+        self._places = Places()
         self._prune = self._load()
         self._written = self._prune.held
 
@@ -64,7 +66,7 @@ class Hold:
         """Return the store's leases and the held ones; the same object while nothing changes."""
         with self._lock:
             before = self._prune
-            after = self._prune = before.after(view, own, self._clock(), self._limit)
+            after = self._prune = before.after(view, own, self._clock(), self._limit, self._places)
         if after is not before:
             self._tell(before, after)
         return after.leases

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from overlay.model.address import IPAddress
 from overlay.model.kernel import KernelObject, Key, Route, UnreachableRoute
 from overlay.model.lease import Lease
+from overlay.model.leases import LeaseMap, changed_keys
 from overlay.model.network import NetworkConfig
 from overlay.model.node import Underlay
 from overlay.plan.backend import Backend, PeerError
@@ -94,7 +95,7 @@ class Planner:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.plan = Plan()
-        self._leases: dict[str, Lease] = {}
+        self._leases: Mapping[str, Lease] = {}
         self._networks = Networks()
         self._conflicts: set[str] = set()  # keys of leases that lost against an older one
         spans = site.config.ranges.values()
@@ -106,12 +107,15 @@ class Planner:
     def update(self, leases: Mapping[str, Lease]) -> set[Key]:
         """Bring ``plan`` in step with ``leases``; return the kernel keys that may differ now.
 
-        One changed lease costs its own objects and one pass of comparisons
-        by identity over the others.
+        One changed lease costs its own objects, where ``leases`` remember what
+        changed (``LeaseMap``); a comparison of all by identity else.
         """
         touched, self._fresh = self._fresh, set()
-        gone = [key for key in self._leases if key not in leases]
-        changed = [key for key, lease in leases.items() if self._leases.get(key) is not lease]
+        keys = changed_keys(self._leases, leases)
+        gone = [key for key in keys if key in self._leases and key not in leases]
+        changed = [
+            key for key in keys if key in leases and self._leases.get(key) is not leases[key]
+        ]
         for key in (*gone, *changed):
             touched |= self._drop(key)
         # What was freed may be what an excluded lease was waiting for.
@@ -119,7 +123,7 @@ class Planner:
         for key in waiting:
             self.plan.problems.pop(key, None)
         self._conflicts -= waiting
-        self._leases = dict(leases)
+        self._leases = leases if isinstance(leases, LeaseMap) else dict(leases)
         candidates = sorted({*changed, *waiting}, key=lambda key: _age(leases[key]))
         for key in candidates:
             touched |= self._add(leases[key])

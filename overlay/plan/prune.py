@@ -12,12 +12,13 @@ addresses, its VTEP, its node. Nothing here keeps a new lease out.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from overlay.model.lease import Lease
-from overlay.plan.networks import Networks
+from overlay.model.leases import changed_keys
+from overlay.plan.places import Places
 
 WINDOW_S: Final = 1.0  # deletions so close to one another are one
 AT_LEAST: Final = 10  # peers that a share of them must come to; small fabrics lose peers by nature
@@ -103,18 +104,30 @@ class Prune:
         """Return when the next one is let go; ``FOR_EVER`` where none is by itself."""
         return min((g.until for g in self.gone.values() if g.until is not None), default=FOR_EVER)
 
-    def after(self, view: Mapping[str, Lease], own: str, now: float, limit: PruneLimit) -> "Prune":
+    def after(
+        self,
+        view: Mapping[str, Lease],
+        own: str,
+        now: float,
+        limit: PruneLimit,
+        places: Places | None = None,
+    ) -> "Prune":
         """Return the decision once the store holds ``view``; the same one where nothing differs.
 
         ``own`` is the key of the node's own lease, which is nobody's peer here.
+        ``places`` is kept from one decision to the next, so that one costs no
+        more than what changed.
         """
         if view is self.seen and now < self.due_at:
             return self if not self.expired else replace(self, expired=())
-        gone = dict(self.gone)
-        for key, lease in (self.seen or {}).items():
-            if key not in view and key not in gone and key != own and not lease.is_vacant:
-                gone[key] = Gone(lease, now)
-        for key in _superseded(gone, view):
+        seen = self.seen if self.seen is not None else {}
+        gone = {k: g for k, g in self.gone.items() if g.is_held or now - g.at < WINDOW_S}
+        for key in changed_keys(seen, view):
+            lease = seen.get(key)
+            if lease is None or key in view or key in gone or key == own or lease.is_vacant:
+                continue
+            gone[key] = Gone(lease, now)
+        for key in _superseded(gone, view, places if places is not None else Places()):
             del gone[key]
         recent = {key for key, each in gone.items() if now - each.at < WINDOW_S}
         expired = {k for k, g in gone.items() if g.until is not None and g.until <= now}
@@ -146,34 +159,13 @@ def _decision(
     return Prune(view, gone, {**store, **held} if held else store, expired)
 
 
-def _superseded(gone: Mapping[str, Gone], view: Mapping[str, Lease]) -> list[str]:
+def _superseded(gone: Mapping[str, Gone], view: Mapping[str, Lease], places: Places) -> list[str]:
     """Return the keys of gone leases that are there again, or whose place another one took."""
     if not gone:
         return []
-    taken: set[object] = set()
-    networks = Networks()
-    for lease in view.values():
-        taken.update(_marks(lease))
-        networks.add(lease)
-    return [
-        key
-        for key, each in gone.items()
-        if key in view
-        or not taken.isdisjoint(_marks(each.lease))
-        or any(True for _ in networks.overlapping(each.lease))
-    ]
+    places.follow(view)
+    return [key for key, each in gone.items() if key in view or places.is_taken(each.lease)]
 
 
 def _count_peers(view: Mapping[str, Lease], own: str) -> int:
     return sum(not lease.is_vacant and key != own for key, lease in view.items())
-
-
-def _marks(lease: Lease) -> Iterable[object]:
-    """Yield what no two nodes have in common: addresses, VTEP MAC addresses, identity."""
-    attributes = lease.attributes
-    yield from attributes.public.values()
-    for family, data in attributes.backend_data.items():
-        if isinstance(data.get("VtepMAC"), str):
-            yield (family, data["VtepMAC"].lower())
-    if attributes.owner is not None:
-        yield attributes.owner.node_id

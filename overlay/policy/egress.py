@@ -9,8 +9,8 @@ Every name begins with ``ov_``: nft's keywords bite as names.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final, Protocol
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, cast
 
 from overlay.model.address import FAMILIES, Family, IPAddress
 from overlay.model.egress import EgressMode
@@ -107,6 +107,31 @@ def compile_ruleset(plan: FirewallPlan) -> Ruleset:
     )
 
 
+def with_nodes(
+    known: Ruleset, before: frozenset[IPAddress], after: frozenset[IPAddress]
+) -> Ruleset:
+    """Return what ``compile_ruleset`` would with the nodes ``after``; ``known`` is of ``before``.
+
+    Costs what changed, and copies of the two sets.
+    """
+    come, gone = after - before, before - after
+    return replace(known, sets=tuple(_with_nodes(each, come, gone) for each in known.sets))
+
+
+def _with_nodes(
+    known: NamedSet, come: frozenset[IPAddress], gone: frozenset[IPAddress]
+) -> NamedSet:
+    if known.name != _nodes_of(known.family):
+        return known
+    family = known.family
+    addresses = cast("frozenset[IPAddress]", known.elements)
+    return replace(known, elements=(addresses - hosts(gone, family)) | hosts(come, family))
+
+
+def _nodes_of(family: Family) -> str:
+    return f"ov_nodes{family.value}"
+
+
 def masquerade_ports(tunnel_port: int) -> tuple[int, int]:
     """Return the larger range of unprivileged ports that avoids the tunnel's, both included.
 
@@ -124,7 +149,7 @@ def masquerade_ports(tunnel_port: int) -> tuple[int, int]:
 def _sets(plan: FirewallPlan) -> Iterator[NamedSet]:
     config = plan.config
     for family in FAMILIES:
-        yield NamedSet(f"ov_nodes{family.value}", family, hosts(plan.nodes, family))
+        yield NamedSet(_nodes_of(family), family, hosts(plan.nodes, family))
     for family in FAMILIES:
         pods = intervals([config.network(family)], family)
         yield NamedSet(f"ov_pods{family.value}", family, pods, interval=True)

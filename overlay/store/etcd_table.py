@@ -20,6 +20,7 @@ from overlay.model.lease import (
     parse_attributes,
     parse_lease,
 )
+from overlay.model.leases import Journal, LeaseMap
 from overlay.model.network import NetworkConfig, parse_network_config
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,8 @@ class LeaseTable:
     def __init__(self, reader: LeaseReader) -> None:
         self._reader = reader
         self._leases: dict[str, Lease] = {}
+        self._journal = Journal()
+        self._touched: set[str] = set()  # names of leases, in the step that goes on
         self._skipped: dict[str, SkippedKey] = {}
         self._challenges: dict[str, Challenge] = {}
         self._keys: dict[str, bytes] = {}  # the fabric's, as they stand
@@ -142,15 +145,18 @@ class LeaseTable:
             if kept is not None and kept.create_revision == found.create_revision:
                 self._leases[kept.subnet.key] = kept
             self._take(found)
+        self._journal = Journal()  # what a listing changed is not remembered
         self.revision = listing.revision
         self.cluster_id = listing.cluster_id
 
     def apply(self, events: Iterable[KeyValue]) -> bool:
         """Take over changes in order; return whether any of them is of this fabric."""
         is_changed = False
+        self._touched = set()
         for event in events:
             is_changed = self._take(event) or is_changed
             self.revision = max(self.revision, event.mod_revision)
+        self._journal.add(frozenset(self._touched))
         return is_changed
 
     def is_made_of(self, keys: Iterable[KeyValue]) -> bool:
@@ -166,7 +172,7 @@ class LeaseTable:
         """Return what the table now holds; the view does not change any more."""
         return LeaseView(
             revision=self.revision,
-            leases=dict(self._leases),
+            leases=LeaseMap(self._leases, self._journal),
             config=self._config,
             config_error=self._config_error,
             skipped=tuple(self._skipped.values()),
@@ -208,6 +214,7 @@ class LeaseTable:
         if not self._is_lease(found):
             return self._take_fact(self._name(found), found)
         name = self._reader.name(found.key)
+        self._touched.add(name)
         self._skipped.pop(name, None)
         if found.value is None:
             self._reader.forget(found.key)

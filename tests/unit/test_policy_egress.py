@@ -19,6 +19,7 @@ from overlay.policy.egress import (
     FirewallPlan,
     compile_ruleset,
     masquerade_ports,
+    with_nodes,
 )
 from overlay.policy.ruleset import NamedSet, Ruleset, hosts, intervals
 
@@ -334,6 +335,14 @@ def test_other_config_needs_the_whole_table(other: FirewallPlan) -> None:
 
 
 addresses = st.frozensets(st.ip_addresses(v=4).map(IPv4Address), max_size=20)
+
+
+@given(addresses, addresses)
+def test_other_nodes_give_what_compiling_them_gives(
+    before: frozenset[IPAddress], after: frozenset[IPAddress]
+) -> None:
+    known = compile_ruleset(replace(plan(), nodes=before))
+    assert with_nodes(known, before, after) == compile_ruleset(replace(plan(), nodes=after))
 
 
 @given(addresses, addresses)

@@ -1,0 +1,65 @@
+"""What leases take up that no two nodes have in common: asked whether a lease's place is free."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from overlay.model.address import IPNetwork
+from overlay.model.lease import Lease
+from overlay.model.leases import changed_keys
+
+
+class Places:
+    """Brought in step lease by lease: a change costs what it changes."""
+
+    def __init__(self) -> None:
+        self._leases: Mapping[str, Lease] = {}
+        self._taken: Counter[object] = Counter()
+        self._lengths: Counter[tuple[int, int]] = Counter()  # of networks: version and prefix
+
+    def follow(self, leases: Mapping[str, Lease]) -> None:
+        """Take ``leases`` for all there is."""
+        before, self._leases = self._leases, leases
+        for key in changed_keys(before, leases):
+            for found, change in ((before.get(key), -1), (leases.get(key), 1)):
+                if found is not None:
+                    self._count(found, change)
+
+    def is_taken(self, lease: Lease) -> bool:
+        """Return whether another lease has an address, a VTEP, the node or a network of it."""
+        return any(self._taken[mark] for mark in _marks(lease)) or any(
+            self._overlaps(network) for network in lease.subnet.networks()
+        )
+
+    def _count(self, lease: Lease, change: int) -> None:
+        for mark in (*_marks(lease), *lease.subnet.networks()):
+            self._taken[mark] += change
+            if not self._taken[mark]:
+                del self._taken[mark]
+        for network in lease.subnet.networks():
+            self._lengths[network.version, network.prefixlen] += change
+
+    def _overlaps(self, network: IPNetwork) -> bool:
+        for (version, length), count in self._lengths.items():
+            if not count or version != network.version:
+                continue
+            if length > network.prefixlen:  # unusual: one fabric has one length
+                return any(
+                    network.overlaps(other)
+                    for lease in self._leases.values()
+                    for other in lease.subnet.networks()
+                    if other.version == version
+                )
+            if self._taken[network.supernet(new_prefix=length)]:
+                return True
+        return False
+
+
+def _marks(lease: Lease) -> Iterator[object]:
+    """Yield what no two nodes have in common: addresses, VTEP MAC addresses, identity."""
+    attributes = lease.attributes
+    yield from attributes.public.values()
+    for family, data in attributes.backend_data.items():
+        if isinstance(data.get("VtepMAC"), str):
+            yield (family, data["VtepMAC"].lower())
+    if attributes.owner is not None:
+        yield attributes.owner.node_id

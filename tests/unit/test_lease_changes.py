@@ -1,0 +1,97 @@
+"""What changed between two views, told by a journal as by a comparison of all; what is taken."""
+
+from collections.abc import Mapping
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overlay.model.lease import Lease
+from overlay.model.leases import Journal, LeaseMap, changed_keys
+from overlay.plan.places import Places
+from overlay.plan.planner import Planner, desired
+from overlay.store.etcd_table import KeyValue, LeaseReader, LeaseTable, Listing
+from tests.unit.worlds import DUAL, by_key, lease, site
+
+ROOT = "/test/"
+
+
+def key_value(number: int, revision: int, last: int) -> KeyValue:
+    """Return a lease of its own for each number and ``last``; None of it where that is 0."""
+    key = f"{ROOT}subnets/10.244.{number}.0-24".encode()
+    data = f'{{"VNI":1,"VtepMAC":"02:00:00:00:{number:02}:{last:02}"}}'
+    head = f'"PublicIP":"198.51.100.{10 * number + last}","BackendType":"vxlan"'
+    value = f'{{{head},"BackendData":{data}}}'.encode()
+    return KeyValue(key, value if last else None, revision, revision)
+
+
+def differing(before: Mapping[str, Lease], after: Mapping[str, Lease]) -> set[str]:
+    return {key for key in {*before, *after} if before.get(key) is not after.get(key)}
+
+
+events = st.tuples(st.integers(1, 6), st.integers(0, 3))
+
+
+@given(st.lists(st.lists(events, max_size=4), max_size=8), st.integers(0, 8))
+def test_views_of_a_table_know_what_lies_between_them(
+    steps: list[list[tuple[int, int]]], relisted_at: int
+) -> None:
+    table = LeaseTable(LeaseReader(ROOT))
+    views = [table.view()]
+    for revision, step in enumerate(steps, 1):
+        if revision == relisted_at:
+            table.replace(Listing(revision, 1, (key_value(1, revision, 9),)))
+        table.apply(key_value(subnet, revision, last) for subnet, last in step)
+        views.append(table.view())
+    for older, before in enumerate(views):
+        for after in views[older:]:
+            assert differing(before.leases, after.leases) <= set(
+                changed_keys(before.leases, after.leases)
+            )
+
+
+def test_a_view_that_is_long_ago_is_compared_with_all() -> None:
+    journal = Journal(room=2)
+    one, other = lease(1), lease(2)
+    before = LeaseMap(by_key(one), journal)
+    for _ in range(2):
+        journal.add(frozenset())
+    assert changed_keys(before, LeaseMap(by_key(one, other), journal)) == frozenset()  # as told
+    journal.add(frozenset())
+    assert list(changed_keys(before, LeaseMap(by_key(one, other), journal))) == [other.subnet.key]
+
+
+@given(st.lists(st.lists(events, max_size=3), min_size=1, max_size=8))
+def test_planner_told_by_a_journal_ends_where_desired_does(
+    steps: list[list[tuple[int, int]]],
+) -> None:
+    table, planner = LeaseTable(LeaseReader(ROOT)), Planner(site(DUAL))
+    for revision, step in enumerate(steps, 1):
+        table.apply(key_value(subnet, revision, last) for subnet, last in step)
+        leases = table.view().leases
+        planner.update(leases)
+        assert planner.plan.objects == desired(planner.site, leases).objects
+
+
+drawn = st.dictionaries(st.integers(1, 6), st.sampled_from([None, 7, 8]), max_size=6)
+
+
+@settings(max_examples=200)
+@given(st.lists(drawn, min_size=1, max_size=5), st.integers(1, 9))
+def test_places_followed_are_those_of_the_last_leases(
+    steps: list[dict[int, int | None]], asked: int
+) -> None:
+    followed = Places()
+    for step in steps:
+        leases = by_key(*(lease(i, public=public) for i, public in step.items()))
+        followed.follow(leases)
+    fresh = Places()
+    fresh.follow(leases)
+    for public in (None, 7, 8):
+        probe = lease(asked, public=public)
+        same = [
+            each
+            for each in leases.values()
+            if each.subnet == probe.subnet
+            or set(each.attributes.public.values()) & set(probe.attributes.public.values())
+        ]
+        assert followed.is_taken(probe) is fresh.is_taken(probe) is bool(same)
