@@ -14,6 +14,8 @@ from overlay.kernel.rtnl import Message, decoder
 _NDMSG: Final = 12  # bytes of struct ndmsg, linux/neighbour.h
 _CACHEINFO: Final = b"\x14\x00\x03\x00"  # the head of NDA_CACHEINFO: 20 bytes, type 3
 _CACHEINFO_BYTES: Final = 20
+_STATE: Final = 8  # where struct ndmsg has it
+_PERMANENT: Final = b"\x80\x00"
 _DIGEST: Final = 16  # bytes
 
 
@@ -37,7 +39,16 @@ class Mark:
         self._seen.update(b"".join([data[start:end] for data, start, end in messages]))
 
     @decoder
-    def add_ageless(self, messages: Iterable[Message]) -> None:
+    def add_neighbors(self, messages: Iterable[Message]) -> None:
+        """Add the permanent ones of messages of neighbors; the kernel's own come and go."""
+        self.add_entries(
+            each
+            for each in messages
+            if each[0][each[1] + _STATE : each[1] + _STATE + 2] == _PERMANENT
+        )
+
+    @decoder
+    def add_entries(self, messages: Iterable[Message]) -> None:
         """Add messages of neighbors or forwarding entries without their ages."""
         at = 0  # where the last message had its ages; the next one has them there as a rule
         parts: list[bytes] = []

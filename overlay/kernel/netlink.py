@@ -38,6 +38,7 @@ class NetlinkKernel:
     def __init__(self) -> None:
         self._rtnl = RtnlSocket()
         self._writer = LinkWriter()
+        self._links: dict[str, LinkInfo] | None = None
         self.mark: object = None
 
     @property
@@ -52,21 +53,25 @@ class NetlinkKernel:
 
     def dump(self) -> Sequence[KernelObject]:
         """Return what is ours; see ``Kernel.dump``."""
-        links, mark = list_links(self._rtnl), Mark()
+        links, mark = self._looked_at_links(), Mark()
         found: list[KernelObject] = [*self._marked_devices(links, mark)]
         for section in self._sections(links):
-            section.tell(mark)
+            section.add_to(mark, section.messages)
             found += section.decode(section.messages)
         self.mark = mark.digest
         return found
 
     def look(self) -> object:
         """Return the mark that a dump would have now; see ``Kernel.look``."""
-        links, mark = list_links(self._rtnl), Mark()
+        links, mark = self._looked_at_links(), Mark()
         self._marked_devices(links, mark)
         for section in self._sections(links):
-            section.tell(mark)
+            section.add_to(mark, section.messages)
         return mark.digest
+
+    def _looked_at_links(self) -> dict[str, LinkInfo]:
+        self._links = None
+        return self._known_links()
 
     def _marked_devices(self, links: dict[str, LinkInfo], mark: Mark) -> Sequence[VxlanLink]:
         names = names_by_index(links)
@@ -87,7 +92,7 @@ class NetlinkKernel:
 
     def devices(self) -> Sequence[VxlanLink]:
         """Return our devices alone; see ``Kernel.devices``."""
-        return _devices(list_links(self._rtnl))
+        return _devices(self._looked_at_links())
 
     def _device_sections(self, link: LinkInfo) -> Iterator["_Section"]:
         rtnl, where = self._rtnl, (link.name, link.index)
@@ -96,25 +101,43 @@ class NetlinkKernel:
         for family in FAMILIES:
             body = messages.neighbors_request(family, link.index)
             answer = rtnl.dump(messages.RTM_GETNEIGH, body)
-            yield _Section(answer, lambda found: messages.neighbors(found, *where), has_ages=True)
+            yield _Section(
+                answer, lambda found: messages.neighbors(found, *where), Mark.add_neighbors
+            )
         answer = rtnl.dump(messages.RTM_GETNEIGH, messages.fdb_request(link.index))
-        yield _Section(answer, lambda found: messages.fdb(found, *where), has_ages=True)
+        yield _Section(answer, lambda found: messages.fdb(found, *where), Mark.add_entries)
 
     def apply(self, ops: Iterable[Op]) -> tuple[OpFailure, ...]:
         """Carry out ``ops``; see ``Kernel.apply``."""
+        ops = tuple(ops)
+        is_recent = self._links is None
+        failures = self._apply(ops)
+        stale = [f.op for f in failures if f.errno == errno.ENODEV]
+        if not stale or is_recent:
+            return tuple(failures)
+        self._links = None  # a device was made anew since we looked
+        rest = [f for f in failures if f.errno != errno.ENODEV]
+        return (*rest, *self._apply(stale))
+
+    def _apply(self, ops: Iterable[Op]) -> list[OpFailure]:
         failures: list[OpFailure] = []
         batch: list[Op] = []
-        links = list_links(self._rtnl)
         for op in ops:
             if not isinstance(op.target, VxlanLink):
                 batch.append(op)
                 continue
-            failures += self._apply_batch(batch, links)
+            failures += self._apply_batch(batch, self._known_links())
             batch = []
-            failures += self._apply_link(op, op.target, links)
-            links = list_links(self._rtnl)
-        failures += self._apply_batch(batch, links)
-        return tuple(failures)
+            self._links = None
+            failures += self._apply_link(op, op.target, self._known_links())
+            self._links = None
+        return [*failures, *self._apply_batch(batch, self._known_links())]
+
+    def _known_links(self) -> dict[str, LinkInfo]:
+        """Return the interfaces as they were looked at last, which each dump does."""
+        if self._links is None:
+            self._links = list_links(self._rtnl)
+        return self._links
 
     def _apply_link(self, op: Op, link: VxlanLink, links: dict[str, LinkInfo]) -> list[OpFailure]:
         try:
@@ -153,16 +176,13 @@ class NetlinkKernel:
                 continue
             failures.append(OpFailure(op, refusal.errno, refusal.text))
         if again:
-            failures += self._replace_routes([(ready[i], requests[i]) for i in again], links)
+            failures += self._replace_routes([(ready[i], requests[i]) for i in again])
         return failures
 
-    def _replace_routes(
-        self, made: Sequence[tuple[Op, Request]], links: dict[str, LinkInfo]
-    ) -> list[OpFailure]:
+    def _replace_routes(self, made: Sequence[tuple[Op, Request]]) -> list[OpFailure]:
         """Put routes where others are; a foreign one is named in the log (docs/decisions/0004)."""
-        names = names_by_index(links)
         for op, _request in made:
-            self._name_foreign(op, names)
+            self._name_foreign(op)
         requests = [messages.replacement(request) for _op, request in made]
         failures: list[OpFailure] = []
         for refusal in self._rtnl.send(requests):
@@ -175,7 +195,7 @@ class NetlinkKernel:
             failures.append(OpFailure(op, refusal.errno, refusal.text))
         return failures
 
-    def _name_foreign(self, op: Op, names: dict[int, str]) -> None:
+    def _name_foreign(self, op: Op) -> None:
         route = op.target
         if not isinstance(route, Route):
             return
@@ -189,20 +209,17 @@ class NetlinkKernel:
                 "owns its peers' subnets",
                 route.prefix,
                 protocol,
-                names.get(index, f"#{index}"),
+                names_by_index(list_links(self._rtnl)).get(index, f"#{index}"),
             )
 
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """One part of a dump, and what it is decoded by."""
+    """One part of a dump: what it is decoded by, and how it adds to the dump's mark."""
 
     messages: Sequence[Message]
     decode: Callable[[Sequence[Message]], Sequence[KernelObject]]
-    has_ages: bool = False
-
-    def tell(self, mark: Mark) -> None:
-        (mark.add_ageless if self.has_ages else mark.add_whole)(self.messages)
+    add_to: Callable[[Mark, Sequence[Message]], None] = Mark.add_whole
 
 
 def _devices(links: dict[str, LinkInfo]) -> list[VxlanLink]:

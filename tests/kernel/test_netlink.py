@@ -1,5 +1,6 @@
 """``NetlinkKernel`` on the real kernel: what it sets is what ``ip`` and ``bridge`` show."""
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -63,6 +64,16 @@ def reconcile(netns: Netns, here: Site, *numbers: int) -> int:
     return netns.call(work)
 
 
+def look(netns: Netns) -> object:
+    """Return what a dump would be told by now."""
+
+    def work() -> object:
+        with contextlib.closing(NetlinkKernel()) as kernel:
+            return kernel.look()
+
+    return netns.call(work)
+
+
 def routing(netns: Netns) -> list[str]:
     """Return all routes and rules, sorted, once two listings agree.
 
@@ -112,6 +123,46 @@ def test_second_pass_is_silent_and_peers_come_and_go(node: Netns) -> None:
     assert "10.244.2.0" not in node.ip("route")
 
 
+def test_dump_that_would_be_the_same_has_the_same_mark(node: Netns) -> None:
+    reconcile(node, site(), 2, 3)
+
+    def ages() -> str:
+        shown = node.ip("-s", "neigh", "show", "dev", "overlay.1", "nud", "permanent")
+        return shown + node.run("bridge", "-s", "fdb", "show", "dev", "overlay.1")
+
+    def work() -> tuple[object, object]:
+        with contextlib.closing(NetlinkKernel()) as kernel:
+            kernel.dump()
+            return kernel.mark, kernel.look()
+
+    mark, seen = node.call(work)
+    assert seen == mark
+    before = ages()
+    eventually(lambda: ages() != before, timeout_s=20.0, what="that entries grow older")
+    assert look(node) == mark
+    node.ip("link", "add", "opod-x", "type", "veth", "peer", "name", "opod-y")
+    assert look(node) == mark
+    reconcile(node, site(), 2)
+    assert look(node) != mark
+
+
+def test_device_that_others_made_anew_is_found_by_the_next_change(node: Netns) -> None:
+    wanted = desired(site(), by_key(lease(2))).objects.values()
+    more = desired(site(), by_key(lease(2), lease(3))).objects.values()
+
+    def work() -> tuple[object, ...]:
+        with contextlib.closing(NetlinkKernel()) as kernel:
+            kernel.apply(diff(wanted, kernel.dump()))
+            kernel.dump()
+            node.ip("link", "del", "overlay.1")
+            with contextlib.closing(NetlinkKernel()) as other:
+                other.apply(diff(wanted, other.dump()))
+            return kernel.apply(diff(more, wanted))
+
+    assert node.call(work) == ()
+    assert reconcile(node, site(), 2, 3) == 0
+
+
 def test_device_survives_re_creation_with_its_mac(node: Netns) -> None:
     reconcile(node, site(), 2)
     (before,) = node.ip_json("link", "show", "overlay.1")
@@ -145,8 +196,9 @@ def test_device_survives_re_creation_with_its_mac(node: Netns) -> None:
 )
 def test_damage_is_repaired_by_one_reconciliation(node: Netns, damage: str) -> None:
     reconcile(node, site(), 2)
-    before = routing(node)
+    before, mark = routing(node), look(node)
     node.ip(*damage.split())
+    assert look(node) != mark
     reconcile(node, site(), 2)
     assert routing(node) == before
     assert reconcile(node, site(), 2) == 0
@@ -168,10 +220,11 @@ def test_forwarding_entry_that_others_made_or_changed(node: Netns, damage: str) 
     reconcile(node, site(), 2)
     node.ip("nexthop", "add", "id", "10", "via", "192.0.2.9", "fdb")
     node.ip("nexthop", "add", "id", "11", "group", "10", "fdb")
-    before = node.run("bridge", "fdb", "show", "dev", "overlay.1")
+    before, mark = node.run("bridge", "fdb", "show", "dev", "overlay.1"), look(node)
     lines = damage.replace("MAC", before.split()[0]).replace("ZERO", "00:00:00:00:00:00")
     node.run("bridge", "-batch", "-", stdin=lines)
     assert node.run("bridge", "fdb", "show", "dev", "overlay.1") != before
+    assert look(node) != mark
     reconcile(node, site(), 2)
     assert node.run("bridge", "fdb", "show", "dev", "overlay.1") == before
 
