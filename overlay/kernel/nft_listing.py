@@ -11,10 +11,15 @@ from overlay.policy.ruleset import TABLE
 
 def read_ruleset() -> Listing:
     """Return every chain and rule, and the elements of our own sets. Raises NftError."""
-    foreign = _parsed(run_nft("-j", "-t", "list", "ruleset"), has_elements=False)
+    foreign = read_rules()
     if not any(" ".join(place[:2]) == TABLE for place in foreign.chains):
         return foreign
     return merged(foreign, _parsed(run_nft("-j", "list", "table", *TABLE.split())))
+
+
+def read_rules() -> Listing:
+    """Return every chain and rule; of no set the elements. Raises NftError."""
+    return _parsed(run_nft("-j", "-t", "list", "ruleset"), has_elements=False)
 
 
 def _parsed(text: str, *, has_elements: bool = True) -> Listing:

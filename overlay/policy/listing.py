@@ -19,11 +19,15 @@ _LEFT_OUT: Final = frozenset({"counter", "comment"})
 
 @dataclass(frozen=True, slots=True)
 class ListedRule:
-    """One rule. ``expressions`` are as nft prints them, in order."""
+    """One rule. ``expressions`` are as nft prints them, in order.
+
+    ``text`` is how its own program shows it, where that is not nft.
+    """
 
     handle: int
     expressions: tuple[Any, ...]
     comment: str = ""
+    text: str = ""
 
     @property
     def packets(self) -> int | None:
@@ -35,6 +39,8 @@ class ListedRule:
         return None
 
     def __str__(self) -> str:
+        if self.text:
+            return self.text
         words = [
             spelled_expression(each)
             for each in self.expressions
@@ -64,7 +70,10 @@ class ListedChain:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A ruleset. A set of unknown elements (listed tersely) is not in ``sets``."""
+    """A ruleset. A set of unknown elements (listed tersely) is not in ``sets``.
+
+    A map is a set of pairs.
+    """
 
     chains: Mapping[Place, ListedChain] = field(default_factory=dict)
     sets: Mapping[Place, Elements] = field(default_factory=dict)
@@ -93,7 +102,7 @@ def parse_listing(text: str, *, has_elements: bool = True) -> Listing:
             heads[place] = item
         elif kind == "rule" and (place := _place(item, "chain")):
             rules.setdefault(place, []).append(_rule(item))
-        elif kind == "set" and has_elements and (place := _place(item, "name")):
+        elif kind in {"set", "map"} and has_elements and (place := _place(item, "name")):
             found = item.get("elem", ())
             sets[place] = tuple(found) if isinstance(found, list) else ()
     chains = {
@@ -118,8 +127,10 @@ def merged(foreign: Listing, own: Listing) -> Listing:
 def holds(element: Any, value: Any) -> bool | None:
     """Return whether an element of a set, or what stands right in a match, covers ``value``.
 
-    None where that cannot be told.
+    None where that cannot be told. A tuple is a concatenation.
     """
+    if isinstance(value, tuple):
+        return _concatenation_holds(element, value)
     if isinstance(element, dict):
         if "elem" in element and isinstance(element["elem"], dict):  # with a timeout or comment
             return holds(element["elem"].get("val"), value)
@@ -135,7 +146,19 @@ def holds(element: Any, value: Any) -> bool | None:
             return None
     if isinstance(value, str) and isinstance(element, str) and element.endswith("*"):
         return value.startswith(element[:-1])
+    if isinstance(element, str) != isinstance(value, str):
+        return None  # a name for a number, or a number for a name
     return bool(element == value)
+
+
+def _concatenation_holds(element: Any, values: tuple[Any, ...]) -> bool | None:
+    if isinstance(element, dict) and isinstance(element.get("elem"), dict):
+        element = element["elem"].get("val")
+    parts = element.get("concat") if isinstance(element, dict) else None
+    if not isinstance(parts, list) or len(parts) != len(values):
+        return None
+    answers = [holds(part, value) for part, value in zip(parts, values, strict=True)]
+    return False if False in answers else None if None in answers else True
 
 
 def spelled_expression(expression: Any) -> str:
@@ -153,6 +176,8 @@ def spelled_expression(expression: Any) -> str:
     if kind == "masquerade" and isinstance(body, dict):
         port = f" to :{_spelled(body['port'])}" if "port" in body else ""
         return f"masquerade{port}" + (f" {_spelled(body['flags'])}" if "flags" in body else "")
+    if kind == "vmap" and isinstance(body, dict):
+        return f"{_spelled(body.get('key'))} vmap {_spelled(body.get('data'))}"
     if kind == "xt":
         return f"xt {body.get('name')}" if isinstance(body, dict) else "xt"
     return kind if body is None else f"{kind} {_spelled(body)}"
@@ -168,6 +193,8 @@ def _spelled(value: Any) -> str:
             else str(value)
         )
     kind, body = next(iter(value.items()))
+    if kind == "concat" and isinstance(body, list):
+        return _spelled(body)
     if kind == "set" and isinstance(body, list):
         return "{ " + ", ".join(_spelled(each) for each in body) + " }"
     if kind == "prefix" and isinstance(body, dict):

@@ -40,6 +40,7 @@ def listing(*rules: list[Any], policy: str = "accept", hook: str = "forward") ->
         {"chain": {**place, "name": "empty"}},
         {"set": {**place, "name": "pods", "elem": [{"prefix": {"addr": "10.244.0.0", "len": 16}}]}},
         {"set": {**place, "name": "nodes", "elem": ["192.0.2.1"]}},
+        {"map": {**place, "name": "verdicts", "elem": [["opod*", {"drop": None}]]}},
     ]
     items += [
         {"rule": {**place, "chain": "base", "handle": number, "expr": expressions}}
@@ -115,6 +116,99 @@ def test_verdict(rules: list[list[Any]], expected: str) -> None:
     assert outcome(listing(*rules)) == expected
 
 
+ECHO = match(payload("icmp", "type"), "echo-request")
+PORTS = {"concat": [payload("ip", "daddr"), payload("tcp", "dport")]}
+SERVICE = {"concat": [{"prefix": {"addr": "10.244.2.0", "len": 24}}, {"range": [80, 90]}]}
+
+
+def vmap(key: Any, *pairs: Any) -> dict[str, Any]:
+    return {"vmap": {"key": key, "data": {"set": [list(pair) for pair in pairs]}}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        pytest.param([[match(payload("th", "dport"), 80), DROP]], "drop by 1", id="transport"),
+        pytest.param([[ECHO, DROP]], "accept by policy", id="of another transport"),
+        pytest.param([[match(payload("udp", "dport"), 80, "!="), DROP]], "accept by policy",
+                     id="not, of another protocol"),
+        pytest.param([[match(meta("protocol"), "ip"), DROP]], "drop by 1", id="IPv4"),
+        pytest.param([[match(payload("ether", "type"), "ip6"), DROP]], "accept by policy",
+                     id="not IPv6"),
+        pytest.param([[match(PORTS, {"set": [SERVICE]}), DROP]], "drop by 1", id="concatenated"),
+        pytest.param([[match(PORTS, {"set": [{"concat": ["10.244.2.2", 81]}]}), DROP]],
+                     "accept by policy", id="concatenated, another"),
+        pytest.param([[match(PORTS, {"set": [{"concat": ["10.244.2.2"]}]}), DROP]],
+                     "accept by policy, 1 unread", id="concatenated, too short"),
+        pytest.param([[vmap(meta("iifname"), ("opod1", DROP))]], "drop by 1", id="a verdict map"),
+        pytest.param([[vmap(meta("iifname"), ("eth*", DROP))], [DROP]], "drop by 2",
+                     id="not in a verdict map"),
+        pytest.param([[vmap(meta("iifname"), ("opod1", {"jump": {"target": "other"}}))]],
+                     "drop by 99", id="a verdict map that jumps"),
+        pytest.param([[vmap(meta("mark"), (1, DROP))]], "accept by policy, 1 unread",
+                     id="a verdict map of what is not known"),
+        pytest.param([[UNKNOWN, vmap(meta("iifname"), ("opod1", DROP))]],
+                     "accept by policy, 1 unread", id="perhaps by a verdict map"),
+        pytest.param([[{"vmap": {"key": meta("iifname"), "data": "@verdicts"}}]], "drop by 1",
+                     id="a named map"),
+        pytest.param([[UNKNOWN, {"jump": {"target": "empty"}}], [DROP]], "drop by 2",
+                     id="perhaps into nothing"),
+        pytest.param([[UNKNOWN, {"jump": {"target": "other"}}]], "accept by policy, 1 unread",
+                     id="perhaps into a chain that drops"),
+        pytest.param([[{"limit": {"rate": 1}}, {"log": None}], [DROP]], "drop by 2",
+                     id="a rate that decides nothing"),
+        pytest.param([[{"xt": {"type": "target", "name": "REJECT"}}]], "reject by 1",
+                     id="a target of iptables"),
+        pytest.param([[{"xt": {"type": "target", "name": "LOG"}}], [DROP]], "drop by 2",
+                     id="a target that goes on"),
+        pytest.param([[{"xt": {"type": "target", "name": "DOCKERS"}}], [DROP]],
+                     "drop by 2, 1 unread", id="a target that nobody knows"),
+    ],
+)  # fmt: skip
+def test_rarer_expressions(rules: list[list[Any]], expected: str) -> None:
+    assert outcome(listing(*rules)) == expected
+
+
+def test_echo_is_told_from_its_answer() -> None:
+    echo = replace(PACKET, protocol="icmp")
+    assert outcome(listing([ECHO, DROP]), echo) == "drop by 1"
+    assert outcome(listing([ECHO, DROP]), replace(echo, is_answer=True)) == "accept by policy"
+    code = match(payload("icmp", "code"), 0)
+    assert outcome(listing([code, DROP]), echo) == "accept by policy, 1 unread"
+
+
+@pytest.mark.parametrize(
+    ("rules", "against"),
+    [
+        pytest.param([[UNKNOWN, DROP]], 1, id="passes, and might be dropped"),
+        pytest.param([[UNKNOWN, ACCEPT]], None, id="passes this way or that"),
+        pytest.param([[UNKNOWN, DROP], [DROP]], None, id="dropped this way or that"),
+        pytest.param([[UNKNOWN, DROP], [UNKNOWN, ACCEPT], [DROP]], 2, id="dropped, or saved"),
+        pytest.param([[UNKNOWN, {"return": None}], [DROP]], 1, id="perhaps it returns before"),
+        pytest.param([[UNKNOWN, {"jump": {"target": "other"}}]], 1, id="perhaps into a drop"),
+    ],
+)
+def test_doubt_counts_against_where_it_would_change_the_end(
+    rules: list[list[Any]], against: int | None
+) -> None:
+    (found,) = verdicts(listing(*rules), "forward", PACKET)
+    assert (found.against.handle if found.against is not None else None) == against
+
+
+@pytest.mark.parametrize(
+    ("field", "left"),
+    [
+        ("iif", meta("iifname")),
+        ("oif", meta("oif")),
+        ("source", payload("ip", "saddr")),
+        ("destination", payload("ip", "daddr")),
+    ],
+)
+def test_what_only_stands_for_something_is_not_judged(field: str, left: Any) -> None:
+    packet = replace(PACKET, unknown=frozenset({field}))
+    assert outcome(listing([match(left, "x"), DROP]), packet) == "accept by policy, 1 unread"
+
+
 def test_policy_decides_at_the_end() -> None:
     assert outcome(listing(policy="drop")) == "drop by policy"
 
@@ -164,7 +258,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(
         st.sampled_from(["match", "left", "right", "op", "meta", "key", "payload", "set", "range",
-                         "prefix", "addr", "len", "jump", "target", "elem", "val", "fib", "xt"]),
+                         "prefix", "addr", "len", "jump", "target", "elem", "val", "fib", "xt",
+                         "vmap", "data", "concat", "limit"]),
         inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
 
 from overlay.model.address import Family, IPAddress, IPNetwork, family_of
 from overlay.model.kernel import (
@@ -13,8 +15,14 @@ from overlay.model.kernel import (
     UnreachableRoute,
     VxlanLink,
 )
+from overlay.policy.packet import Packet
 
 DEFAULT_PORT = 8472  # flannel's, and so ours
+# Of the ranges for documentation (RFC 5737, RFC 3849): nobody has a rule for them.
+NOBODY: Final = {
+    Family.IPV4: ip_address("203.0.113.1"),
+    Family.IPV6: ip_address("2001:db8:ffff::1"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,21 @@ class Fabric:
     def underlays(self) -> Sequence[str]:
         """Return the interfaces that carry the devices."""
         return sorted({device.underlay for device in self.devices if device.underlay})
+
+    def tunnel_packet(self, family: Family, port: int) -> Packet:
+        """Return a packet of a peer to the tunnel's ``port``, as far as it is known."""
+        peer = next((each for each in self.peers if family_of(each) is family), None)
+        local = next((d.local for d in self.devices if family_of(d.local) is family), None)
+        link = next(iter(self.underlays), "")
+        known = {"source": peer, "destination": local, "iif": link}
+        return Packet(
+            peer or NOBODY[family],
+            local or NOBODY[family],
+            "udp",
+            port=port,
+            iif=link,
+            unknown=frozenset(name for name, value in known.items() if not value),
+        )
 
 
 def fabric_of(objects: Iterable[KernelObject]) -> Fabric:

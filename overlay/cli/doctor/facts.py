@@ -15,13 +15,14 @@ from overlay.cli.doctor.fabric import Fabric, fabric_of
 from overlay.cli.doctor.lazy import Lazy
 from overlay.cli.flags import etcd_config, socket_path
 from overlay.kernel.host.addresses import list_addresses
-from overlay.kernel.host.filters import Chain, list_chains
 from overlay.kernel.links import LinkInfo, list_links
 from overlay.kernel.netlink import NetlinkKernel
+from overlay.kernel.nft_listing import read_rules
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.model.address import IPInterface
 from overlay.model.errors import OverlayError
 from overlay.model.lease import Lease, LeaseView
+from overlay.policy.listing import Listing
 from overlay.store.base import LeaseStore
 from overlay.store.etcd_config import EtcdConfig
 
@@ -53,7 +54,7 @@ class Facts:
     links: Lazy[Mapping[str, LinkInfo]]
     addresses: Lazy[Mapping[int, Sequence[IPInterface]]]
     fabric: Lazy[Fabric]
-    chains: Lazy[Sequence[Chain]]
+    rules: Lazy[Listing]  # of nftables
     agent: Lazy[Mapping[str, Any]]  # the answer to `status`
     drift: Callable[[], Sequence[str]]  # the agent's own `diff`, asked anew each time
     etcd: EtcdConfig
@@ -100,7 +101,7 @@ def gather(args: Namespace) -> Facts:
         links=Lazy(_links),
         addresses=Lazy(_addresses),
         fabric=Lazy(_fabric),
-        chains=Lazy(list_chains),
+        rules=Lazy(read_rules),
         agent=Lazy(lambda: call(socket, "status", like=shapes.STATUS, timeout_s=AGENT_S)),
         drift=lambda: call(socket, "diff", like=shapes.DIFF, timeout_s=AGENT_S)["ops"],
         etcd=config,

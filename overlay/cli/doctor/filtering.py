@@ -1,48 +1,50 @@
 """What the packet filters of this host would do with a packet, in every chain that it comes by."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from overlay.cli.doctor import walk_iptables, walk_nft
-from overlay.cli.doctor.walk import Outcome, Packet, walk
 from overlay.kernel import iptables
-from overlay.kernel.host.filters import Chain, list_rules
-from overlay.model.address import Family
+from overlay.policy.iptables_listing import iptables_listing
+from overlay.policy.listing import Listing
+from overlay.policy.packet import IP
 from overlay.policy.ruleset import TABLE
-
-_NFT_FAMILIES = {Family.IPV4: {"ip", "inet"}, Family.IPV6: {"ip6", "inet"}}
+from overlay.policy.verdict import Packet, Verdict, verdict_of
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What one base chain does with the packet; ``where`` names it as its own tool would."""
+    """What one base chain does with the packet; ``where`` names it as its own tool would.
+
+    ``is_dropped`` is None where it cannot be told; ``by`` is the rule or policy.
+    """
 
     where: str
     is_iptables: bool
-    outcome: Outcome
+    is_dropped: bool | None
+    by: str = ""
 
 
 def iptables_judgements(packet: Packet, chain: str) -> Iterator[Judgement]:
     """Yield what iptables' built-in ``chain`` does, in each face that has tables."""
     for program, chains in iptables.listing(packet.family).items():
-        outcome = walk(
-            walk_iptables.rules_for(packet, chains),
-            chain,
-            drops_by_policy=walk_iptables.drops_by_policy(chains, chain),
-        )
-        yield Judgement(f"{program} {chain}", is_iptables=True, outcome=outcome)
+        listing = iptables_listing(packet.family, chains)
+        found = listing.chains.get((IP[packet.family], "filter", chain))
+        if found is not None:
+            where = f"{program} {chain}"
+            yield _judged(verdict_of(listing, found, packet), where, is_iptables=True)
 
 
-def nft_judgements(packet: Packet, chains: Sequence[Chain], hook: str) -> Iterator[Judgement]:
+def nft_judgements(packet: Packet, listing: Listing, hook: str) -> Iterator[Judgement]:
     """Yield what the nftables chains of ``hook`` do that are neither ours nor iptables'."""
-    for chain in chains:
-        if (
-            chain.hook != hook
-            or chain.family not in _NFT_FAMILIES[packet.family]
-            or f"{chain.family} {chain.table}" == TABLE
-            or iptables.is_iptables(chain.family, chain.table, chain.name)
-        ):
-            continue
-        rules = walk_nft.rules_for(packet, list_rules(chain.family, chain.table))
-        outcome = walk(rules, chain.name, drops_by_policy=chain.policy == "drop")
-        yield Judgement(f"nft chain {chain}", is_iptables=False, outcome=outcome)
+    for chain in listing.at(hook, IP[packet.family]):
+        if " ".join(chain.place[:2]) != TABLE and not iptables.is_iptables(*chain.place):
+            where = f"nft chain {chain.name}"
+            yield _judged(verdict_of(listing, chain, packet), where, is_iptables=False)
+
+
+def _judged(verdict: Verdict, where: str, *, is_iptables: bool) -> Judgement:
+    if verdict.against is not None:
+        return Judgement(where, is_iptables, None, f"rule `{verdict.against}`")
+    if verdict.rule is not None:
+        return Judgement(where, is_iptables, verdict.stops, f"rule `{verdict.rule}`")
+    return Judgement(where, is_iptables, verdict.stops, "the policy" if verdict.stops else "")

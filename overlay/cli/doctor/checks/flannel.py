@@ -60,18 +60,21 @@ def _is_strange(facts: Facts, link: LinkInfo) -> bool:
 
 def _rules(facts: Facts) -> Iterator[Verdict]:
     told: set[str] = set()
-    for chain in facts.chains():
-        if _TABLES.match(chain.table) and chain.table not in told:
-            told.add(chain.table)
-            reason = f"table {chain.family} {chain.table} is left of flannel: it masquerades pods"
-            yield warning(reason, f"nft delete table {chain.family} {chain.table}")
-        elif chain.name in _CHAINS and chain.name not in told:
-            told.add(chain.name)
-            reason = f"chain {chain} is left of flannel: it masquerades or accepts for pods"
-            program = "iptables" if chain.family == "ip" else "ip6tables"
+    for family, table, name in facts.rules().chains:
+        if _TABLES.match(table) and table not in told:
+            told.add(table)
+            reason = f"table {family} {table} is left of flannel: it masquerades pods"
+            yield warning(reason, f"nft delete table {family} {table}")
+        elif name in _CHAINS and name not in told:
+            told.add(name)
+            reason = (
+                f"chain {family} {table} {name} is left of flannel: it masquerades or accepts for "
+                "pods"
+            )
+            program = "iptables" if family == "ip" else "ip6tables"
             yield warning(
                 reason,
-                f"{program}-save -t {chain.table} | grep -v FLANNEL- | {program}-restore",
+                f"{program}-save -t {table} | grep -v FLANNEL- | {program}-restore",
             )
 
 

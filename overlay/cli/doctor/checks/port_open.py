@@ -6,25 +6,19 @@ from typing import Final
 from overlay.cli.doctor.facts import Facts
 from overlay.cli.doctor.filtering import Judgement, iptables_judgements, nft_judgements
 from overlay.cli.doctor.verdicts import Check, Fine, Unknown, Verdict, error
-from overlay.cli.doctor.walk import Packet
-from overlay.kernel.links import LinkInfo
-from overlay.model.address import Family, IPAddress, family_of
+from overlay.policy.packet import Packet
 
 _OWN_CHECKS: Final = ("firewalld", "ufw")
 
 
 def _run(facts: Facts) -> Iterator[Verdict]:
     fabric = facts.fabric()
-    under: LinkInfo | None = next((facts.links().get(name) for name in fabric.underlays), None)
-    peers: dict[Family, IPAddress | None] = {
-        family_of(peer): peer for peer in reversed(fabric.peers)
-    }
     for family in fabric.families:
         for port in fabric.ports:
-            packet = Packet(family, peers.get(family), None, port, iif=under.name if under else "")
+            packet = fabric.tunnel_packet(family, port)
             judgements = [
                 *iptables_judgements(packet, "INPUT"),
-                *nft_judgements(packet, facts.chains(), "input"),
+                *nft_judgements(packet, facts.rules(), "input"),
             ]
             for found in judgements:
                 yield from _judge(found, packet)
@@ -32,10 +26,10 @@ def _run(facts: Facts) -> Iterator[Verdict]:
 
 
 def _judge(found: Judgement, packet: Packet) -> Iterator[Verdict]:
-    what, by = f"what peers send to UDP {packet.port}", found.outcome.by
+    what, by = f"what peers send to UDP {packet.port}", found.by
     if any(name in f"{found.where} {by}" for name in _OWN_CHECKS):
         return
-    if found.outcome.is_dropped:
+    if found.is_dropped:
         if found.is_iptables:
             program = found.where.partition(" ")[0]
             remedy = f"{program} -I INPUT -p udp --dport {packet.port} -j ACCEPT"
@@ -43,7 +37,7 @@ def _judge(found: Judgement, packet: Packet) -> Iterator[Verdict]:
             chain = found.where.removeprefix("nft chain ")
             remedy = f"nft insert rule {chain} udp dport {packet.port} accept"
         yield error(f"{found.where} drops {what}: {by}", remedy)
-    elif found.outcome.is_dropped is None:
+    elif found.is_dropped is None:
         yield Unknown(f"{found.where} may drop {what}: {by}")
 
 

@@ -9,7 +9,7 @@ from overlay.policy.ruleset import TABLE
 
 
 def _run(facts: Facts) -> Iterator[Verdict]:
-    chains = [chain for chain in facts.chains() if f"{chain.family} {chain.table}" == TABLE]
+    chains = [place for place in facts.rules().chains if " ".join(place[:2]) == TABLE]
     if chains:
         yield Fine(f"table {TABLE} has {len(chains)} chains")
     elif facts.fabric().is_there:
