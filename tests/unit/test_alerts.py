@@ -34,6 +34,10 @@ def add_count(outcome: str) -> str:
     return f"overlay_cni_request_duration_seconds_count{{{labels}}}"
 
 
+def to_peer(what: str, path: str) -> str:
+    return f'overlay_mesh_peer_{what}{{instance="n1", peer="n2", path="{path}"}}'
+
+
 # Two nodes for six hours, a value a minute, as promtool writes them: start+step x times.
 HEALTHY: Final = {
     'up{job="overlayd", instance="n1"}': "1x360",
@@ -58,6 +62,13 @@ HEALTHY: Final = {
     add_bucket("+Inf"): "0+9x360",
     add_count("done"): "0+9x360",
     add_count("failed"): "0+0x360",
+    to_peer("loss_ratio", "overlay"): "0x360",
+    to_peer("loss_ratio", "underlay"): "0x360",
+    to_peer("rtt_seconds", "overlay"): "0.0008x360",
+    to_peer("rtt_seconds", "underlay"): "0.0005x360",
+    'overlay_mesh_path_mtu_too_small_peers{instance="n1"}': "0x360",
+    'overlay_mesh_refused_total{instance="n1", reason="unsealed"}': "0x360",
+    'overlay_mesh_refused_total{instance="n1", reason="unasked"}': "0+9x360",
 }
 
 # What is different where an alert fires, when it does not yet, and when it does.
@@ -85,6 +96,17 @@ FAULTS: Final[dict[str, tuple[dict[str, str], str, str]]] = {
     "OverlayAddsFail": (
         {add_count("failed"):
          "0x60 0+2x290"}, "60m", "80m"),
+    "OverlayTunnelBroken": ({to_peer("loss_ratio", "overlay"): "0x9 1x350"}, "14m", "16m"),
+    "OverlayPeerSilent": (
+        {to_peer("loss_ratio", "overlay"): "0x9 1x350",
+         to_peer("loss_ratio", "underlay"): "0x9 1x350"}, "24m", "26m"),
+    "OverlayPathLossy": ({to_peer("loss_ratio", "overlay"): "0x9 0.2x350"}, "24m", "26m"),
+    "OverlayPathSlow": ({to_peer("rtt_seconds", "overlay"): "0.0008x9 0.05x350"}, "24m", "26m"),
+    "OverlayPathMtuTooSmall": (
+        {'overlay_mesh_path_mtu_too_small_peers{instance="n1"}': "0x9 2x350"}, "24m", "26m"),
+    "OverlayStrangeProbes": (
+        {'overlay_mesh_refused_total{instance="n1", reason="unsealed"}': "0x60 0+10x290"},
+        "60m", "70m"),
 }  # fmt: skip
 
 
