@@ -88,6 +88,7 @@ class Mesh:
         self._mtu_at = clock() + flags.interval_s
         self._mtu_asked = threading.Event()
         self._searches_told = 0
+        self._searched_at: float | None = None
 
     def run(self, stop: StopSignal) -> None:
         """Measure until ``stop`` is set. A fault of ours ends the measuring alone."""
@@ -120,6 +121,10 @@ class Mesh:
             if not self.ask_mtu():
                 return
             self._searched.wait_for(lambda: self.mtus.searches != before, timeout_s)
+
+    def mtu_age_s(self) -> float | None:
+        """Return how long ago the last whole search for path MTUs ended; None before one did."""
+        return None if self._searched_at is None else self._clock() - self._searched_at
 
     def _measure(self, sockets: ProbeSockets, stop: StopSignal) -> None:
         slot_s = self.flags.interval_s / _SLOTS
@@ -270,6 +275,7 @@ class Mesh:
             self.mtus.step(now)
         if self.mtus.searches != self._searches_told:
             self._searches_told = self.mtus.searches
+            self._searched_at = now
             self._searched.notify_all()
             self.mtu_found(self.mtus.results)
 

@@ -60,6 +60,7 @@ def mtu_document(mesh: Mesh, snapshot: Snapshot) -> dict[str, Any]:
     needed = needed_bytes(snapshot.site)
     is_first = bool(mesh.peers) and mesh.error is None and not mesh.mtus.searches
     is_searching = is_first or mesh.mtus.is_busy
+    age_s = mesh.mtu_age_s()
     rows = []
     for tag, peer in mesh.peers.items():
         found = mesh.mtus.results.get(tag, PathMtu(None, None))
@@ -78,6 +79,7 @@ def mtu_document(mesh: Mesh, snapshot: Snapshot) -> dict[str, Any]:
         "needed": needed or None,
         "clamp": mesh.flags.clamp,
         "searching": is_searching,
+        "age_s": None if age_s is None else round(age_s, 1),
         "error": mesh.error,
         "peers": rows,
     }

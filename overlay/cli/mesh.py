@@ -23,31 +23,6 @@ from overlay.mesh.matrix import Cell, matrix, way_of
 from overlay.store.base import LeaseStore
 
 _MOST_COLUMNS: Final = 12  # nodes; more, and a line for each of this node's ways is shown
-_NUMBER: Final = (int, float, None)
-_RECORD: Final = ({"rtt_ms": _NUMBER, "loss": _NUMBER, "silent": bool}, None)
-_MESH: Final[shapes.Shape] = {
-    "node": str,
-    "error": (str, None),
-    "peers": [{"node": str, "overlay": _RECORD, "underlay": _RECORD}],
-    "links": [
-        {
-            "from": str,
-            "to": str,
-            "overlay_ms": _NUMBER,
-            "overlay_loss": _NUMBER,
-            "underlay_ms": _NUMBER,
-            "underlay_loss": _NUMBER,
-        }
-    ],
-}
-_SIZE: Final = (int, None)
-_MTU: Final[shapes.Shape] = {
-    "needed": _SIZE,
-    "device_mtu": _SIZE,
-    "underlay_mtu": _SIZE,
-    "error": (str, None),
-    "peers": [{"node": str, "public": str, "out": _SIZE, "back": _SIZE, "fits": (bool, None)}],
-}
 
 
 def add_parsers(commands: Any) -> None:
@@ -72,9 +47,9 @@ def add_parsers(commands: Any) -> None:
 def show_mesh(args: Namespace, out: Output) -> int:
     """Print the matrix, from the node at the left to the node at the top, in milliseconds."""
     found = (
-        ask(*_asked(args), "mesh", like=_MESH)
+        ask(*_asked(args), "mesh", like=shapes.MESH)
         if args.at
-        else call(socket_path(args), "mesh", like=_MESH)
+        else call(socket_path(args), "mesh", like=shapes.MESH)
     )
     way = "underlay" if args.underlay else way_of(found)
     shown = matrix(found, way, len(found["peers"]) + 1)
@@ -123,7 +98,7 @@ def _asked(args: Namespace) -> tuple[Sealer, Place]:
 
 def show_mtu(args: Namespace, out: Output) -> int:
     """Print each path's MTU beside what the devices need; 1 when one carries less."""
-    found = call(socket_path(args), "mtu", {"now": True} if args.now else None, like=_MTU)
+    found = call(socket_path(args), "mtu", {"now": True} if args.now else None, like=shapes.MTU)
     rows = [
         [p["node"], p["public"], p["out"], p["back"], found["needed"], _verdict(p, found)]
         for p in found["peers"]

@@ -59,6 +59,31 @@ EVENTS: Final[Shape] = {
     "last": int,
 }
 RELEASED: Final[Shape] = {"released": [ATTACHMENT], "links": [str]}
+_MEASURED: Final = (int, float, None)
+_RECORD: Final = ({"rtt_ms": _MEASURED, "loss": _MEASURED, "silent": bool}, None)
+MESH: Final[Shape] = {
+    "node": str,
+    "error": (str, None),
+    "peers": [{"node": str, "subnet": str, "overlay": _RECORD, "underlay": _RECORD}],
+    "links": [
+        {
+            "from": str,
+            "to": str,
+            "overlay_ms": _MEASURED,
+            "overlay_loss": _MEASURED,
+            "underlay_ms": _MEASURED,
+            "underlay_loss": _MEASURED,
+        }
+    ],
+}
+_SIZE: Final = (int, None)
+MTU: Final[Shape] = {
+    "needed": _SIZE,
+    "device_mtu": _SIZE,
+    "underlay_mtu": _SIZE,
+    "error": (str, None),
+    "peers": [{"node": str, "public": str, "out": _SIZE, "back": _SIZE, "fits": (bool, None)}],
+}
 
 
 def misfit(value: Any, shape: Shape) -> str | None:

@@ -88,6 +88,9 @@ def test_overlay_that_is_blocked_shows_beside_an_underlay_that_is_not(mesh: Mesh
         assert not found["n2"]["overlay"]["silent"]
         lost = 'overlay_mesh_peer_loss_ratio{path="overlay",peer="n3"}'
         assert metric(mesh.agents[0], lost) > 0
+        doctor = mesh.nodes[0].overlayctl("doctor", "--local", "--only=mesh")
+        assert "n3: probes through the tunnel get no answer, those beside it do" in doctor
+        assert f"overlayctl explain node {found['n3']['subnet'].split('/')[0]}" in doctor
     finally:
         third.netns.nft("delete", "table", "inet", "block")
     eventually(lambda: not peers()["n3"]["overlay"]["silent"], timeout_s=20, what="n3 again")

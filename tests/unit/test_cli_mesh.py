@@ -14,7 +14,10 @@ RECORD = {"rtt_ms": 0.4, "loss": 0.0, "silent": False}
 
 def mesh(count: int, **more: Any) -> dict[str, Any]:
     names = [f"n{number:02}" for number in range(1, count + 1)]
-    peers = [{"node": name, "overlay": RECORD, "underlay": RECORD} for name in names[1:]]
+    peers = [
+        {"node": name, "subnet": "10.0.0.0/24", "overlay": RECORD, "underlay": RECORD}
+        for name in names[1:]
+    ]
     links = [
         {
             "from": a,
@@ -94,7 +97,8 @@ def test_silent_peer_and_an_agent_that_does_not_measure_are_findings(
     run: Run, answers: dict[str, Any]
 ) -> None:
     silent = {**RECORD, "silent": True}
-    answers["mesh"] = mesh(2, peers=[{"node": "n02", "overlay": silent, "underlay": None}])
+    peer = {"node": "n02", "subnet": "10.0.0.0/24", "overlay": silent, "underlay": None}
+    answers["mesh"] = mesh(2, peers=[peer])
     assert run("mesh")[0] == 1
     answers["mesh"] = mesh(1, error="off: --probe-port is 0")
     status, text = run("mesh")

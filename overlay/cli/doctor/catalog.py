@@ -19,6 +19,7 @@ from overlay.cli.doctor.checks import (
     kernel,
     leases,
     mac,
+    mesh,
     network_manager,
     networkd,
     offload,
@@ -57,5 +58,6 @@ CHECKS: Final[tuple[Check, ...]] = (
     mac.CHECK,
     *leases.CHECKS,
     clock.CHECK,
+    mesh.CHECK,
     path_mtu.CHECK,
 )

@@ -1,10 +1,11 @@
 """What checks look at. Each fact is read once, and only when a check asks for it."""
 
 import contextlib
+import functools
 import os
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +16,12 @@ from overlay.cli.doctor.fabric import Fabric, fabric_of
 from overlay.cli.doctor.lazy import Lazy
 from overlay.cli.flags import etcd_config, socket_path
 from overlay.kernel.host.addresses import list_addresses
+from overlay.kernel.host.path_mtu import largest_packets
 from overlay.kernel.links import LinkInfo, list_links
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.nft_listing import read_rules
 from overlay.kernel.rtnl import RtnlSocket
-from overlay.model.address import IPInterface
+from overlay.model.address import IPAddress, IPInterface
 from overlay.model.errors import OverlayError
 from overlay.model.lease import Lease, LeaseView
 from overlay.policy.listing import Listing
@@ -27,6 +29,7 @@ from overlay.store.base import LeaseStore
 from overlay.store.etcd_config import EtcdConfig
 
 AGENT_S: Final = 2.0  # for one answer of the agent
+_ECHO_S: Final = 1.0  # for the echoes of one round
 STORE_S: Final = 2.0  # for one answer of etcd
 
 
@@ -56,7 +59,11 @@ class Facts:
     fabric: Lazy[Fabric]
     rules: Lazy[Listing]  # of nftables
     agent: Lazy[Mapping[str, Any]]  # the answer to `status`
+    mesh: Lazy[Mapping[str, Any]]  # the answer to `mesh`
+    mtu: Lazy[Mapping[str, Any]]  # the answer to `mtu`
     drift: Callable[[], Sequence[str]]  # the agent's own `diff`, asked anew each time
+    # The largest packet that each of some addresses answers, up to a size in bytes.
+    echoes: Callable[[Iterable[IPAddress], int], Mapping[IPAddress, int]]
     etcd: EtcdConfig
     store: Lazy[LeaseStore]
     view: Lazy[LeaseView]
@@ -103,7 +110,10 @@ def gather(args: Namespace) -> Facts:
         fabric=Lazy(_fabric),
         rules=Lazy(read_rules),
         agent=Lazy(lambda: call(socket, "status", like=shapes.STATUS, timeout_s=AGENT_S)),
+        mesh=Lazy(lambda: call(socket, "mesh", like=shapes.MESH, timeout_s=AGENT_S)),
+        mtu=Lazy(lambda: call(socket, "mtu", like=shapes.MTU, timeout_s=AGENT_S)),
         drift=lambda: call(socket, "diff", like=shapes.DIFF, timeout_s=AGENT_S)["ops"],
+        echoes=functools.partial(largest_packets, wait_s=_ECHO_S),
         etcd=config,
         store=store,
         view=Lazy(lambda: store().view()),

@@ -1,16 +1,22 @@
-"""Whether full tunnel packets reach every peer, fragmented nowhere."""
+"""Whether full tunnel packets reach every peer, fragmented nowhere.
+
+What the agent has just measured is taken as it is; all else is asked by ICMP
+echo. A peer that answers no echo is taken from the agent's last search, too.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 from typing import Final
 
 from overlay.cli.doctor.facts import Facts
 from overlay.cli.doctor.verdicts import Check, Fine, Scope, Unknown, Verdict, error, named
-from overlay.kernel.host.path_mtu import largest_packets
 from overlay.model.address import IPAddress, family_of
+from overlay.model.errors import OverlayError
 from overlay.model.kernel import VxlanLink
 
-_WAIT_S: Final = 1.0
+_FRESH_S: Final = 60.0  # a path may have changed since
+_LATELY_S: Final = 1200.0  # two of the agent's usual intervals
 
 
 def _run(facts: Facts) -> Iterator[Verdict]:
@@ -21,16 +27,37 @@ def _run(facts: Facts) -> Iterator[Verdict]:
     most = max(family_of(device.local).encapsulation_overhead for device in fabric.devices)
     for device in fabric.devices:
         peers = [peer for peer in fabric.peers if family_of(peer) is family_of(device.local)]
-        yield from _judge(device, peers, most)
+        yield from _judge(facts, device, peers, most)
 
 
-def _judge(device: VxlanLink, peers: list[IPAddress], most: int) -> Iterator[Verdict]:
+def _measured(facts: Facts) -> tuple[Mapping[IPAddress, int], float]:
+    """Return what the agent found, in bytes by public address, and how many seconds ago."""
+    try:
+        found = facts.mtu()
+    except OverlayError:
+        return {}, 0.0
+    age_s = found.get("age_s")
+    if found["error"] or not isinstance(age_s, int | float) or age_s > _LATELY_S:
+        return {}, 0.0
+    sizes = {
+        ip_address(peer["public"]): min(peer["out"], peer["back"])
+        for peer in found["peers"]
+        if peer["out"] and peer["back"]
+    }
+    return sizes, float(age_s)
+
+
+def _judge(facts: Facts, device: VxlanLink, peers: list[IPAddress], most: int) -> Iterator[Verdict]:
     """Yield what is known of the ways of one device; ``most`` is the largest overhead of any."""
     overhead = family_of(device.local).encapsulation_overhead
     size = device.mtu + overhead
+    measured, age_s = _measured(facts)
+    found = {peer: passes for peer, passes in measured.items() if age_s <= _FRESH_S}
+    unknown = [peer for peer in peers if peer not in found]
+    found |= facts.echoes(unknown, size)
     narrow: dict[int, list[IPAddress]] = defaultdict(list)
-    for peer, passes in largest_packets(peers, size, wait_s=_WAIT_S).items():
-        narrow[passes].append(peer)
+    for peer in peers:
+        narrow[min(found[peer] or measured.get(peer, 0), size)].append(peer)
     silent = narrow.pop(0, [])
     wide = narrow.pop(size, [])
     for passes, some in sorted(narrow.items()):
@@ -46,4 +73,6 @@ def _judge(device: VxlanLink, peers: list[IPAddress], most: int) -> Iterator[Ver
         yield Fine(f"{size} bytes reach {len(wide)} peers")
 
 
-CHECK: Final = Check("path-mtu", "the way to every peer, by ICMP echo", _run, Scope.PEERS)
+CHECK: Final = Check(
+    "path-mtu", "the way to every peer, by ICMP echo and the agent's probes", _run, Scope.PEERS
+)
