@@ -167,7 +167,8 @@ def calls(
 
     def show_diff(_given: Arguments) -> dict[str, Any]:
         with contextlib.closing(NetlinkKernel()) as kernel:
-            return {"ops": [str(op) for op in diff(reconciler.desired(), kernel.dump())]}
+            ops = [str(op) for op in diff(reconciler.desired(), kernel.dump())]
+        return {"ops": [*ops, *reconciler.layer2_differences()]}
 
     return {"status": show_status, "peers": show_peers, "held": answer, "diff": show_diff}
 

@@ -15,6 +15,7 @@ from overlay.agent.attachments import Attachments
 from overlay.kernel import bridge
 from overlay.kernel.base import KernelError
 from overlay.kernel.bridge import Bridge
+from overlay.kernel.bridge_diff import differences
 from overlay.kernel.bridge_ports import hold_ports, hold_proxies
 from overlay.kernel.links import list_links
 from overlay.kernel.nft import NftError
@@ -91,6 +92,18 @@ class Layer2:
             except OverlayError as exc:
                 return (str(exc),)
         return ()
+
+    def differences(self, subnet: Subnet, mtu: int) -> list[str]:
+        """Return what an audit would change, in ``ip`` words. Raises OverlayError."""
+        held = self._attachments.list()
+        names = [a.link for a in held if a.mode == BRIDGE]
+        wanted = _wanted(subnet, mtu) if names else None
+        try:
+            with RtnlSocket() as rtnl:
+                return differences(rtnl, wanted, names, _routed(held))
+        except OSError as exc:  # a setting that went with its link
+            msg = f"{POD_BRIDGE}: {exc}"
+            raise KernelError(msg) from exc
 
     def audit_rules(self) -> tuple[str, ...]:
         """Put the rules right alone: for when somebody changed rules. Return what failed."""

@@ -135,6 +135,13 @@ class Reconciler:
         with self.plan_lock:
             return () if self._planner is None else list(self._planner.plan.objects.values())
 
+    def layer2_differences(self) -> Sequence[str]:
+        """Return what the bridge lacks, in words; any thread may ask. Raises OverlayError."""
+        site = self.sites.get()
+        if site is None or self._layer2 is None:
+            return ()
+        return self._layer2.differences(site.own.subnet, site.backend.mtu(site.underlay))
+
     def reconcile(self, kernel: Kernel) -> None:
         """Make one pass. Raises KernelError when the kernel cannot be read or written at all."""
         site, view = self.sites.get(), self.views.get()

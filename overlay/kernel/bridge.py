@@ -134,11 +134,16 @@ def _make(wanted: Bridge) -> Request:
     return Request(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
-def _set_sysctls(wanted: Bridge) -> list[str]:
+def settings(wanted: Bridge) -> list[sysctl.Sysctl]:
+    """Return the settings that the bridge should have."""
     names = [*_SYSCTLS]
     if any(interface.version == 6 for interface in wanted.addresses):
         names += _SYSCTLS_V6
-    outcome = sysctl.ensure(sysctl.Sysctl(n.format(POD_BRIDGE), value) for n, value in names)
+    return [sysctl.Sysctl(name.format(POD_BRIDGE), value) for name, value in names]
+
+
+def _set_sysctls(wanted: Bridge) -> list[str]:
+    outcome = sysctl.ensure(settings(wanted))
     if outcome.problems:
         raise KernelError("; ".join(outcome.problems))
     return [str(change) for change in outcome.changes]

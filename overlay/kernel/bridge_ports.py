@@ -59,7 +59,7 @@ def hold_ports(
 def hold_proxies(rtnl: RtnlSocket, bridge: int, wanted: Iterable[IPAddress]) -> None:
     """Answer on the bridge for these IPv6 addresses, and for no others. Raises KernelError."""
     targets = {a for a in wanted if isinstance(a, IPv6Address)}
-    present = _proxies(rtnl, bridge)
+    present = proxies(rtnl, bridge)
     requests = [
         _proxy(messages.RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, bridge, address)
         for address in sorted(targets - present)
@@ -131,7 +131,7 @@ def is_forwarding(rtnl: RtnlSocket, index: int) -> bool:
     return state[:1] == bytes((_BR_STATE_FORWARDING,))
 
 
-def _proxies(rtnl: RtnlSocket, bridge: int) -> set[IPAddress]:
+def proxies(rtnl: RtnlSocket, bridge: int) -> set[IPAddress]:
     """Return the addresses that are answered for: ``ip -6 neigh show proxy dev opod-bridge``."""
     found: set[IPAddress] = set()
     body = _NDMSG.pack(_AF_INET6, 0, 0, 0, 0, _NTF_PROXY, 0)

@@ -14,6 +14,7 @@ from overlay.kernel import bridge, pods
 from overlay.kernel.announce import frame
 from overlay.kernel.base import DeviceConflictError
 from overlay.kernel.bridge import Bridge
+from overlay.kernel.bridge_diff import differences
 from overlay.kernel.bridge_ports import hold_ports, hold_proxies
 from overlay.kernel.links import list_links
 from overlay.kernel.nft_ports import PortTable
@@ -54,6 +55,40 @@ def test_bridge_is_made_once_and_then_left_alone(node: Netns) -> None:
     index, changes = work(node, lambda rtnl: bridge.ensure(rtnl, WANTED))
     assert f"link {POD_BRIDGE} made" in changes
     assert work(node, lambda rtnl: bridge.ensure(rtnl, WANTED)) == (index, [])
+
+
+def lacking(node: Netns, wanted: Bridge | None = WANTED, *routed: str) -> list[str]:
+    ports, addresses = [port(2).link], [ip_address(text) for text in routed]
+    return work(node, lambda rtnl: differences(rtnl, wanted, ports, addresses))
+
+
+def test_differences_are_told_and_nothing_is_changed(node: Netns) -> None:
+    whole = f"set link {POD_BRIDGE} type bridge mtu 1430 address {POD_BRIDGE_MAC} up"
+    addresses = [f"set addr {text} dev {POD_BRIDGE}" for text in ("10.1.0.1/24", "fd00::1/64")]
+    enslaved = f"set link {port(2).link} master {POD_BRIDGE} up"
+    table = "set table bridge overlay"
+    assert lacking(node) == [whole, *addresses, enslaved, table]
+    assert lacking(node, None) == []
+    assert POD_BRIDGE not in node.ip("link")
+    index, _ = work(node, lambda rtnl: bridge.ensure(rtnl, WANTED))
+    veth = f"link add {port(2).link} mtu 1430 type veth peer name there"
+    node.ip(*veth.split())
+    assert lacking(node) == [enslaved, table]
+    node.call(lambda: PortTable().hold([port(2)]))
+    work(node, lambda rtnl: hold_ports(rtnl, index, [port(2).link], list_links(rtnl)))
+    assert lacking(node) == []
+    assert lacking(node, WANTED, "fd00::9") == [f"set neigh proxy fd00::9 dev {POD_BRIDGE}"]
+    for words, line in (
+        (f"link set {POD_BRIDGE} mtu 1400", whole),
+        (f"addr del 10.1.0.1/24 dev {POD_BRIDGE}", addresses[0]),
+        (f"addr add 10.9.0.1/24 dev {POD_BRIDGE}", f"del addr 10.9.0.1/24 dev {POD_BRIDGE}"),
+        (f"link set {port(2).link} nomaster", enslaved),
+    ):
+        node.ip(*words.split())
+        assert line in lacking(node), words
+    node.sysctl(f"net/ipv4/conf/{POD_BRIDGE}/proxy_arp", 0)
+    assert f"set sysctl net/ipv4/conf/{POD_BRIDGE}/proxy_arp = 1" in lacking(node)
+    assert lacking(node, None) == [f"del link {POD_BRIDGE}"]
 
 
 @pytest.mark.parametrize(
