@@ -1,6 +1,7 @@
 """The thread that has time: makes events readable, writes them, and tells peers apart.
 
-Events wait here for a quarter of a second, so that a burst is one write.
+Events wait here for a quarter of a second, so that a burst is one write; those
+that matter most (``AT_ONCE``) only until this thread runs. Nobody waits for it.
 """
 
 import json
@@ -53,6 +54,7 @@ class Recorder:
         if not self._thread.is_alive():
             return
         self._stop.set()
+        self._events.urgent.set()
         self._events.bell.set()
         self._thread.join()
         self.record()
@@ -76,7 +78,8 @@ class Recorder:
     def _run(self) -> None:
         while not self._stop.is_set():
             self._events.bell.wait(_RETRY_S if self._error else None)
-            self._stop.wait(self._batch_s)
+            self._events.urgent.wait(self._batch_s)
+            self._events.urgent.clear()
             self._events.bell.clear()
             self.record()
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
-from overlay.model.event import Event, Filter, Kind, timestamp
+from overlay.model.event import AT_ONCE, Event, Filter, Kind, timestamp
 
 ROOM: Final = 4096  # events that are kept in memory
 _LONGEST_TEXT: Final = 1000  # characters; some of it was written by other nodes
@@ -39,6 +39,7 @@ class Events:
         self._last = 0
         self._counts: Counter[str] = Counter()
         self.bell = threading.Event()  # rung when there may be something to flush
+        self.urgent = threading.Event()  # set when that should be on the disk at once
 
     def note(self, kind: Kind, text: str, **facts: Any) -> None:
         """Note what happened, in words and with facts that JSON can hold."""
@@ -49,6 +50,8 @@ class Events:
         with self._lock:
             self._last += 1
             self._gathered.append((self._last, self._clock(), kind, tell))
+        if kind in AT_ONCE:
+            self.urgent.set()
         self.bell.set()
 
     def flush(self) -> list[Event]:

@@ -60,6 +60,23 @@ WARNINGS: Final = frozenset(
     }
 )
 
+# Rare, and what is asked for first after an agent was killed: written without delay.
+AT_ONCE: Final = frozenset(
+    {
+        Kind.AGENT_STARTED,
+        Kind.AGENT_READY,
+        Kind.AGENT_STOPPING,
+        Kind.CONFIG_CHANGED,
+        Kind.CONFIG_REFUSED,
+        Kind.LEASE_CLAIMED,
+        Kind.LEASE_LOST,
+        Kind.PEER_HELD,
+        Kind.POD_STRANDED,
+        Kind.STORE_BACK,
+        Kind.STORE_LOST,
+    }
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Event:

@@ -25,6 +25,7 @@ from overlay.agent.status import Held, Snapshot, Status
 from overlay.model.errors import UsageError
 from overlay.model.event import Event, EventFormatError, Filter, Kind, parse_event, parse_lines
 from overlay.model.lease import Lease, LeaseView
+from tests.kernel.netns import eventually
 from tests.unit import odd
 from tests.unit.worlds import V4, by_key, lease, site
 
@@ -221,6 +222,22 @@ def test_numbers_go_on_after_a_restart(tmp_path: Path) -> None:
     )
     text = (tmp_path / "events.jsonl").read_text()
     assert (text.startswith(first), text.count("\n")) == (True, 4), "each is written once"
+
+
+def test_what_matters_most_does_not_wait_for_the_batch(tmp_path: Path) -> None:
+    status = Status()
+    recorder = Recorder(status, Journal(tmp_path), batch_s=3600.0)
+    recorder.start()
+    try:
+        status.events.note(Kind.RULESET_APPLIED, "first")
+        status.events.note(Kind.LEASE_LOST, "gone")
+        eventually(
+            lambda: [event.text for event in Journal(tmp_path).load()[0]] == ["first", "gone"],
+            timeout_s=20,
+            what="both on the disk",
+        )
+    finally:
+        recorder.close()
 
 
 def test_each_event_is_written_once(tmp_path: Path) -> None:
