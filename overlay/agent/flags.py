@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 
 from overlay import __version__
 from overlay.agent.conflist import CniFlags
+from overlay.agent.kube_flags import KubeFlags, add_kube_flags, kube_flags
 from overlay.agent.mesh import MeshFlags
 from overlay.ipam.spans import Span, parse_span
 from overlay.kernel.base import KernelError
@@ -61,6 +62,20 @@ class Flags:
     prune_limit: PruneLimit
     mesh: MeshFlags
     cni: CniFlags = field(default_factory=CniFlags)
+    kube: KubeFlags | None = None  # leases from the Kubernetes API instead of etcd
+
+    @property
+    def no_config(self) -> str:
+        """Return what to do where there is no network config."""
+        if self.kube is not None:
+            return (
+                f"{self.kube.access.net_config_path} does not exist; mount the config map with the "
+                "network config there, or name its file with --net-config-path"
+            )
+        return (
+            f"{self.etcd.prefix}/config does not exist; write it with "
+            "`overlayctl network init FILE`"
+        )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,11 +88,6 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
     _refuse_odd_bytes(argv, environment)
     parser = flag_parser(environment)
     args = parser.parse_args([_double_dash(a) for a in argv])
-    if args.kube_subnet_mgr:
-        raise UsageError(
-            "--kube-subnet-mgr: leases from the Kubernetes API are not in this version; "
-            "leave the flag out and name an etcd with --etcd-endpoints"
-        )
     for name, value, choices in (
         ("log-format", args.log_format, _LOG_FORMATS),
         ("log-level", args.log_level, _LOG_LEVELS),
@@ -99,6 +109,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
             f"--subnet-lease-renew-margin {args.subnet_lease_renew_margin:g} s is not less than "
             f"--subnet-lease-ttl {args.subnet_lease_ttl:g} s; the lease would never be renewed"
         )
+    kube = kube_flags(args, environment) if args.kube_subnet_mgr else None
     return Flags(
         etcd=EtcdConfig(
             endpoints=tuple(e.strip() for e in args.etcd_endpoints.split(",") if e.strip()),
@@ -116,7 +127,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
             public_ip=args.public_ip,
             public_ipv6=args.public_ipv6,
         ),
-        node=_identity(args.node_name),
+        node=_identity(kube.access.node_name if kube is not None else args.node_name),
         subnet_file=args.subnet_file,
         state_dir=args.state_dir,
         cni_socket=args.cni_socket or args.state_dir / "cni.sock",
@@ -133,6 +144,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
             args.probe_port, args.probe_interval, args.pmtu_interval, bool(args.pmtu_clamp)
         ),
         cni=CniFlags(args.cni_conf_dir, args.cni_bin_dir),
+        kube=kube,
     )
 
 
@@ -299,16 +311,7 @@ def flag_parser(environment: Mapping[str, str]) -> _Parser:  # one flag after th
     )
     flag("log-format", "text", "text or json", choices=_LOG_FORMATS)
     flag("log-level", "info", "debug, info or warning", choices=_LOG_LEVELS)
-    flag(
-        "kube-subnet-mgr",
-        False,  # noqa: FBT003
-        "leases from the Kubernetes API (not in this version)",
-        type=_boolean,
-        nargs="?",
-        const=True,
-    )
-    flag("kubeconfig-file", "", "for --kube-subnet-mgr")
-    flag("net-config-path", "", "for --kube-subnet-mgr")
+    add_kube_flags(flag, _boolean, _path)
     return parser
 
 

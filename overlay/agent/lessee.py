@@ -100,6 +100,7 @@ class Lessee:
         self._site: Site | None = None
         self._wanted: _Wanted | None = None
         self._seen_config: NetworkConfig | None = None
+        self._is_config_lost = False  # the last view had none to read
         self._seen_revision = 0  # of the last view
         self._settled_at = 0  # views before this revision do not show the own lease as it is
         self._is_rival_sought = False
@@ -132,7 +133,7 @@ class Lessee:
                 due_at = self._twins.decide_at if is_asking else min(self._renew_at, self._ask_at)
                 wake_at = min(due_at, self._look_at)
             except (UnderlayError, DeviceConflictError, DuplicateNodeError) as exc:
-                if self._site is None:
+                if self._site is None and not self._may_pass(exc):
                     self.fatal = exc
                     failed()
                     return
@@ -142,6 +143,14 @@ class Lessee:
             except OverlayError as exc:
                 wake_at = self._trouble(exc)
             self._bell.wait(max(0.0, min(wake_at - self._clock(), 3600.0)))
+
+    def _may_pass(self, exc: OverlayError) -> bool:
+        """Return whether what is wrong may mend itself.
+
+        In Kubernetes a Node stays behind for a while whose host is gone and
+        whose address is given to the next one.
+        """
+        return self._flags.kube is not None and isinstance(exc, DuplicateNodeError)
 
     def _trouble(self, exc: OverlayError) -> float:
         """Report what failed; return when to try again, or to renew if that comes first."""
@@ -159,6 +168,7 @@ class Lessee:
         view = self.views.get()
         if view is None:
             return
+        self._is_config_lost |= view.config_error is not None
         if view.config is None and self._site is None:
             self._twins.forget()  # nothing is claimed by this, so no answer is waited for
             self._wait_for_config(view)
@@ -193,10 +203,7 @@ class Lessee:
     def _wait_for_config(self, view: LeaseView) -> None:
         self._look_at = self._clock() + self._flags.audit_interval_s
         phase = WAITING_CONFIG if view.config_error is None else CONFIG_INVALID
-        text = view.config_error or (
-            f"{self._flags.etcd.prefix}/config does not exist; write it with "
-            "`overlayctl network init FILE`"
-        )
+        text = view.config_error or self._flags.no_config
         if self._status.get().config_error != text:
             log.warning("%s: %s", phase, text)
         self._status.update(phase=phase, config_error=text)
@@ -210,7 +217,7 @@ class Lessee:
     def _look(self, config: NetworkConfig | None) -> None:
         """Bring ``_wanted`` in step with the config and, now and then, with the underlay."""
         now = self._clock()
-        is_new = config is not None and config != self._seen_config
+        is_new = config is not None and (config != self._seen_config or self._is_config_lost)
         is_due = self._must_look or now >= self._look_at
         if not is_new and (self._wanted is None or not is_due):
             return
@@ -219,6 +226,7 @@ class Lessee:
             return
         # Whatever comes of it: a look that fails is repeated by its own backoff.
         self._must_look = False
+        self._is_config_lost &= config is None
         self._look_at = now + self._flags.audit_interval_s
         try:
             known = self._wanted

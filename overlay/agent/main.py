@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from overlay import __version__
+from overlay.agent.announcement import Announce, Announcement
 from overlay.agent.attachments import Attachments
 from overlay.agent.cni import CniService
 from overlay.agent.cni_witness import witnessed
@@ -61,9 +62,11 @@ class Agent:
         store: LeaseStore,
         clock: Callable[[], float] = time.monotonic,
         host: Host | None = None,
+        announce: Announce | None = None,
     ) -> None:
         self._flags = flags
         self._store = store
+        self._announce = announce
         self._clock = clock
         self._host = host if host is not None else Host()
         self._started_at = clock()
@@ -111,6 +114,9 @@ class Agent:
                 "mesh": functools.partial(self.mesh.run, self.stop),
                 "conflist": self._offer,
             }
+            if self._announce is not None:
+                announced = Announcement(self._announce, self.status)
+                threads["announce"] = functools.partial(announced.run, self.stop)
             for name, target in threads.items():
                 run = functools.partial(self._run_thread, target)
                 threading.Thread(target=run, name=name, daemon=True).start()
@@ -244,9 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_up_logs(flags.log_format, flags.log_level)
         _require_root()
         find_underlay(flags.underlay, ())  # a wrong --iface shows at once, whatever the store does
-        store = _open_store(flags)
+        agent = _agent(flags)
         log.info("overlayd %s on node %s", __version__, flags.node.name)
-        agent = Agent(flags, store)
 
         def end(number: int, _frame: FrameType | None) -> None:
             log.info("%s: ending; forwarding stays as it is", signal.Signals(number).name)
@@ -270,11 +275,18 @@ def _require_root() -> None:
         raise UsageError(msg)
 
 
-def _open_store(flags: Flags) -> LeaseStore:
+def _agent(flags: Flags) -> Agent:
+    """Return the agent on the store that the flags name; of the two only that one is loaded."""
+    if flags.kube is not None:
+        from overlay.store.kube import KubeLeaseStore
+
+        nodes = KubeLeaseStore(flags.kube.access, clock=boot_clock)
+        is_announced = flags.kube.is_announced
+        return Agent(flags, nodes, announce=nodes.set_network_available if is_announced else None)
     from overlay.store.etcd import EtcdLeaseStore  # gRPC: 0.2 s, not for --help
 
     # Sleep counts: a store may be put back meanwhile.
-    return EtcdLeaseStore(flags.etcd, clock=boot_clock)
+    return Agent(flags, EtcdLeaseStore(flags.etcd, clock=boot_clock))
 
 
 def run() -> NoReturn:

@@ -4,7 +4,7 @@ from argparse import Namespace
 from typing import Final
 
 from overlay.cli.ask import AgentSealer, Place, Sealer, StoreSealer, ask, parse_port
-from overlay.cli.flags import etcd_config, socket_path
+from overlay.cli.flags import socket_path, store_config
 from overlay.kernel.unix import is_answered
 from overlay.model.errors import OverlayError
 from overlay.store.base import LeaseStore
@@ -47,7 +47,7 @@ def _sealer(args: Namespace) -> Sealer:
     path = socket_path(args)
     if is_answered(path):
         return AgentSealer(path)
-    store: LeaseStore = args.open_store(etcd_config(args))
+    store: LeaseStore = args.open_store(store_config(args))
     try:
         return StoreSealer(store.view())
     finally:

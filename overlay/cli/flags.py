@@ -7,16 +7,20 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 from overlay.cli.out import FORMATS, Output
 from overlay.model.document import is_plain
 from overlay.model.errors import UsageError, usage_text
 from overlay.store.base import LeaseStore
 from overlay.store.etcd_config import DEFAULT_ENDPOINT, DEFAULT_PREFIX, EtcdConfig
+from overlay.store.kube_config import ACCOUNT_DIR, ANNOTATION_PREFIX, NET_CONFIG_PATH, KubeAccess
 
 DEFAULT_SOCKET: Final = "/run/overlay/cni.sock"
 _VARIABLE: Final = "OVERLAYCTL_"
+_KUBE: Final = "kube-subnet-mgr"
+
+StoreConfig: TypeAlias = EtcdConfig | KubeAccess
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,13 @@ _COMMON: Final = (
     _Flag("etcd-keyfile", "", "the client certificate's key"),
     _Flag("etcd-username", "", "user, where etcd asks for one"),
     _Flag("etcd-password", "", "password; better as OVERLAYCTL_ETCD_PASSWORD, which `ps` hides"),
+    _Flag(_KUBE, "false", "leases are in the Kubernetes API, not in etcd"),
+    _Flag("kubeconfig-file", "", "way into the Kubernetes API (default: the pod's account)"),
+    _Flag("kube-api-url", "", "URL of the API server"),
+    _Flag("kube-account-dir", str(ACCOUNT_DIR), "where the pod's account is mounted"),
+    _Flag("kube-annotation-prefix", ANNOTATION_PREFIX, "what the nodes' annotations begin with"),
+    _Flag("kube-namespace", "", "where the fabric's key is a Secret (default: the account's)"),
+    _Flag("net-config-path", str(NET_CONFIG_PATH), "file with the network config of Kubernetes"),
 )
 
 
@@ -64,11 +75,13 @@ class Parser(argparse.ArgumentParser):
             names = ["-o", "--output"] if flag.name == "output" else [f"--{flag.name}"]
             shown = flag.text + (f" ({flag.default})" if flag.default else "")
             is_shown = is_top or flag.name == "output"
+            more: dict[str, Any] = {"nargs": "?", "const": "true"} if flag.name == _KUBE else {}
             group.add_argument(
                 *names,
                 default=argparse.SUPPRESS,
                 help=shown if is_shown else argparse.SUPPRESS,
                 metavar=flag.name.rpartition("-")[2].upper(),
+                **more,
             )
 
     def error(self, message: str) -> NoReturn:
@@ -100,6 +113,22 @@ def etcd_config(args: argparse.Namespace) -> EtcdConfig:
     )
 
 
+def store_config(args: argparse.Namespace) -> StoreConfig:
+    """Return how to reach the store that the flags name. Raises UsageError naming the flag."""
+    if args.kube_subnet_mgr.lower() not in {"true", "false", "1", "0"}:
+        raise UsageError(f"--{_KUBE} {args.kube_subnet_mgr[:40]!r}: write true or false")
+    if args.kube_subnet_mgr.lower() in {"false", "0"}:
+        return etcd_config(args)
+    return KubeAccess(
+        kubeconfig=args.kubeconfig_file or None,
+        api_url=args.kube_api_url or None,
+        account_dir=Path(args.kube_account_dir),
+        net_config_path=Path(args.net_config_path),
+        annotation_prefix=args.kube_annotation_prefix,
+        namespace=args.kube_namespace,
+    )
+
+
 def socket_path(args: argparse.Namespace) -> Path:
     """Return where this node's agent listens."""
     return Path(args.socket)
@@ -118,7 +147,7 @@ def with_store(
     """Return the command as ``main`` calls it: the store is opened, and closed whatever happens."""
 
     def run(args: argparse.Namespace) -> int:
-        store: LeaseStore = args.open_store(etcd_config(args))
+        store: LeaseStore = args.open_store(store_config(args))
         try:
             return command(args, store, Output(args.output))
         finally:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from overlay.cli import shapes
 from overlay.cli.control import AgentRefusedError, AgentUnreachableError, call
-from overlay.cli.flags import etcd_config, socket_path
+from overlay.cli.flags import socket_path, store_config
 from overlay.model.address import Family, IPAddress, family_of
 from overlay.model.attachment import Attachment, AttachmentFormatError, parse_attachment
 from overlay.model.document import parse_json
@@ -34,7 +34,7 @@ def read_knowledge(args: Namespace, own_addresses: Iterable[IPAddress]) -> Knowl
         note = f"nothing is repaired while the agent does not answer: {exc}"
     attachments = read_attachments(path.parent / "attachments")
     try:
-        store: LeaseStore = args.open_store(etcd_config(args))
+        store: LeaseStore = args.open_store(store_config(args))
         try:
             leases = store.view().leases.values()
         finally:

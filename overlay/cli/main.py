@@ -24,18 +24,22 @@ from overlay.cli import (
     node,
 )
 from overlay.cli.doctor import command as doctor
-from overlay.cli.flags import Parser, resolve
+from overlay.cli.flags import Parser, StoreConfig, resolve
 from overlay.model.errors import OverlayError
 from overlay.store.base import LeaseStore
-from overlay.store.etcd_config import EtcdConfig
+from overlay.store.kube_config import KubeAccess
 
 _FAULT: Final = 70  # EX_SOFTWARE, sysexits.h
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 _EPILOG: Final = "Exit status: 0 fine, 1 a finding, 2 usage, 3 unreachable; docs/exit-codes.md."
 
 
-def open_etcd(config: EtcdConfig) -> LeaseStore:
-    """Return the store in etcd. Raises StoreError where it cannot be used."""
+def open_named(config: StoreConfig) -> LeaseStore:
+    """Return the store that ``config`` names, and load no other one."""
+    if isinstance(config, KubeAccess):
+        from overlay.store.kube import KubeLeaseStore
+
+        return KubeLeaseStore(config)
     from overlay.store.etcd import EtcdLeaseStore  # gRPC: 0.2 s, not for --help
 
     return EtcdLeaseStore(config)
@@ -45,7 +49,7 @@ def main(
     argv: Sequence[str] | None = None,
     *,
     environment: Mapping[str, str] = os.environ,
-    open_store: Callable[[EtcdConfig], LeaseStore] = open_etcd,
+    open_store: Callable[[StoreConfig], LeaseStore] = open_named,
 ) -> int:
     """Run ``overlayctl``; return its exit status (docs/exit-codes.md).
 

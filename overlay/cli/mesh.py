@@ -17,7 +17,7 @@ from overlay.cli.ask import (
     parse_port,
 )
 from overlay.cli.control import AgentRefusedError, AgentUnreachableError, call
-from overlay.cli.flags import Parser, etcd_config, socket_path, with_output
+from overlay.cli.flags import Parser, socket_path, store_config, with_output
 from overlay.cli.out import Output
 from overlay.mesh.matrix import Cell, matrix, way_of
 from overlay.store.base import LeaseStore
@@ -87,7 +87,7 @@ def _asked(args: Namespace) -> tuple[Sealer, Place]:
     found = next((p for p in peers if p["node"] == args.at and p["public"]), None)
     if found is not None:
         return AgentSealer(path), Place(args.at, ip_address(found["public"][0]), port)
-    store: LeaseStore = args.open_store(etcd_config(args))
+    store: LeaseStore = args.open_store(store_config(args))
     try:
         view = store.view()
     finally:

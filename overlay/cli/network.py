@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from overlay.cli.flags import Parser, with_output, with_store
+from overlay.cli.flags import Parser, store_config, with_output, with_store
 from overlay.cli.out import Output
 from overlay.model.address import FAMILIES
 from overlay.model.errors import OverlayError, UsageError
@@ -14,6 +14,7 @@ from overlay.model.network import NetworkConfig, format_network_config, parse_ne
 from overlay.model.node import NodeIdentity
 from overlay.plan.registry import load_backend
 from overlay.store.base import KEY_OVERLAP_S, LeaseStore
+from overlay.store.kube_config import KubeAccess
 
 _NOBODY = NodeIdentity("overlayctl", "overlayctl")  # a backend wants a node to check its options
 
@@ -56,11 +57,16 @@ def show_network(args: Namespace, store: LeaseStore, out: Output) -> int:
     """Print the config. Raises NoNetworkError where there is none to read."""
     view = store.view()
     if view.config is None:
-        place = f"{args.etcd_prefix.rstrip('/')}/config"
+        config = store_config(args)
+        if isinstance(config, KubeAccess):
+            place, write = str(config.net_config_path), "mount it there from a config map"
+        else:
+            place = f"{config.prefix.rstrip('/')}/config"
+            write = "write one with `overlayctl network init FILE`"
         if view.config_error is not None:
             msg = f"{place} cannot be read: {view.config_error}"
         else:
-            msg = f"no network config at {place}; write one with `overlayctl network init FILE`"
+            msg = f"no network config at {place}; {write}"
         raise NoNetworkError(msg)
     _show(view.config, out)
     return 0

@@ -70,7 +70,7 @@ class KubeLeaseStore:
         self._nodes = Nodes(self._client, access.stem, clock=clock, sleep=sleep, uniform=uniform)
         self._reader = LeaseReader(access.node_name)
         self._config = NetConfigFile(access.net_config_path)
-        self._secret = FabricSecret(self._client, self._namespace)
+        self._secret = FabricSecret(self._client, self._namespace, clock)
         self._feed: Feed | None = None
 
     def view(self) -> LeaseView:

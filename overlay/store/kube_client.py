@@ -8,6 +8,7 @@ used either: a node is 15 KB of which a lease needs 300 bytes.
 """
 
 import contextlib
+import logging
 import socket
 import ssl
 import threading
@@ -30,6 +31,10 @@ from overlay.store.kube_config import KubeAccess
 from overlay.store.kube_errors import Asked, no_answer, parse_status, refusal
 
 T = TypeVar("T")
+
+# A line for each request, with all that we asked for, is nothing for an operator.
+for _name in ("httpx2", "httpcore2"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 Resource: TypeAlias = Any  # a class of lightkube.resources
 Response: TypeAlias = Any  # httpx2.Response
@@ -85,7 +90,7 @@ class KubeClient:
         self._clock = clock
         self._lock = threading.Lock()
         self._client: GenericSyncClient | None = None
-        self.url = access.api_url or access.kubeconfig or "this cluster"
+        self.url = access.shown
 
     def call(
         self,

@@ -48,6 +48,11 @@ class KubeAccess:
             raise UsageError(msg)
 
     @property
+    def shown(self) -> str:
+        """Return the way in as an operator would write it."""
+        return self.api_url or self.kubeconfig or "the Kubernetes API of this pod's account"
+
+    @property
     def stem(self) -> str:
         """Return what every annotation's name begins with.
 

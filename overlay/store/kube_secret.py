@@ -7,9 +7,10 @@ fabric whole and the questions unanswered, with the permission that is missing.
 import base64
 import binascii
 import secrets
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -19,6 +20,7 @@ from lightkube.resources.core_v1 import Secret
 from overlay.model.errors import LeaseFormatError
 from overlay.model.fabric_key import (
     FABRIC_KEY_BYTES,
+    NO_KEYS,
     FabricKeyError,
     FabricKeys,
     format_fabric_key,
@@ -32,7 +34,6 @@ from overlay.store.kube_watch import Found, read_object
 NAME: Final = "overlay-fabric-key"
 _KEY: Final = "key"
 _PREVIOUS: Final = "previous"
-_UNTIL: Final = "previous-until"  # seconds since 1970
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class StoredKeys:
     def __repr__(self) -> str:
         return f"StoredKeys({', '.join(sorted(self.data))})"
 
-    def counting(self, now: float) -> FabricKeys:
-        """Return the keys that count at ``now``, in seconds since 1970."""
+    def keys(self) -> FabricKeys:
+        """Return the keys that can be read."""
         found: dict[str, bytes] = {}
         error: str | None = None
         for name in (_KEY, _PREVIOUS):
@@ -54,13 +55,7 @@ class StoredKeys:
                     found[name] = parse_fabric_key(self.data[name])
                 except FabricKeyError as exc:
                     error = str(exc)
-        if not now < self._until() <= now + 2 * KEY_OVERLAP_S:  # clocks differ a little
-            found.pop(_PREVIOUS, None)
         return FabricKeys(found.get(_KEY), found.get(_PREVIOUS), error)
-
-    def _until(self) -> float:
-        text = self.data.get(_UNTIL, b"")
-        return float(text) if text.isdigit() and len(text) < 16 else 0.0
 
 
 class _Secret(msgspec.Struct):
@@ -81,25 +76,40 @@ SECRETS: Final = Kind(Secret, "secrets", read_secret)
 
 
 class FabricSecret:
-    """Reads and writes the key; ``wall_clock`` returns seconds since 1970."""
+    """Reads and writes the key; any thread may call.
+
+    A Secret has no time to live: the key before the newest counts for
+    KEY_OVERLAP_S from when this process saw it change, on ``clock``, and not
+    at all for one that started later.
+    """
 
     def __init__(
         self,
         client: KubeClient,
         namespace: Callable[[], str],
-        wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._namespace = namespace
-        self._wall_clock = wall_clock
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._newest: bytes | None = None  # that was seen last
+        self._changed_at = float("-inf")
 
     def counting(self, found: Found[StoredKeys] | None) -> FabricKeys:
         """Return the keys of ``found`` that count now."""
         if found is None:
-            return FabricKeys()
+            return NO_KEYS
         if found.value is None or found.error is not None:
             return FabricKeys(error=found.error)
-        return found.value.counting(self._wall_clock())
+        keys = found.value.keys()
+        with self._lock:
+            if keys.newest is not None and keys.newest != self._newest:
+                if self._newest is not None:
+                    self._changed_at = self._clock()
+                self._newest = keys.newest
+            is_over = self._clock() - self._changed_at >= KEY_OVERLAP_S
+        return replace(keys, previous=None) if is_over else keys
 
     def read(self) -> Found[StoredKeys] | None:
         """Return the Secret as it stands, None where there is none. Raises StoreError."""
@@ -128,11 +138,11 @@ class FabricSecret:
         before = self.read()
         if before is None and self.make():
             return
-        data: dict[str, str | None] = {_KEY: _spelled(_new_key()), _PREVIOUS: None, _UNTIL: None}
+        data: dict[str, str | None] = {_KEY: _spelled(_new_key()), _PREVIOUS: None}
+        self.counting(before)  # so that what it replaces counts here too
         stored = before.value if before is not None else None
-        if stored is not None and stored.counting(0).newest is not None:
-            until = int(self._wall_clock()) + KEY_OVERLAP_S
-            data |= {_PREVIOUS: _spelled(stored.data[_KEY]), _UNTIL: _spelled(str(until).encode())}
+        if stored is not None and stored.keys().newest is not None:
+            data[_PREVIOUS] = _spelled(stored.data[_KEY])
         meta = {"resourceVersion": str(before.revision)} if before is not None else {}
         try:
             self._client.call(

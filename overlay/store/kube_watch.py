@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from overlay.model.errors import LeaseFormatError
-from overlay.store.base import StopSignal, StoreError
+from overlay.store.base import StopSignal, StoreAccessError, StoreError
 from overlay.store.kube_client import Kind, KubeClient
 from overlay.store.kube_errors import (
     Asked,
@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_BROKEN_MOST: Final = 3  # broken streams without an event between; then everything is listed
+_BROKEN_MOST: Final = 3  # answers in a row that cannot be read; then everything is listed
+
+
+class UnreadableError(KubeUnavailableError):
+    """The API server says what nobody can read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,7 @@ class KubeWatch(Generic[T]):
         self._objects: dict[str, Found[T]] = {}
         self._revision = 0
         self._must_list = True
-        self._broken = 0  # streams in a row that ended without an event
+        self._broken = 0  # answers in a row that could not be read
 
     def run(
         self,
@@ -166,11 +170,13 @@ class KubeWatch(Generic[T]):
             backoff.begin()
             wait_s = 0.0  # that the server asked for
             try:
-                for changed in self._turn(deliver, stop):
-                    if told is not None:
+                for changed in self._turn(stop):
+                    # A list alone does not show that watching is allowed.
+                    is_list = changed is None
+                    if told is not None and not (is_list and issubclass(told, StoreAccessError)):
                         told = None
                         trouble(None)
-                    if changed:
+                    if changed is None or changed:
                         deliver(self._objects, self._revision, changed)
             except EndedError as exc:
                 log.debug("%s", exc)
@@ -190,22 +196,22 @@ class KubeWatch(Generic[T]):
         return self._objects, self._revision
 
     def _note_break(self, exc: StoreError) -> float:
-        """Count a break; return for how long the server wants to be left, in seconds."""
-        self._broken += 1
-        if self._broken >= _BROKEN_MOST:  # an event that cannot be read would come for ever
+        """Count what cannot be read; return how long the server wants to be left, in seconds."""
+        self._broken += isinstance(exc, UnreadableError)
+        if self._broken >= _BROKEN_MOST:  # it would come again for ever
             self._broken, self._must_list = 0, True
         if isinstance(exc, KubeUnavailableError):
             return exc.wait_s
         self._client.reconnect()  # the account may be another by now
         return 0.0
 
-    def _turn(self, deliver: Deliver[T], stop: StopSignal) -> Iterator[frozenset[str]]:
-        """List where that is needed, then follow; yield what changed, first nothing."""
+    def _turn(self, stop: StopSignal) -> Iterator[frozenset[str] | None]:
+        """List where that is needed, then follow; yield None for a list, then what changed."""
         if self._must_list:
             self._list(stop)
             if stop.is_set():
                 return
-            deliver(self._objects, self._revision, None)
+            yield None
         yield from self._follow(stop)
 
     def _list(self, stop: StopSignal | None) -> None:
@@ -296,7 +302,7 @@ class KubeWatch(Generic[T]):
             raise self._nonsense(exc) from exc
 
     def _nonsense(self, exc: Exception) -> StoreError:
-        return KubeUnavailableError(
+        return UnreadableError(
             f"Kubernetes API at {self._client.url}: {self._asked.plural}: the answer cannot be "
             f"read: {exc}"
         )

@@ -331,7 +331,6 @@ def test_foreign_device_in_the_way(ready: World, made: str, words: list[str]) ->
         (["--subnet-lease-renew-margin=25h"], 2, ["--subnet-lease-renew-margin"]),
         (["--state-dir=relative"], 2, ["--state-dir", "absolute"]),
         (["--node-name=a b"], 2, ["--node-name"]),
-        (["--kube-subnet-mgr"], 2, ["--kube-subnet-mgr"]),
         (["--nonsense"], 2, ["--nonsense", "--help"]),
     ],
 )

@@ -10,7 +10,7 @@ from overlay.cli.doctor.catalog import CHECKS
 from overlay.cli.doctor.facts import Facts, gather
 from overlay.cli.doctor.runner import Report, run_one
 from overlay.cli.flags import resolve
-from overlay.cli.main import open_etcd, parser
+from overlay.cli.main import open_named, parser
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.nft import NftTable
 from overlay.model.address import Family
@@ -91,7 +91,7 @@ def facts_of(*flags: str, store: LeaseStore | None = None) -> Facts:
     """
     args = parser().parse_args(["doctor", *flags])
     resolve(args, {})
-    args.open_store = open_etcd if store is None else lambda _config: store
+    args.open_store = open_named if store is None else lambda _config: store
     return gather(args)
 
 

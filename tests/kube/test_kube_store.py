@@ -14,6 +14,7 @@ from overlay.model.errors import UsageError
 from overlay.model.lease import LeaseAttributes
 from overlay.model.subnet import parse_subnet
 from overlay.store.base import (
+    KEY_OVERLAP_S,
     DuplicateNodeError,
     LeaseLostError,
     StoreAccessError,
@@ -334,20 +335,32 @@ def test_key_without_permission_leaves_the_fabric_and_says_why(cluster: PlantedC
         cluster.make_fabric_key()
 
 
-def test_key_of_a_rotation_ends_and_a_spoiled_one_shows_nothing(cluster: PlantedCluster) -> None:
+def test_key_before_the_newest_ends_by_itself(cluster: PlantedCluster) -> None:
+    now = [0.0]
+    store = KubeLeaseStore(cluster._access, clock=lambda: now[0])
+    store.make_fabric_key()
+    store.rotate_fabric_key()
+    assert len(store.view().fabric_keys.counting) == 2
+    assert len(cluster.view().fabric_keys.counting) == 1, "who did not see the change"
+    now[0] += KEY_OVERLAP_S - 1
+    assert len(store.view().fabric_keys.counting) == 2
+    now[0] += 1
+    assert len(store.view().fabric_keys.counting) == 1
+    store.close()
+
+
+def test_key_that_cannot_be_read_is_told_without_a_byte_of_it(cluster: PlantedCluster) -> None:
     cluster.make_fabric_key()
-    cluster.rotate_fabric_key()
-    assert len(cluster.view().fabric_keys.counting) == 2
     place = Place("secrets", "overlay")
     secret = cluster.api.objects.get(place, "overlay-fabric-key")
-    over = {**secret, "data": {**secret["data"], "previous-until": "MTAwMA=="}}
-    cluster.api.objects.replace(place, "overlay-fabric-key", over, None)
-    assert len(cluster.view().fabric_keys.counting) == 1
-    spoiled = {**secret, "data": {"key": "bm9uc2Vuc2U="}}
-    cluster.api.objects.replace(place, "overlay-fabric-key", spoiled, None)
-    error = cluster.view().fabric_keys.error or ""
-    assert "64 hexadecimal digits" in error
-    assert "nonsense" not in error
+    for value, words in (("bm9uc2Vuc2U=", "64 hexadecimal digits"), ("nonsens", "cannot be read")):
+        spoiled = {**secret, "data": {"key": value}}
+        cluster.api.objects.replace(place, "overlay-fabric-key", spoiled, None)
+        error = cluster.view().fabric_keys.error or ""
+        assert words in error
+        assert "nonsens" not in error
+    cluster.rotate_fabric_key()
+    assert cluster.view().fabric_keys.newest is not None
 
 
 def test_condition_is_written_once(cluster: PlantedCluster) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from overlay.cli.flags import StoreConfig
 from overlay.cli.main import main
 from overlay.model.address import Family
 from overlay.model.lease import LeaseAttributes, Owner
@@ -138,7 +139,8 @@ def test_what_show_prints_can_be_written_again(run: Run, tmp_path: Path) -> None
 def test_etcd_flags_win_over_variables() -> None:
     seen: list[EtcdConfig] = []
 
-    def open_store(config: EtcdConfig) -> MemoryLeaseStore:
+    def open_store(config: StoreConfig) -> MemoryLeaseStore:
+        assert isinstance(config, EtcdConfig)
         seen.append(config)
         return MemoryLeaseStore()
 

@@ -167,6 +167,7 @@ def test_without_agent_and_store_the_attachments_are_known(tmp_path: Path) -> No
         open_store=refuse,
         etcd_endpoints="http://127.0.0.1:1",
         etcd_prefix="/x",
+        kube_subnet_mgr="false",
         **{f"etcd_{n}": "" for n in ("cafile", "certfile", "keyfile", "username", "password")},
     )
     known = read_knowledge(args, ())

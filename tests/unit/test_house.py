@@ -102,6 +102,7 @@ WALL_CLOCK = {
     "overlay/cli/events.py",  # what happened in the last ten minutes
     "overlay/cli/leases.py",  # when a lease ends
     "overlay/lab/chaos/table.py",  # when it was measured
+    "overlay/store/kube_condition.py",  # since when a node has a network, for people to read
 }
 TIME_OF_DAY = re.compile(
     r"\btime\.(time|time_ns|localtime|gmtime|ctime|strftime)\b|\bCLOCK_REALTIME\b"

@@ -14,7 +14,7 @@ from overlay.cli import shapes
 from overlay.cli.control import call
 from overlay.cli.doctor.fabric import Fabric, fabric_of
 from overlay.cli.doctor.lazy import Lazy
-from overlay.cli.flags import etcd_config, socket_path
+from overlay.cli.flags import StoreConfig, socket_path, store_config
 from overlay.kernel.host.addresses import list_addresses
 from overlay.kernel.host.path_mtu import largest_packets
 from overlay.kernel.links import LinkInfo, list_links
@@ -26,7 +26,6 @@ from overlay.model.errors import OverlayError
 from overlay.model.lease import Lease, LeaseView
 from overlay.policy.listing import Listing
 from overlay.store.base import LeaseStore
-from overlay.store.etcd_config import EtcdConfig
 
 AGENT_S: Final = 2.0  # for one answer of the agent
 _ECHO_S: Final = 1.0  # for the echoes of one round
@@ -64,7 +63,7 @@ class Facts:
     drift: Callable[[], Sequence[str]]  # the agent's own `diff`, asked anew each time
     # The largest packet that each of some addresses answers, up to a size in bytes.
     echoes: Callable[[Iterable[IPAddress], int], Mapping[IPAddress, int]]
-    etcd: EtcdConfig
+    where: StoreConfig  # the leases are
     store: Lazy[LeaseStore]
     view: Lazy[LeaseView]
 
@@ -93,7 +92,7 @@ def gather(args: Namespace) -> Facts:
     Nothing is read yet. Raises UsageError for flags that cannot be used.
     """
     socket = socket_path(args)
-    config = replace(etcd_config(args), timeout_s=STORE_S)
+    config = replace(store_config(args), timeout_s=STORE_S)
     store: Lazy[LeaseStore] = Lazy(lambda: args.open_store(config))
     return Facts(
         places=Places(
@@ -114,7 +113,7 @@ def gather(args: Namespace) -> Facts:
         mtu=Lazy(lambda: call(socket, "mtu", like=shapes.MTU, timeout_s=AGENT_S)),
         drift=lambda: call(socket, "diff", like=shapes.DIFF, timeout_s=AGENT_S)["ops"],
         echoes=functools.partial(largest_packets, wait_s=_ECHO_S),
-        etcd=config,
+        where=config,
         store=store,
         view=Lazy(lambda: store().view()),
     )

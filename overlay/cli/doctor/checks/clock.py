@@ -15,6 +15,7 @@ from typing import Final
 from overlay.cli.doctor.facts import CannotTellError, Facts
 from overlay.cli.doctor.verdicts import Check, Fine, Scope, Unknown, Verdict, warning
 from overlay.store.etcd_config import EtcdConfig, parse_endpoint
+from overlay.store.kube_config import KubeAccess
 
 _ALLOWED_S: Final = 5.0
 _ROUNDING_S: Final = 1.0  # a Date has whole seconds (RFC 9110, section 5.6.7)
@@ -22,10 +23,14 @@ _TIMEOUT_S: Final = 2.0
 
 
 def _run(facts: Facts) -> Iterator[Verdict]:
-    for endpoint in facts.etcd.endpoints:
+    where = facts.where
+    if isinstance(where, KubeAccess):
+        yield Unknown("leases are in Kubernetes: only etcd is asked for its clock")
+        return
+    for endpoint in where.endpoints:
         try:
             before = time.monotonic()
-            theirs = _date(facts.etcd, endpoint)
+            theirs = _date(where, endpoint)
             took_s = time.monotonic() - before
         except CannotTellError as exc:
             yield Unknown(str(exc))

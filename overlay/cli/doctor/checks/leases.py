@@ -21,6 +21,7 @@ from overlay.model.address import IPAddress
 from overlay.model.errors import OverlayError
 from overlay.model.lease import Lease
 from overlay.store.base import LeaseStore, StoreError
+from overlay.store.kube_config import KubeAccess
 
 # Half of what `--subnet-lease-renew-margin` leaves by default, of a lease of 24 hours
 # and of shorter ones: renewals have failed by then.
@@ -37,10 +38,14 @@ def _store(facts: Facts) -> Iterator[Verdict]:
         yield _unreachable(facts, exc)
         return
     if view.config is None:
-        why = view.config_error or "there is none"
-        reason = f"{facts.etcd.prefix}/config: {why}: no agent can start"
-        yield error(reason, "overlayctl network init network.json")
-    yield Fine(f"{facts.etcd.shown}: {len(view.leases)} leases at revision {view.revision}")
+        why, where = view.config_error or "there is none", facts.where
+        if isinstance(where, KubeAccess):
+            reason = f"{where.net_config_path}: {why}: no agent can start"
+            yield error(reason, "kubectl -n overlay-system edit configmap overlay-network")
+        else:
+            reason = f"{where.prefix}/config: {why}: no agent can start"
+            yield error(reason, "overlayctl network init network.json")
+    yield Fine(f"{facts.where.shown}: {len(view.leases)} leases at revision {view.revision}")
 
 
 def _unreachable(facts: Facts, exc: StoreError) -> Verdict:
@@ -49,17 +54,26 @@ def _unreachable(facts: Facts, exc: StoreError) -> Verdict:
     except OverlayError:
         is_connected = False
     if is_connected:
-        return Unknown(f"the agent is connected, overlayctl is not: {exc}; give --etcd-endpoints")
+        flag = "--kubeconfig-file" if isinstance(facts.where, KubeAccess) else "--etcd-endpoints"
+        return Unknown(f"the agent is connected, overlayctl is not: {exc}; give {flag}")
+    if isinstance(facts.where, KubeAccess):
+        reason = f"{exc}: traffic flows on, but nothing new is learned"
+        return error(reason, "kubectl get --raw /readyz")
     reason = f"{exc}: traffic flows on, but nothing new is learned and leases run out"
-    return error(reason, f"curl -m 2 {facts.etcd.endpoints[0]}/health")
+    return error(reason, f"curl -m 2 {facts.where.endpoints[0]}/health")
 
 
 def _unreadable(facts: Facts) -> Iterator[Verdict]:
+    where = facts.where
     for key in facts.view().skipped:
-        full = f"{facts.etcd.root}subnets/{key.key}" if "/" not in key.key else key.key
+        if isinstance(where, KubeAccess):
+            reason = f"{key.key} cannot be read: {key.reason}"
+            yield error(reason, "kubectl get nodes -o yaml | grep -B2 -A9 annotations:")
+            continue
+        full = f"{where.root}subnets/{key.key}" if "/" not in key.key else key.key
         yield error(f"{full} cannot be read: {key.reason}", f"etcdctl del {quote(full)}")
     if not facts.view().skipped:
-        yield Fine(f"every key under {facts.etcd.prefix}")
+        yield Fine(f"every lease in {where.shown}")
 
 
 def _duplicates(facts: Facts) -> Iterator[Verdict]:
@@ -118,7 +132,7 @@ def _near(store: LeaseStore, lease: Lease) -> int | None:
 
 
 CHECKS: Final = (
-    Check("store", "whether etcd answers and has a network config", _store, Scope.STORE),
+    Check("store", "whether the store answers and has a network config", _store, Scope.STORE),
     Check("unreadable-keys", "keys under the prefix that are no leases", _unreadable, Scope.STORE),
     Check("duplicate-address", "public addresses of all leases", _duplicates, Scope.STORE),
     Check("own-lease", "this node's lease, by address or node id", _own, Scope.STORE),
