@@ -9,9 +9,12 @@ by a value. ``overlay.policy`` reads objects into them and decides.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from overlay.model.address import IPAddress, IPNetwork
+
+if TYPE_CHECKING:
+    from overlay.model.cluster_policy import ClusterNetworkPolicy
 
 NAME_LABEL: Final = "kubernetes.io/metadata.name"  # every namespace has its name as a label
 Labels: TypeAlias = Mapping[str, str]
@@ -179,18 +182,29 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True)
+class Namespace:
+    """A namespace; its labels have ``NAME_LABEL`` among them."""
+
+    name: str
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """Everything that policies are about, at one moment.
 
     ``namespaces`` are labels by name, with ``NAME_LABEL`` among them; a
     namespace that pods are in and that is not known has that label alone.
-    ``nodes`` are the addresses of every node, by its name.
+    ``nodes`` are the addresses of every node, by its name, and ``node_labels``
+    their labels. ``cluster_policies`` count only where the admin tier is on.
     """
 
     pods: Mapping[PodKey, Pod] = field(default_factory=dict)
     namespaces: Mapping[str, Labels] = field(default_factory=dict)
     policies: Mapping[tuple[str, str], NetworkPolicy] = field(default_factory=dict)
     nodes: Mapping[str, frozenset[IPAddress]] = field(default_factory=dict)
+    node_labels: Mapping[str, Labels] = field(default_factory=dict)
+    cluster_policies: Mapping[str, "ClusterNetworkPolicy"] = field(default_factory=dict)
 
     def namespace_labels(self, name: str) -> Labels:
         """Return the labels of a namespace, known or not."""
