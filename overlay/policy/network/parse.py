@@ -25,7 +25,7 @@ from overlay.model.netpol import (
     Selector,
 )
 from overlay.policy.network.fields import Field, PolicyFormatError
-from overlay.policy.network.parse_cluster import CLUSTER_API, parse_cluster_policy
+from overlay.policy.network.parse_cluster import parse_cluster_policy
 from overlay.policy.network.parse_pod import parse_namespace, parse_pod
 from overlay.policy.network.selectors import parse_selector
 from overlay.policy.network.subject import DEFAULT_NAMESPACE, object_name, root
@@ -70,14 +70,14 @@ def parse_objects(
     for the first object that is refused, and for kinds other than
     NetworkPolicy, ClusterNetworkPolicy, Namespace and Pod.
     """
-    return tuple(_objects(document, strict, namespace, _DEEPEST_LIST))
+    return tuple(_objects(document, namespace, _DEEPEST_LIST, strict=strict))
 
 
-def _objects(document: Any, strict: bool, namespace: str, depth: int) -> list[Parsed]:
+def _objects(document: Any, namespace: str, depth: int, *, strict: bool) -> list[Parsed]:
     if document is None:
         return []
     if isinstance(document, list | tuple):
-        return [one for each in document for one in _objects(each, strict, namespace, depth)]
+        return [one for each in document for one in _objects(each, namespace, depth, strict=strict)]
     if not isinstance(document, Mapping):
         raise PolicyFormatError("object", "", document, f"{shown(document)} is no object")
     kind = document.get("kind")
@@ -97,7 +97,7 @@ def _objects(document: Any, strict: bool, namespace: str, depth: int) -> list[Pa
             value = each.value
             if isinstance(value, Mapping) and "kind" not in value and kind != "List":
                 value = {**value, "kind": kind.removesuffix("List")}
-            found += _objects(value, strict, namespace, depth - 1)
+            found += _objects(value, namespace, depth - 1, strict=strict)
         return found
     raise PolicyFormatError(
         "object",

@@ -109,9 +109,9 @@ def _rule(field: Field, key: str) -> ClusterRule:
         fails_closed = fails_closed or not found
         understood += found
     ports = _ports(field.get("protocols"))
-    if ports and any(isinstance(port, NamedPortMatch) for port in ports):
-        if any(not isinstance(peer, PodPeer) for peer in understood):
-            raise field.error("destinationNamedPort goes with pods and namespaces only")
+    is_named = any(isinstance(port, NamedPortMatch) for port in ports or ())
+    if is_named and any(not isinstance(peer, PodPeer) for peer in understood):
+        raise field.error("destinationNamedPort goes with pods and namespaces only")
     if fails_closed and action is not Action.ACCEPT:
         return ClusterRule(Action.DENY, None, None, name)
     return ClusterRule(action, tuple(understood), ports, name)
