@@ -7,14 +7,17 @@ the flow, wherever in the cluster they run.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeAlias
 
 from overlay.model.address import IPAddress
 from overlay.model.cluster_policy import Action
 from overlay.model.netpol import Flow, Pod, PodKey, Protocol, World
 from overlay.policy.network.classes import Classifier, Direction, PodClass, Step, Term
 from overlay.policy.network.compile import DEFAULTS, CompileOptions
-from overlay.policy.network.ports import Span
+from overlay.policy.network.ports import PortSet, Span, union
 from overlay.policy.network.spans import contains
+
+Words: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,8 @@ class Judgement:
     direction: Direction
     pod: PodKey
     allowed: bool
-    rules: tuple[str, ...] = ()
-    policies: tuple[str, ...] = ()
+    rules: Words = ()
+    policies: Words = ()
     audited: bool = False
 
 
@@ -50,13 +53,14 @@ class Decision:
 
 @dataclass(slots=True)
 class Decider:
-    """Answers for one world; pods are classified once."""
+    """Answers for one world. It remembers what it found out, class by class and peer by peer."""
 
     world: World
     options: CompileOptions = DEFAULTS
     _classifier: Classifier = field(init=False)
     _owners: dict[IPAddress, list[Pod]] = field(default_factory=dict, init=False)
     _classes: dict[tuple[PodKey, Direction], PodClass] = field(default_factory=dict, init=False)
+    _sides: dict[tuple[str, IPAddress], "_Side"] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._classifier = Classifier(self.options.audited)
@@ -69,33 +73,28 @@ class Decider:
 
     def decide(self, flow: Flow) -> Decision:
         """Return what becomes of a flow."""
-        source = self._owner(flow.source, Direction.EGRESS)
-        target = self._owner(flow.destination, Direction.INGRESS)
-        if source is not None and source is target:
-            return Decision(allowed=True, because="a pod reaches itself")
-        if target is not None and flow.source in self.world.nodes.get(target.node, frozenset()):
-            return Decision(allowed=True, because=f"node {target.node} reaches its own pods")
-        egress = self._judge(source, Direction.EGRESS, flow.destination, flow)
-        ingress = self._judge(target, Direction.INGRESS, flow.source, flow)
+        if because := self._exempt(flow.source, flow.destination):
+            return Decision(allowed=True, because=because)
+        egress, ingress = (
+            self._judgement(direction, own, peer, flow)
+            for direction, own, peer in _ends(flow.source, flow.destination)
+        )
         allowed = all(each is None or each.allowed for each in (egress, ingress))
         return Decision(allowed, egress, ingress)
 
     def reach(self, source: IPAddress, destination: IPAddress) -> tuple[Span, ...]:
         """Return the ports that are open from one address to another, ascending."""
-        edges: dict[Protocol, set[int]] = {protocol: {0, 65536} for protocol in Protocol}
-        for address, direction in (
-            (source, Direction.EGRESS),
-            (destination, Direction.INGRESS),
-        ):
-            pod = self._owner(address, direction)
-            if pod is not None:
-                for term in _terms(self.class_of(pod, direction)):
-                    self._edges(term, destination, edges)
+        sides: list[_Side] = []
+        if not self._exempt(source, destination):
+            for direction, own, peer in _ends(source, destination):
+                pod = self._owner(own, direction)
+                if pod is not None:
+                    sides.append(self._side(self.class_of(pod, direction), peer))
         spans: list[Span] = []
-        for protocol, points in edges.items():
-            ordered = sorted(points)
-            for first, after in pairwise(ordered):
-                if not self.decide(Flow(source, destination, protocol, first)).allowed:
+        for protocol in Protocol:
+            edges = {0, 65536}.union(*(side.edges(protocol) for side in sides))
+            for first, after in pairwise(sorted(edges)):
+                if not all(side.says(protocol, first)[0] for side in sides):
                     continue
                 if spans and spans[-1][0] == protocol.value and spans[-1][2] == first - 1:
                     spans[-1] = (protocol.value, spans[-1][1], after - 1)
@@ -112,6 +111,16 @@ class Decider:
             self._classes[pod.key, direction] = known
         return known
 
+    def _exempt(self, source: IPAddress, destination: IPAddress) -> str:
+        """Return why no policy is asked; empty where they are."""
+        targets = self._owners.get(destination, [])
+        if any(pod is target for pod in self._owners.get(source, []) for target in targets):
+            return "a pod reaches itself"
+        target = self._owner(destination, Direction.INGRESS)
+        if target is not None and source in self.world.nodes.get(target.node, frozenset()):
+            return f"node {target.node} reaches its own pods"
+        return ""
+
     def _owner(self, address: IPAddress, direction: Direction) -> Pod | None:
         """Return the pod of an address: of two, as in the table, the first that is isolated."""
         owners = self._owners.get(address, [])
@@ -120,46 +129,46 @@ class Decider:
                 return pod
         return owners[0] if owners else None
 
-    def _judge(
-        self, pod: Pod | None, direction: Direction, peer: IPAddress, flow: Flow
+    def _judgement(
+        self, direction: Direction, own: IPAddress, peer: IPAddress, flow: Flow
     ) -> Judgement | None:
+        pod = self._owner(own, direction)
         if pod is None:
             return None
         each = self.class_of(pod, direction)
-        step = self._first(each.admin, peer, flow)
-        if step is None or step.action is Action.PASS:
-            if each.policies:
-                rules = tuple(t.name for t in each.allowed if self._matches(t, peer, flow))
-                if rules:
-                    return Judgement(direction, pod.key, allowed=True, rules=rules)
-                names = tuple(map("/".join, each.policies))
-                return Judgement(direction, pod.key, each.audited, (), names, each.audited)
-            step = self._first(each.baseline, peer, flow)
-        if step is None or step.action is Action.PASS:
-            return Judgement(direction, pod.key, allowed=True)
-        if step.action is Action.ACCEPT:
-            return Judgement(direction, pod.key, allowed=True, rules=(step.term.name,))
-        denied = (step.term.name,)
-        return Judgement(direction, pod.key, each.audited, denied, (step.policy,), each.audited)
+        allowed, rules, policies = self._side(each, peer).says(flow.protocol, flow.port)
+        is_audit = bool(policies) and each.audited
+        return Judgement(direction, pod.key, allowed, rules, policies, audited=is_audit)
 
-    def _first(self, steps: Iterable[Step], peer: IPAddress, flow: Flow) -> Step | None:
-        return next((step for step in steps if self._matches(step.term, peer, flow)), None)
+    def _side(self, each: PodClass, peer: IPAddress) -> "_Side":
+        known = self._sides.get((each.ident, peer))
+        if known is None:
+            known = self._sides[each.ident, peer] = _Side(
+                each,
+                self._steps(each.admin, peer),
+                [(t, found) for t in each.allowed if (found := self._facing(t, peer))],
+                self._steps(each.baseline, peer),
+            )
+        return known
 
-    def _matches(self, term: Term, peer: IPAddress, flow: Flow) -> bool:
-        pods = self._owners.get(peer, [])
-        if term.ports.holds(flow.protocol, flow.port) and (
-            self._is_elsewhere(term, peer) or any(self._selects(term, pod) for pod in pods)
-        ):
-            return True
+    def _steps(self, steps: Iterable[Step], peer: IPAddress) -> list[tuple[Step, PortSet]]:
+        return [(s, found) for s in steps if (found := self._facing(s.term, peer))]
+
+    def _facing(self, term: Term, peer: IPAddress) -> PortSet | None:
+        """Return the ports on which ``term`` matches ``peer``; None for nowhere."""
+        found: list[PortSet] = []
+        elsewhere = self._is_meant_by_address(term, peer)
+        if elsewhere:
+            found.append(PortSet(term.ports.spans, every=term.ports.every))
         # Names are left in terms of egress only: their targets are the peers.
-        return bool(term.ports.names) and any(
-            term.ports.resolved(pod.ports).holds(flow.protocol, flow.port)
-            and (self._is_elsewhere(term, peer) or self._selects(term, pod))
-            for pod in pods
-        )
+        found += [
+            term.ports.resolved(pod.ports)
+            for pod in self._owners.get(peer, [])
+            if elsewhere or self._selects(term, pod)
+        ]
+        return union(found) if found else None
 
-    def _is_elsewhere(self, term: Term, peer: IPAddress) -> bool:
-        """Return whether a peer is meant by its address, whoever has it."""
+    def _is_meant_by_address(self, term: Term, peer: IPAddress) -> bool:
         return (
             term.everybody
             or any(contains(block, peer) for block in term.blocks)
@@ -174,24 +183,57 @@ class Decider:
         labels = self.world.namespace_labels(pod.namespace)
         return any(scope.selects(pod, labels) for scope in term.scopes)
 
-    def _edges(self, term: Term, destination: IPAddress, edges: dict[Protocol, set[int]]) -> None:
-        """Add the ports where what a term says to ``destination`` may change."""
-        resolved = [term.ports.resolved(pod.ports) for pod in self._owners.get(destination, [])]
-        for ports in (term.ports, *resolved):
-            for number, first, last in ports.spans:
-                edges[Protocol(number)] |= {first, last + 1}
 
-
-def decide(
-    world: World,
-    flow: Flow,
-    options: CompileOptions = DEFAULTS,
-) -> Decision:
+def decide(world: World, flow: Flow, options: CompileOptions = DEFAULTS) -> Decision:
     """Return what the policies of ``world`` say to ``flow``."""
     return Decider(world, options).decide(flow)
 
 
-def _terms(each: PodClass) -> Iterable[Term]:
-    yield from each.allowed
-    for step in (*each.admin, *each.baseline):
-        yield step.term
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """A class facing one peer: what of it matches that peer at all, with the ports."""
+
+    each: PodClass
+    admin: list[tuple[Step, PortSet]]
+    allowed: list[tuple[Term, PortSet]]
+    baseline: list[tuple[Step, PortSet]]
+
+    def edges(self, protocol: Protocol) -> set[int]:
+        """Return the ports where what it says may change."""
+        return {
+            edge
+            for _, ports in (*self.admin, *self.allowed, *self.baseline)
+            for number, first, last in ports.spans
+            if number == protocol.value
+            for edge in (first, last + 1)
+        }
+
+    def says(self, protocol: Protocol, port: int) -> tuple[bool, Words, Words]:
+        """Return whether it lets pass, by which rules, and which policies refuse."""
+        step = _first(self.admin, protocol, port)
+        if step is None or step.action is Action.PASS:
+            if self.each.policies:
+                names = tuple(t.name for t, ports in self.allowed if ports.holds(protocol, port))
+                if names:
+                    return True, names, ()
+                return self.each.audited, (), tuple(map("/".join, self.each.policies))
+            step = _first(self.baseline, protocol, port)
+        if step is None or step.action is Action.PASS:
+            return True, (), ()
+        if step.action is Action.ACCEPT:
+            return True, (step.term.name,), ()
+        return self.each.audited, (step.term.name,), (step.policy,)
+
+
+def _first(steps: Iterable[tuple[Step, PortSet]], protocol: Protocol, port: int) -> Step | None:
+    return next((step for step, ports in steps if ports.holds(protocol, port)), None)
+
+
+def _ends(
+    source: IPAddress, destination: IPAddress
+) -> tuple[tuple[Direction, IPAddress, IPAddress], ...]:
+    """Return both ends: the direction that is judged there, its own address, its peer's."""
+    return (
+        (Direction.EGRESS, source, destination),
+        (Direction.INGRESS, destination, source),
+    )
