@@ -102,7 +102,7 @@ def network(field: Field) -> IPNetwork:
     who is not strict does so too.
     """
     text = field.text()
-    problem = "must be a network such as 10.0.0.0/8 or fd00::/8"
+    problem = "must be a network such as 10.0.0.0/8 or fd00::/8, without zeros in front"
     if not _CIDR.match(text):
         raise field.error(problem)
     if not field.strict and ":" not in text:
@@ -110,7 +110,7 @@ def network(field: Field) -> IPNetwork:
     try:
         found = ip_network(text, strict=False)
     except ValueError as exc:
-        raise field.error(f"{problem}: {exc}") from exc
+        raise field.error(problem) from exc
     if isinstance(found, IPv6Network) and found.network_address.ipv4_mapped is not None:
         raise field.error("an IPv4 network within IPv6 is ambiguous; write it as IPv4")
     return found
