@@ -1,0 +1,89 @@
+"""A compiler that saw other worlds before gives the table that a new one gives."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address
+from random import Random
+from typing import TypeVar
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overlay.model.netpol import (
+    NetworkPolicy,
+    Operator,
+    Pod,
+    PodPeer,
+    Requirement,
+    Rule,
+    Selector,
+    World,
+)
+from overlay.policy.network.compile import CompileOptions, PolicyCompiler, compile_policies
+from overlay.policy.network.render import LogOptions
+from tests.unit.policy_worlds import NODES, successors, worlds
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_OPTIONS = st.builds(
+    CompileOptions,
+    st.frozensets(st.sampled_from(["x", "y"]), max_size=1),
+    st.booleans(),
+    st.none() | st.just(LogOptions(7)),
+)
+_UNKNOWN = st.frozensets(
+    st.sampled_from([ip_address("10.244.0.1"), ip_address("fd00:244::9")]), max_size=1
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data(), _OPTIONS, st.sampled_from(NODES))
+def test_history_does_not_matter(data: st.DataObject, options: CompileOptions, node: str) -> None:
+    compiler = PolicyCompiler(node, options)
+    world = data.draw(worlds())
+    for _ in range(4):
+        unknown = data.draw(_UNKNOWN)
+        found = compiler.update(world, unknown)
+        assert found == compile_policies(world, node, options, unknown)
+        assert found.delta(found) == ""
+        world = data.draw(successors(world))
+
+
+@settings(deadline=None, max_examples=30)
+@given(worlds(), st.randoms(use_true_random=False), _OPTIONS)
+def test_order_does_not_matter(world: World, random: Random, options: CompileOptions) -> None:
+    def shuffled(mapping: Mapping[K, V]) -> dict[K, V]:
+        items = list(mapping.items())
+        random.shuffle(items)
+        return dict(items)
+
+    other = replace(
+        world,
+        pods=shuffled(world.pods),
+        policies=shuffled(world.policies),
+        namespaces=shuffled(world.namespaces),
+        cluster_policies=shuffled(world.cluster_policies),
+    )
+    first = compile_policies(world, "n1", options)
+    assert str(compile_policies(other, "n1", options)) == str(first)
+
+
+def test_many_changes_at_once_are_a_new_beginning() -> None:
+    pods = {
+        ("x", f"p{n}"): Pod("x", f"p{n}", frozenset({IPv4Address((10 << 24) + n)}), {}, "n1")
+        for n in range(1200)
+    }
+    peer = Rule((PodPeer(Selector((Requirement("app", Operator.EXISTS),))),))
+    world = World(pods, policies={("x", "a"): NetworkPolicy("x", "a", ingress=(peer,))})
+    compiler = PolicyCompiler("n1")
+    compiler.update(world)
+    labelled = {
+        key: replace(pod, labels={"app": "a"}) if n % 2 else pod
+        for n, (key, pod) in enumerate(pods.items())
+    }
+    after = replace(world, pods=labelled)
+    found = compiler.update(after)
+    assert found == compile_policies(after, "n1")
+    (members,) = [each for name, each in found.sets.items() if name.startswith("ov_a4_")]
+    assert len(members.elements) == 600
