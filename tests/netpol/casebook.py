@@ -37,7 +37,7 @@ class Places:
 
     def words(self) -> dict[str, str]:
         """Return what cases may write in braces: ``x/b.4``, ``n2.6``, ``n2.net.4``, ``pods.4``."""
-        found = {}
+        found: dict[str, str] = {}
         for name, addresses in (*self.pods.items(), *self.called.items()):
             found.update({f"{name}.{a.version}": str(a) for a in addresses})
         for name, networks in self.subnets.items():
@@ -119,7 +119,7 @@ class Case:
 
 def cases() -> list[Case]:
     """Return all cases, families in the order of their names."""
-    found = []
+    found: list[Case] = []
     for path in sorted(_CASES.glob("*.yaml")):
         for document in yaml.safe_load(path.read_text()):
             found += _cases(path.stem, document)

@@ -43,6 +43,7 @@ PORTS: Final = (79, 80, 81, 443, 8080)
 _NAMESPACES: Final = ("x", "y", "z")
 _HOMES: Final = ("x", "x", "x", "y", "y", "z")  # so that pods and policies meet
 _MOST_PODS: Final = 7
+LAST_PLACE: Final = _MOST_PODS + 2  # the last byte of the last address that a pod may have
 _PORT_NAMES: Final = ("web", "dns")
 _TEAM: Final = "team"
 
@@ -172,24 +173,27 @@ def _pods(draw: st.DrawFn, index: int) -> Pod:
     fate = draw(st.sampled_from(("lives",) * 6 + ("on host", "finished")))
     node = draw(st.integers(1, len(NODES)))
     last = index + (2 if fate == "finished" else 1)
-    families = draw(st.sampled_from(((4, 6), (4, 6), (4,), (6,))))
-    own = {
-        4: ip_address(f"10.244.{node}.{last}"),
-        6: ip_address(f"fd00:10:244:{node}::{last}"),
-    }
+    versions = draw(st.sampled_from(((4, 6), (4, 6), (4,), (6,))))
     name = NODES[node - 1]
     return Pod(
         namespace=draw(st.sampled_from(_HOMES)),
         name=f"p{index}",
         addresses=NODE_ADDRESSES[name]
         if fate == "on host"
-        else frozenset(own[family] for family in families),
+        else frozenset(place(version, node, last) for version in versions),
         labels=draw(_labels),
         node=name,
         ports=draw(_named_ports),
         is_on_host=fate == "on host",
         is_finished=fate == "finished",
     )
+
+
+def place(version: int, node: int, last: int) -> IPAddress:
+    """Return the address that ends with ``last`` among those of a node's pods."""
+    if version == 4:
+        return ip_address(f"10.244.{node}.{last}")
+    return ip_address(f"fd00:10:244:{node}::{last}")
 
 
 @st.composite
