@@ -13,7 +13,7 @@ from typing import Final
 
 from overlay.lab import netns
 from overlay.model.address import IPAddress
-from overlay.model.netpol import Flow, World
+from overlay.model.netpol import Flow
 from tests.netpol.prober import Door, Prober, Question, probing
 from tests.netpol.worlds import LAST_PLACE, NODE_ADDRESSES, NODES, OUTSIDE, PORTS, place
 
@@ -44,12 +44,6 @@ class Bed:
             should_answer,
             flow.source,
         )
-
-
-def host_link(world: World, address: IPAddress) -> str:
-    """Return the node's end of the veth pair of the pod with that address."""
-    del world
-    return f"opod{int(address) & 0xFF}"
 
 
 @contextlib.contextmanager
@@ -122,10 +116,8 @@ def _wire(middle: str, nodes: Mapping[str, str], pods: Mapping[tuple[str, int], 
 
 
 def _pair(upper: str, port: str, port_mac: str, lower: str, name: str, mac: str) -> None:
-    made = (
-        f"link add {port} address {port_mac} type veth peer name {name} netns {lower} address {mac}"
-    )
-    netns.ip_batch(upper, [f"{made} netns {lower}", f"link set {port} up"])
+    ends = f"{port} address {port_mac} type veth peer name {name} address {mac} netns {lower}"
+    netns.ip_batch(upper, [f"link add {ends}", f"link set {port} up"])
     netns.ip_batch(lower, [f"link set {name} up"])
 
 
