@@ -6,7 +6,7 @@ base chain, ``drop`` and ``reject`` the packet, ``return`` the chain.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any, Final, TypeAlias
@@ -34,6 +34,7 @@ _BARE: Final = frozenset({"iifname", "oifname"})
 
 Value: TypeAlias = IPAddress | int | str | None  # None: the packet has no such field
 Element: TypeAlias = tuple[str, ...]  # as written, one word a part of a concatenation
+Verdicts: TypeAlias = Iterable[tuple[Element, list[str]]]
 
 
 class UnreadableError(Exception):
@@ -83,8 +84,8 @@ class Table:
     """One table as parsed."""
 
     chains: dict[str, list[list[str]]] = field(default_factory=dict)
-    sets: dict[str, list[Element]] = field(default_factory=dict)
-    maps: dict[str, list[tuple[Element, list[str]]]] = field(default_factory=dict)
+    sets: dict[str, set[Element]] = field(default_factory=dict)
+    maps: dict[str, dict[Element, list[str]]] = field(default_factory=dict)
 
     def passes(self, hook: str, packet: Packet) -> bool:
         """Return whether the packet passes all base chains of ``hook``, by their priority."""
@@ -146,41 +147,45 @@ class Table:
                 return None
         return None
 
-    def _listed(self, words: list[str], at: int) -> tuple[list[Element], int]:
+    def _listed(self, words: list[str], at: int) -> tuple[Collection[Element], int]:
         if words[at].startswith("@"):
             return self.sets[words[at][1:]], at + 1
         if words[at] == "{":
             end = words.index("}", at)
-            return _elements(words[at + 1 : end]), end + 1
+            return elements_of(words[at + 1 : end]), end + 1
         end = at + 1
         while end < len(words) and words[end] in {",", "."}:  # established,related
             end += 2
-        return _elements(words[at:end]), end
+        return elements_of(words[at:end]), end
 
-    def _mapped(self, words: list[str], at: int) -> tuple[list[tuple[Element, list[str]]], int]:
+    def _mapped(self, words: list[str], at: int) -> tuple[Verdicts, int]:
         if words[at].startswith("@"):
-            return self.maps[words[at][1:]], at + 1
+            return self.maps[words[at][1:]].items(), at + 1
         if words[at] != "{":
             msg = f"vmap of {words[at]}"
             raise UnreadableError(msg)
         end = words.index("}", at)
-        return _pairs(words[at + 1 : end]), end + 1
+        return pairs_of(words[at + 1 : end]), end + 1
 
 
 def parse_table(text: str) -> Table:
     """Return the table in ``text``. Raises UnreadableError."""
     table = Table()
-    body = _TOKEN.findall(text.replace(",", " , "))
-    for kind, name, words in _blocks(body):
+    for kind, name, words in _blocks(words_of(text)):
         if kind == "chain":
             table.chains[name] = list(_lines(words))
         elif kind in {"set", "map"}:
             elements = _declared(words)
             if kind == "set":
-                table.sets[name] = _elements(elements)
+                table.sets[name] = set(elements_of(elements))
             else:
-                table.maps[name] = _pairs(elements)
+                table.maps[name] = dict(pairs_of(elements))
     return table
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of nft's language, line ends among them."""
+    return _TOKEN.findall(text)
 
 
 def _blocks(words: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
@@ -225,7 +230,7 @@ def _declared(words: Sequence[str]) -> list[str]:
     return [word for word in words[at + 3 : list(words).index("}", at)] if word != "\n"]
 
 
-def _elements(words: Sequence[str]) -> list[Element]:
+def elements_of(words: Sequence[str]) -> list[Element]:
     """Return elements; parts of a concatenation are parted by dots that stand alone."""
     found: list[Element] = []
     parts: list[str] = []
@@ -239,7 +244,8 @@ def _elements(words: Sequence[str]) -> list[Element]:
     return found
 
 
-def _pairs(words: Sequence[str]) -> list[tuple[Element, list[str]]]:
+def pairs_of(words: Sequence[str]) -> list[tuple[Element, list[str]]]:
+    """Return the elements of a verdict map with their verdicts."""
     found = []
     pair: list[str] = []
     for word in (*words, ","):
@@ -247,7 +253,7 @@ def _pairs(words: Sequence[str]) -> list[tuple[Element, list[str]]]:
             pair.append(word)
         elif pair:
             at = pair.index(":")
-            found.append((_elements(pair[:at])[0], pair[at + 1 :]))
+            found.append((elements_of(pair[:at])[0], pair[at + 1 :]))
             pair = []
     return found
 
