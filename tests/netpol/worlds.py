@@ -40,6 +40,7 @@ OUTSIDE: Final[tuple[IPAddress, ...]] = tuple(
     map(ip_address, ("198.51.100.1", "198.51.100.130", "2001:db8:2::1", "2001:db8:2::8001"))
 )
 PORTS: Final = (79, 80, 81, 443, 8080)
+_USUAL: Final = (80, 81)
 _NAMESPACES: Final = ("x", "y", "z")
 _HOMES: Final = ("x", "x", "x", "y", "y", "z")  # so that pods and policies meet
 _MOST_PODS: Final = 7
@@ -158,7 +159,7 @@ _policies: Final = st.builds(
     egress=_rule_lists,
 )
 _named_ports: Final = st.lists(
-    st.builds(NamedPort, st.sampled_from(_PORT_NAMES), st.sampled_from(PORTS), _protocols),
+    st.builds(NamedPort, st.sampled_from(_PORT_NAMES), st.sampled_from(_USUAL), _protocols),
     max_size=2,
     unique_by=lambda port: port.name,
 ).map(tuple)
@@ -234,4 +235,4 @@ def flows(draw: st.DrawFn, world: World) -> Flow:
     one = draw(st.sampled_from(own))
     other = draw(st.sampled_from([a for a in addresses(world) if a.version == one.version]))
     source, destination = (one, other) if draw(st.booleans()) else (other, one)
-    return Flow(source, destination, draw(_protocols), draw(st.sampled_from(PORTS)))
+    return Flow(source, destination, draw(_protocols), draw(st.sampled_from((*_USUAL, *PORTS))))
