@@ -220,15 +220,17 @@ def imagined() -> Places:
 def flow_of(probe: Probe, moment: Moment, places: Places) -> Flow:
     """Return the connection that a question is about."""
 
-    def address(name: str) -> IPAddress:
-        on_host = name in moment.hosts
-        node = _NODE_OF[name[-1]] if on_host else name
-        known = places.called[node] if on_host or name in NODES else places.pods[name]
-        return next(each for each in known if each.version == probe.version)
-
     return Flow(
-        address(probe.source),
-        address(probe.target),
+        _address(probe.source, probe.version, moment, places),
+        _address(probe.target, probe.version, moment, places),
         Protocol[probe.protocol.upper()],
         probe.port,
     )
+
+
+def _address(name: str, version: int, moment: Moment, places: Places) -> IPAddress:
+    if name in moment.hosts:
+        known = places.called[_NODE_OF[name[-1]]]
+    else:
+        known = places.called[name] if name in NODES else places.pods[name]
+    return next(each for each in known if each.version == version)
