@@ -23,6 +23,7 @@ BENCHES: Final[Mapping[str, str]] = {
     "cni": "ADD and DEL, one by one and ten at a time; 110 pods on a node",
     "throughput": "pod to pod against node to node",
     "nft": "the packet filter compiled and applied",
+    "policy": "network policies of a cluster: compiled, applied, changed; traffic with and without",
     "growth": "join time, CPU, memory and etcd requests up to 20,000 peers; a picture",
 }
 # The picture takes minutes and is drawn when the document is made anew.

@@ -1,0 +1,177 @@
+"""Network policies at the size of a cluster: compiled, applied, changed, and what they cost traffic.
+
+Memory is what a process of its own grows by at its peak while it compiles.
+Traffic runs between two namespaces through a third with the table, and
+without it, in turns.
+"""
+
+import contextlib
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from bench import iperf
+from bench.bed import namespace
+from bench.clusters import CLIENT, HERE, cluster, elsewhere, relabeled, server
+from bench.options import Options
+from bench.series import Series, ratio, series
+from bench.table import Table
+from bench.usage import memory_mib
+from overlay.lab import netns
+from overlay.model.netpol import Pod
+from overlay.policy.network.compile import PolicyCompiler, compile_policies
+
+_COLUMNS: Final = (
+    *("policies", "pods", "on the node", "whole: compiled ms", "MiB at its peak", "applied ms"),
+    *("a label: compiled ms", "applied ms", "in force ms", "nft alone ms"),
+)
+_TRAFFIC: Final = ("what", "without", "with", "of it")
+_TITLES: Final = {
+    "tcp": ("TCP 1 stream Gbit/s", 1e-9, 2),
+    "udp": ("UDP packets/s, thousands", 1e-3, 0),
+}
+
+
+def run(options: Options) -> Iterator[Table]:
+    """Return a table of times, and one of traffic; in namespaces of their own."""
+    sizes = options.pick(
+        ((100, 500, 50),),
+        ((100, 500, 100), (1000, 5000, 100)),
+        ((100, 500, 100), (1000, 5000, 100), (5000, 20000, 200)),
+    )
+    rounds = options.pick(2, 7, 15)
+    rows: list[tuple[str, ...]] = []
+    records: list[dict[str, Any]] = []
+    for size in sizes:
+        memory = _memory_mib(size)
+        with namespace() as name:
+            found = netns.inside(name, functools.partial(_measure, size, rounds))
+        shown = {key: each.spread(1000, 1) for key, each in found.items()}
+        rows.append(
+            (
+                *(f"{number:,}" for number in size),
+                *(shown["compile"], f"{memory:.0f}", shown["apply"]),
+                *(shown[key] for key in ("change", "delta", "in force", "nft")),
+            )
+        )
+        records.append(
+            {"size": size, "mib": memory, **{key: each.samples for key, each in found.items()}}
+        )
+    yield Table(_COLUMNS, tuple(rows), tuple(records))
+    yield _traffic(sizes[-1 if len(sizes) < 3 else 1], options)
+
+
+def _measure(size: tuple[int, int, int], rounds: int) -> dict[str, Series]:
+    found: dict[str, list[float]] = {
+        key: [] for key in ("compile", "apply", "change", "delta", "in force", "nft")
+    }
+    world = cluster(*size)
+    key = elsewhere(world)
+    nft("add table inet bench\nadd set inet bench few { type ipv4_addr; }")
+    for number in range(rounds):
+        compiler = PolicyCompiler(HERE)
+        started = time.perf_counter()
+        ruleset = compiler.update(world)
+        compiled = time.perf_counter()
+        nft(ruleset.transaction)
+        found["apply"].append(time.perf_counter() - compiled)
+        found["compile"].append(compiled - started)
+        for app in (number + 3, number + 4):  # one that asks for much anew, and one that does not
+            changed = relabeled(world, key, app)
+            started = time.perf_counter()
+            after = compiler.update(changed)
+            delta = after.delta(ruleset)
+            compiled = time.perf_counter()
+            nft(after.transaction if delta is None else delta)
+            ended = time.perf_counter()
+            ruleset = after
+            found["change"].append(compiled - started)
+            found["delta"].append(ended - compiled)
+            found["in force"].append(ended - started)
+        started = time.perf_counter()
+        nft("add element inet bench few { 192.0.2.1 }")
+        found["nft"].append(time.perf_counter() - started)
+    return {key: series(samples) for key, samples in found.items()}
+
+
+def nft(text: str) -> None:
+    """Run one transaction; nothing is executed where there is nothing to do."""
+    if text:
+        subprocess.run(["nft", "-f", "-"], input=text.encode(), check=True)
+
+
+def compile_once(size: tuple[int, int, int]) -> float:
+    """Return the MiB that this process grows by at its peak while it compiles: proc(5)."""
+    world = cluster(*size)
+    status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory_mib(status.read_text(), "VmRSS")
+    compile_policies(world, HERE)
+    return memory_mib(status.read_text(), "VmHWM") - before
+
+
+def _memory_mib(size: tuple[int, int, int]) -> float:
+    words = f"from bench.policy import compile_once; print(compile_once({size!r}))"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout))
+
+
+def _traffic(size: tuple[int, int, int], options: Options) -> Table:
+    """Return what an allowed connection gets with the table in its way, and without."""
+    seconds = options.pick(0, 2, 5)
+    rounds = options.pick(1, 5, 9)
+    world = cluster(*size)
+    pod = server(world)
+    ruleset = compile_policies(world, HERE)
+    without = "table inet overlay_policy {}\ndelete table inet overlay_policy\n"
+    found: dict[tuple[str, str], list[float]] = {}
+    with _row(pod) as (node, path), iperf.echo_server(path.target):
+        for _ in range(rounds):
+            for name, text in (("without", without), ("with", ruleset.transaction)):
+                netns.inside(node, functools.partial(nft, text))
+                found.setdefault(("tcp", name), []).append(iperf.tcp(path, seconds, 1))
+                found.setdefault(("udp", name), []).append(iperf.udp(path, seconds))
+    rows = []
+    for key, (title, scale, digits) in _TITLES.items():
+        bare, judged = (series(found[key, name]) for name in ("without", "with"))
+        shares = (bare.spread(scale, digits), judged.spread(scale, digits))
+        rows.append((title, *shares, ratio(judged.median, bare.median, 2)))
+    records = tuple(
+        {"what": what, "table": name, "samples": samples} for (what, name), samples in found.items()
+    )
+    return Table(_TRAFFIC, tuple(rows), records)
+
+
+@contextlib.contextmanager
+def _row(pod: Pod) -> Iterator[tuple[str, iperf.Path]]:
+    """Make a client, a node and a pod in a row; yield the node's namespace and the path."""
+    address = next(each for each in pod.addresses if each.version == 4)
+    with namespace() as client, namespace() as node, namespace() as target:
+        netns.ip_batch(
+            node,
+            [
+                f"link add up0 type veth peer name eth0 netns {client}",
+                f"link add opod1 type veth peer name eth0 netns {target}",
+                "addr add 172.16.9.254/24 dev up0",
+                "link set up0 up",
+                "link set opod1 up",
+                f"route add {address} dev opod1",
+            ],
+        )
+        netns.inside(node, lambda: netns.write_sysctls({"ipv4/ip_forward": "1"}))
+        netns.inside(node, lambda: netns.write_sysctls({"ipv4/conf/opod1/proxy_arp": "1"}))
+        netns.ip_batch(
+            client,
+            [f"addr add {CLIENT}/24 dev eth0", "link set eth0 up",
+             "route add default via 172.16.9.254"],
+        )  # fmt: skip
+        netns.ip_batch(
+            target,
+            [f"addr add {address}/32 dev eth0", "link set eth0 up", "route add default dev eth0"],
+        )
+        yield node, iperf.Path("through a node", client, target, str(address))
