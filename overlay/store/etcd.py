@@ -201,7 +201,7 @@ class EtcdLeaseStore:
         """Deliver views until ``stop`` is set. See ``LeaseStore``."""
         watch = EtcdWatch(
             self._connection,
-            self._reader,
+            LeaseTable(self._reader),
             self._root,
             open_stream=self._open_stream,
             clock=self._clock,

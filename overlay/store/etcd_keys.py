@@ -1,5 +1,6 @@
 """Reading keys of etcd: pages at one revision, and what changed since one."""
 
+from collections.abc import Iterable
 from typing import Any, Final, TypeAlias
 
 import etcd3.utils
@@ -39,6 +40,27 @@ def list_keys(connection: EtcdConnection, root: str, revision: int) -> tuple[Key
     return tuple(
         each if each.lease_id else _with_value(connection, each, revision) for each in found
     )
+
+
+def list_prefix(connection: EtcdConnection, prefix: str) -> Listing:
+    """Return all keys below ``prefix`` with their values, at one revision.
+
+    It starts again where that revision goes away between two pages.
+    """
+    while True:
+        try:
+            return _list_ranges(connection, (prefix_range(prefix),))
+        except (CompactedError, ResyncError):
+            continue
+
+
+def list_prefix_at(connection: EtcdConnection, prefix: str, revision: int) -> tuple[KeyValue, ...]:
+    """Return all keys below ``prefix`` with their values as they were at ``revision``.
+
+    Raises CompactedError when nobody knows any more, and ResyncError when the
+    store was put back meanwhile.
+    """
+    return _list_ranges(connection, (prefix_range(prefix),), revision).keys
 
 
 def changed_since(connection: EtcdConnection, root: str, revision: int) -> tuple[KeyValue, ...]:
@@ -85,15 +107,27 @@ def key_value(found: Any) -> KeyValue:
 
 def _list_once(connection: EtcdConnection, root: str, at: int | None = None) -> Listing:
     """Return everything at one revision; at an older one, ``at``, without values."""
-    keys: list[KeyValue] = []
-    revision, cluster_id = at, 0  # the first answer's pin all later ones
     # Challenges, config and the fabric's keys are neighbors in etcd's order: one question for all.
     _, keys_end = prefix_range(f"{root}{FABRIC_KEY}")
     challenges, _ = prefix_range(f"{root}{CHALLENGES}")
-    for first, end in ((challenges, keys_end), prefix_range(f"{root}{SUBNETS}")):
+    ranges = ((challenges, keys_end), prefix_range(f"{root}{SUBNETS}"))
+    return _list_ranges(connection, ranges, at, keys_only=at is not None)
+
+
+def _list_ranges(
+    connection: EtcdConnection,
+    ranges: Iterable[tuple[bytes, bytes]],
+    at: int | None = None,
+    *,
+    keys_only: bool = False,
+) -> Listing:
+    """Return the keys of some ranges, from the first to before the last, at one revision."""
+    keys: list[KeyValue] = []
+    revision, cluster_id = at, 0  # the first answer's pin all later ones
+    for first, end in ranges:
         start = first
         while True:
-            answer = _page(connection, start, end, revision, keys_only=at is not None)
+            answer = _page(connection, start, end, revision, keys_only=keys_only)
             seen, cluster = int(answer.header.revision), int(answer.header.cluster_id)
             revision, cluster_id = revision or seen, cluster_id or cluster
             if cluster != cluster_id or seen < revision:

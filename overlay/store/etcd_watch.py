@@ -9,10 +9,9 @@ its leader by ``hasleader``, and either also by a read after some idle time.
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol, Self, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
-from overlay.model.lease import LeaseView
 from overlay.store.base import StopSignal, StoreError, StoreUnavailableError
 from overlay.store.etcd_connection import EtcdConnection, Member
 from overlay.store.etcd_errors import (
@@ -23,9 +22,12 @@ from overlay.store.etcd_errors import (
 )
 from overlay.store.etcd_keys import key_value, list_all, list_keys
 from overlay.store.etcd_stream import Answer, GrpcStreams
-from overlay.store.etcd_table import CONFIG, KeyValue, LeaseReader, LeaseTable
+from overlay.store.etcd_table import CONFIG, KeyValue, Listing
 
 log = logging.getLogger(__name__)
+
+V_co = TypeVar("V_co", covariant=True)
+V = TypeVar("V")
 
 _IDLE_CHECK_S: Final = 15.0  # so many seconds of silence, then one linearizable read
 _BACKOFF_S: Final = (0.05, 0.8)  # first and longest pause after a failure
@@ -61,15 +63,45 @@ class Stream(Protocol):
 OpenStream: TypeAlias = Callable[[Member, str, int], Stream]
 
 
-class EtcdWatch:
-    """One watch of one fabric; see ``LeaseStore.watch`` for what it promises."""
+class Table(Protocol[V_co]):
+    """What a watch keeps up to date: keys at one revision, and the view that they make."""
+
+    @property
+    def revision(self) -> int:
+        """Return the revision that the table is of."""
+
+    @property
+    def cluster_id(self) -> int:
+        """Return the etcd cluster that it is of."""
+
+    def replace(self, listing: Listing) -> None:
+        """Take over a whole listing; what is not in it is gone."""
+
+    def apply(self, events: Iterable[KeyValue]) -> bool:
+        """Take over changes in order; return whether they change the view."""
+
+    def is_made_of(self, keys: Iterable[KeyValue]) -> bool:
+        """Return whether the table holds exactly ``keys``."""
+
+    def view(self) -> V_co:
+        """Return what the table now holds."""
+
+
+class EtcdWatch(Generic[V]):
+    """One watch of the keys below ``root``; see ``LeaseStore.watch`` for what it promises.
+
+    ``listing`` returns all of them now, ``keys_at`` as they were at a revision,
+    as far as the table compares them.
+    """
 
     def __init__(
         self,
         connection: EtcdConnection,
-        reader: LeaseReader,
+        table: Table[V],
         root: str,
         *,
+        listing: Callable[[EtcdConnection, str], Listing] = list_all,
+        keys_at: Callable[[EtcdConnection, str, int], Iterable[KeyValue]] = list_keys,
         open_stream: OpenStream | None = None,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
@@ -79,12 +111,13 @@ class EtcdWatch:
         self._open_stream = open_stream if open_stream is not None else GrpcStreams()
         self._uniform = uniform
         self._root = root
-        self._table = LeaseTable(reader)
+        self._table = table
+        self._list, self._keys_at = listing, keys_at
         self._must_list = True
 
     def run(
         self,
-        deliver: Callable[[LeaseView], None],
+        deliver: Callable[[V], None],
         trouble: Callable[[StoreError | None], None],
         stop: StopSignal,
     ) -> None:
@@ -96,7 +129,7 @@ class EtcdWatch:
                 is_resumed = not self._must_list
                 listed_at = self._clock()
                 if self._must_list:
-                    self._table.replace(list_all(self._connection, self._root))
+                    self._table.replace(self._list(self._connection, self._root))
                     self._must_list = False
                     deliver(self._table.view())
                 for is_changed in self._follow(stop, None if is_resumed else listed_at):
@@ -142,10 +175,9 @@ class EtcdWatch:
         A store that was put back may be past our revision again, with the id
         that its cluster always had: the revision alone does not tell.
         """
-        if not self._table.is_made_of(
-            list_keys(self._connection, self._root, self._table.revision)
-        ):
-            msg = f"etcd was put back; it never was what was seen at {self._table.revision}"
+        revision = self._table.revision
+        if not self._table.is_made_of(self._keys_at(self._connection, self._root, revision)):
+            msg = f"etcd was put back; it never was what was seen at {revision}"
             raise ResyncError(msg)
 
     def _follow(self, stop: StopSignal, listed_at: float | None) -> Iterator[bool]:
