@@ -14,7 +14,7 @@ from overlay.agent.attachments import (
     Attachments,
     AttachmentUnreadError,
 )
-from overlay.agent.cni_config import demand, wanted_mode, wanted_mtu
+from overlay.agent.cni_config import demand, wanted_labels, wanted_mode, wanted_mtu
 from overlay.agent.cni_request import (
     BAD_CONFIG,
     BAD_VARIABLE,
@@ -38,6 +38,7 @@ from overlay.agent.cni_request import (
 from overlay.agent.cni_result import format_error, format_ipam_result, format_result
 from overlay.agent.cni_witness import attached, detached
 from overlay.agent.layer2 import Layer2
+from overlay.agent.policy_gate import PolicyGate
 from overlay.agent.status import Status
 from overlay.agent.turns import Turns
 from overlay.ipam.pool import (
@@ -71,9 +72,15 @@ class CniService:
     """
 
     def __init__(
-        self, status: Status, attachments: Attachments, layer2: Layer2, start_s: float = 5.0
+        self,
+        status: Status,
+        attachments: Attachments,
+        layer2: Layer2,
+        start_s: float = 5.0,
+        gate: PolicyGate | None = None,
     ) -> None:
         self._status, self._start_s = status, start_s
+        self._gate = gate
         self._home = own_namespace()
         self._attachments = attachments
         self._layer2 = layer2
@@ -187,7 +194,13 @@ class CniService:
     def _attach(self, request: CniRequest, netns: int | None, subnet: Subnet, mtu: int) -> bytes:
         previous_result(request.config)  # before anything is made
         if request.is_ipam:
-            found = self._attachments.complete(self._allocate(request, subnet, mtu, link=""))
+            allocated = self._allocate(request, subnet, mtu, link="")
+            try:
+                self._isolate(allocated)
+            except KernelError:
+                self._undo(allocated)
+                raise
+            found = self._attachments.complete(allocated)
             self._note(Kind.POD_ATTACHED, lambda: attached(found))
             return format_ipam_result(request, found, subnet)
         mode = wanted_mode(request)
@@ -201,6 +214,7 @@ class CniService:
         link = pods.link_name(request.key)
         attachment = self._allocate(request, subnet, mtu, link=link, mode=mode)
         try:
+            self._isolate(attachment)
             with self._sockets.lent() as rtnl:
                 bridge = self._layer2.prepare(rtnl, subnet, mtu) if mode == BRIDGE else None
                 own, *beside = (
@@ -221,6 +235,11 @@ class CniService:
         self._note(Kind.POD_ATTACHED, lambda: attached(attachment))
         return format_result(request, attachment, subnet, defaults)
 
+    def _isolate(self, attachment: Attachment) -> None:
+        """Wait until policies are in force for what does not send yet. Raises KernelError."""
+        if self._gate is not None:
+            self._gate.admit(attachment)
+
     def _beside(self, attachment: Attachment) -> list[Attachment]:
         """Return the other interfaces that the same pod has from us, on whatever network."""
         return [
@@ -235,7 +254,7 @@ class CniService:
     def _allocate(
         self, request: CniRequest, subnet: Subnet, mtu: int, link: str, mode: str = PTP
     ) -> Attachment:
-        mac = wanted_mac(request)
+        mac, labels = wanted_mac(request), wanted_labels(request)
 
         def make(addresses: tuple[IPAddress, ...]) -> Attachment:
             return Attachment(
@@ -247,6 +266,7 @@ class CniService:
                 mtu=wanted_mtu(request, mtu),
                 arguments=dict(request.arguments),
                 mode=mode,
+                labels=labels,
             )
 
         wanted = demand(request, subnet)
@@ -271,7 +291,9 @@ class CniService:
         self._follow()
 
     def _follow(self) -> None:
-        """Take what is gone off the bridge's rules; what fails is done by the next audit."""
+        """Take what is gone off all rules; what fails is done by the next audit."""
+        if self._gate is not None:
+            self._gate.wake()
         if not self._layer2.is_there:
             return
         try:

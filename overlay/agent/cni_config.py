@@ -16,7 +16,10 @@ from overlay.ipam.spans import Span
 from overlay.model.address import IPAddress, IPNetwork
 from overlay.model.attachment import MODES, PTP
 from overlay.model.errors import shown
+from overlay.model.netpol import Labels
 from overlay.model.subnet import Subnet
+from overlay.policy.network.fields import Field, PolicyFormatError
+from overlay.policy.network.selectors import parse_labels
 
 _RANGE_KEYS: Final = ("subnet", "rangeStart", "rangeEnd", "gateway")
 
@@ -40,6 +43,36 @@ def wanted_mtu(request: CniRequest, mtu: int) -> int:
     if wanted > mtu:
         raise CniError(BAD_CONFIG, f'"mtu" {wanted}: the fabric carries {mtu} bytes; lower it')
     return wanted or mtu
+
+
+def wanted_labels(request: CniRequest) -> Labels:
+    """Return the labels that policies know the pod by. Raises CniError.
+
+    ``labels`` of the network configuration, ``args.cni.labels`` (a list of
+    keys and values, CNI's CONVENTIONS.md) and LABELS=a=b,c=d of CNI_ARGS; what
+    comes later counts.
+    """
+    found: dict[str, Any] = {}
+    configured = request.config.get("labels")
+    if configured is not None:
+        if not isinstance(configured, dict):
+            raise CniError(BAD_CONFIG, f'"labels" {shown(configured)} is not an object')
+        found.update(configured)
+    args = request.config.get("args")
+    cni = args.get("cni") if isinstance(args, dict) else None
+    listed = cni.get("labels") if isinstance(cni, dict) else None
+    for item in listed if isinstance(listed, list) else ():
+        if not isinstance(item, dict) or not isinstance(item.get("key"), str):
+            raise CniError(BAD_CONFIG, f'"args.cni.labels": {shown(item)} has no key')
+        found[item["key"]] = item.get("value")
+    words = (word.partition("=") for word in request.arguments.get("LABELS", "").split(","))
+    found.update({key: value for key, equals, value in words if equals})
+    if not found:
+        return found
+    try:
+        return parse_labels(Field(found, "labels", "network configuration"))
+    except PolicyFormatError as exc:
+        raise CniError(BAD_CONFIG, str(exc)) from exc
 
 
 def demand(request: CniRequest, subnet: Subnet) -> Demand:

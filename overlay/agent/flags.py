@@ -19,6 +19,7 @@ from overlay import __version__
 from overlay.agent.conflist import CniFlags
 from overlay.agent.kube_flags import KubeFlags, add_kube_flags, kube_flags
 from overlay.agent.mesh import MeshFlags
+from overlay.agent.policy_flags import LOG_GROUP, PolicyFlags
 from overlay.ipam.spans import Span, parse_span
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import own_namespace
@@ -33,6 +34,7 @@ from overlay.store.etcd_config import EtcdConfig
 
 _LOG_FORMATS: Final = ("text", "json")
 _LOG_LEVELS: Final = ("debug", "info", "warning")
+_ON_OFF: Final = ("on", "off")
 _MACHINE_ID: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _VARIABLE: Final = "OVERLAYD_"
@@ -62,6 +64,7 @@ class Flags:
     prune_limit: PruneLimit
     mesh: MeshFlags
     cni: CniFlags = field(default_factory=CniFlags)
+    policy: PolicyFlags = field(default_factory=PolicyFlags)
     kube: KubeFlags | None = None  # leases from the Kubernetes API instead of etcd
 
     @property
@@ -91,6 +94,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
     for name, value, choices in (
         ("log-format", args.log_format, _LOG_FORMATS),
         ("log-level", args.log_level, _LOG_LEVELS),
+        ("network-policy", args.network_policy, _ON_OFF),
     ):
         if value not in choices:  # argparse does not look at what comes from the environment
             raise UsageError(f"--{name} {value[:40]!r}: use {', '.join(choices)}")
@@ -145,6 +149,12 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
         ),
         cni=CniFlags(args.cni_conf_dir, args.cni_bin_dir),
         kube=kube,
+        policy=PolicyFlags(
+            args.network_policy == "on",
+            bool(args.policy_keep_established),
+            args.policy_log_group,
+            bool(args.policy_admin_tier),
+        ),
     )
 
 
@@ -305,6 +315,24 @@ def flag_parser(environment: Mapping[str, str]) -> _Parser:  # one flag after th
         "pmtu-clamp",
         False,  # noqa: FBT003
         "give devices the least path MTU that was found",
+        type=_boolean,
+        nargs="?",
+        const=True,
+    )
+    flag("network-policy", "on", "enforce network policies: on or off", choices=_ON_OFF)
+    flag(
+        "policy-keep-established",
+        False,  # noqa: FBT003
+        "leave connections alone that a new policy forbids",
+        type=_boolean,
+        nargs="?",
+        const=True,
+    )
+    flag("policy-log-group", LOG_GROUP, "NFLOG group of denied packets; 0: none", type=_port)
+    flag(
+        "policy-admin-tier",
+        False,  # noqa: FBT003
+        "enforce ClusterNetworkPolicy too",
         type=_boolean,
         nargs="?",
         const=True,

@@ -32,6 +32,7 @@ from overlay.agent.lessee import Lessee
 from overlay.agent.logs import set_up_logs
 from overlay.agent.mesh_part import MeshPart
 from overlay.agent.notify import notify
+from overlay.agent.policy_part import PolicyPart
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_STORE, Status
 from overlay.kernel.links import load
@@ -87,7 +88,13 @@ class Agent:
             write=self._host.write_file,
             layer2=layer2 if host is None else None,  # a simulated machine has no pods
         )
-        self.cni = CniService(self.status, attachments, layer2)
+        policies = store.policies() if flags.policy.is_on and host is None else None
+        self.policy = (
+            PolicyPart(flags.policy, flags.node, attachments, self.status, policies)
+            if policies is not None
+            else None
+        )
+        self.cni = CniService(self.status, attachments, layer2, gate=self.policy)
         self.lessee = Lessee(
             flags,
             store,
@@ -117,6 +124,8 @@ class Agent:
             if self._announce is not None:
                 announced = Announcement(self._announce, self.status)
                 threads["announce"] = functools.partial(announced.run, self.stop)
+            if self.policy is not None:
+                threads |= self.policy.threads(self.stop)
             for name, target in threads.items():
                 run = functools.partial(self._run_thread, target)
                 threading.Thread(target=run, name=name, daemon=True).start()
@@ -153,6 +162,9 @@ class Agent:
         stranded = self.cni.stranded
         answers = calls(flags.node, self.status, self.reconciler, self._started_at, stranded)
         answers |= self.cni.calls() | event_calls(self.status.events) | self.mesh.calls()
+        if self.policy is not None:
+            answers |= self.policy.calls()
+            self.mesh.beside = self.policy.families
         self.mesh.answers = answers
         try:
             refuse_second(flags.cni_socket)
@@ -189,6 +201,8 @@ class Agent:
             self.status.update(is_store_connected=True, store_error=None)
         self.lessee.views.put(view)
         self.reconciler.views.put(view)
+        if self.policy is not None:
+            self.policy.follow(view)
 
     def _trouble(self, error: StoreError | None) -> None:
         before = self.status.get()
@@ -224,6 +238,8 @@ class Agent:
                 if UNDERLAY in notices and self.status.get().site is not None:
                     self.lessee.wake()
                 self.reconciler.tell(notices)
+                if self.policy is not None:
+                    self.policy.tell(notices)
 
     def _offer(self) -> None:
         flags = self._flags

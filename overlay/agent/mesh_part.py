@@ -45,6 +45,7 @@ class MeshPart:
         self.clamp = Clamp(host.find_underlay, is_on=flags.mesh.clamp)
         self.host = replace(host, find_underlay=self.clamp.find_underlay)
         self.answers: Answers = {}
+        self.beside: Callable[[], Iterable[Metric]] = tuple
         self._mesh.ceiling = self.clamp.ceiling
         self._mesh.mtu_found = lambda results: self.clamp.found(results, status.get())
 
@@ -75,5 +76,5 @@ class MeshPart:
         return status_page(self.answers, self._status)
 
     def metrics(self) -> "Iterable[Metric]":
-        """Return the mesh's metrics."""
-        return mesh_families(self._mesh, self._status.get())
+        """Return the mesh's metrics, and those of the parts beside it."""
+        return (*mesh_families(self._mesh, self._status.get()), *self.beside())

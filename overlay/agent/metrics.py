@@ -44,6 +44,10 @@ def render_metrics(
 def described() -> list[Described]:
     """Return all metrics that there are, ours first."""
     from overlay.agent.mesh_metrics import idle_families
+    from overlay.agent.policy_metrics import policy_families
+
+    def beside() -> "Iterable[Metric]":
+        return (*idle_families(), *policy_families(Status(), list))
 
     suffix = {"counter": "_total", "info": "_info"}
     return [
@@ -53,7 +57,7 @@ def described() -> list[Described]:
             _labels(family),
             family.documentation,
         )
-        for family in _registry(Status(), 0, idle_families).collect()
+        for family in _registry(Status(), 0, beside).collect()
     ]
 
 

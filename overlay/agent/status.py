@@ -10,7 +10,7 @@ from overlay.agent.events import Events
 from overlay.agent.pace import Fight
 from overlay.agent.timings import Timings
 from overlay.model.attachment import Attachment
-from overlay.model.lease import Lease, LeaseView
+from overlay.model.lease import Lease, LeaseView, SkippedKey
 from overlay.model.subnet import Subnet
 from overlay.plan.planner import Problem, Site
 
@@ -36,6 +36,8 @@ class Counters:
     store_troubles: int = 0
     notice_losses: int = 0
     mass_deletions: int = 0
+    policy_applies: int = 0
+    policy_cuts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,18 @@ class Held:
     def seconds_left(self, now: float) -> float | None:
         """Return how long the first of them is held yet; None where that has no end."""
         return None if isinf(self.until) else max(0.0, self.until - now)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """How network policies stood when the table was last brought in step."""
+
+    policies: int = 0  # in the whole fabric
+    isolated: int = 0  # addresses of this node's pods that are
+    compile_s: float = 0.0
+    apply_s: float = 0.0
+    skipped: tuple[SkippedKey, ...] = ()
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,9 @@ class Snapshot:
     last_pass_s: float = 0.0
     held: Held | None = None
     fights: tuple[Fight, ...] = ()  # over objects of ours, as of the last repair
+    policy: PolicyState | None = None  # None where policies are off, or not known yet
+    policy_error: str | None = None  # why the table is not what the policies say
+    policy_trouble: str | None = None  # why the source of policies does not answer
     counters: Counters = field(default_factory=Counters)
 
     @property
@@ -95,7 +112,7 @@ class Snapshot:
 
         A store that is away is no reason: forwarding goes on without it.
         """
-        return self.phase == RUNNING and not self.kernel_errors
+        return self.phase == RUNNING and not self.kernel_errors and self.policy_error is None
 
     def contested(self, now: float) -> tuple[Fight, ...]:
         """Return what somebody changed again and again until lately."""
@@ -106,10 +123,11 @@ class Snapshot:
         """Return why the agent is not ready, or empty."""
         if self.is_ready:
             return ()
+        policy = () if self.policy_error is None else (f"network policies: {self.policy_error}",)
         if self.phase == RUNNING:
-            return self.kernel_errors
+            return (*self.kernel_errors, *policy)
         known = (self.config_error, self.lessee_error, self.store_error)
-        return (self.phase, *(text for text in known if text), *self.kernel_errors)
+        return (self.phase, *(text for text in known if text), *self.kernel_errors, *policy)
 
 
 def stranded_text(attachment: Attachment, snapshot: Snapshot) -> str:

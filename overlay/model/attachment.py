@@ -48,6 +48,7 @@ class Attachment:
     arguments: Mapping[str, str] = field(default_factory=dict)
     is_complete: bool = False  # False while, or if, it was cut off half way
     mode: str = PTP  # one of ``MODES``
+    labels: Mapping[str, str] = field(default_factory=dict)  # for policies, of the configuration
 
     @property
     def shown(self) -> str:
@@ -70,6 +71,7 @@ class Attachment:
             "mac": self.mac,
             "mtu": self.mtu,
             "arguments": dict(self.arguments),
+            **({"labels": dict(self.labels)} if self.labels else {}),
             "mode": self.mode,
             "complete": self.is_complete,  # last: see overlay.agent.records
         }
@@ -97,6 +99,9 @@ def parse_attachment(document: Any) -> Attachment:
         raise _unreadable("mtu", mtu)
     if not isinstance(arguments, dict) or not all(isinstance(v, str) for v in arguments.values()):
         raise _unreadable("arguments", arguments)
+    labels = document.get("labels", {})
+    if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
+        raise _unreadable("labels", labels)
     mode = document.get("mode", PTP)  # written since there is another
     if mode not in MODES:
         raise _unreadable("mode", mode)
@@ -114,6 +119,7 @@ def parse_attachment(document: Any) -> Attachment:
         arguments=arguments,
         is_complete=document.get("complete") is True,
         mode=mode,
+        labels=labels,
     )
 
 

@@ -42,6 +42,9 @@ class Kind(StrEnum):
     POD_DETACHED = "pod-detached"
     POD_REFUSED = "pod-refused"
     POD_STRANDED = "pod-stranded"
+    POLICY_CUT = "policy-cut"
+    POLICY_DENIED = "policy-denied"
+    POLICY_REFUSED = "policy-refused"
     RULESET_APPLIED = "ruleset-applied"
     STORE_BACK = "store-back"
     STORE_LOST = "store-lost"
@@ -56,6 +59,7 @@ WARNINGS: Final = frozenset(
         Kind.PEER_HELD,
         Kind.POD_REFUSED,
         Kind.POD_STRANDED,
+        Kind.POLICY_REFUSED,
         Kind.STORE_LOST,
     }
 )

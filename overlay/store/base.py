@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from overlay.model.errors import OverlayError
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView
 from overlay.model.network import NetworkConfig
 from overlay.model.node import NodeIdentity
 from overlay.model.subnet import Subnet
+
+if TYPE_CHECKING:
+    from overlay.store.policy_source import PolicyStore
 
 
 class StoreError(OverlayError):
@@ -199,6 +202,9 @@ class LeaseStore(Protocol):
         in the view as it last was, with its key in ``skipped``, until the key
         is deleted or readable again. Each call is a watch of its own.
         """
+
+    def policies(self) -> "PolicyStore | None":
+        """Return the store of the fabric's network policies; None where it keeps none."""
 
     def reconnect(self) -> None:
         """Make connections anew: the address that they come from may be gone."""

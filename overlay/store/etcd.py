@@ -35,6 +35,7 @@ from overlay.store.etcd_keys import changed_since, list_all, read_key
 from overlay.store.etcd_table import CONFIG, LeaseReader, LeaseTable
 from overlay.store.etcd_watch import EtcdWatch, OpenStream
 from overlay.store.etcd_write import EtcdWriter, Seen
+from overlay.store.policy_etcd import EtcdPolicyStore
 from overlay.store.refusals import checked_config, claimant_of, lost, refusal, reservation_of
 
 log = logging.getLogger(__name__)
@@ -208,6 +209,10 @@ class EtcdLeaseStore:
             uniform=self._uniform,
         )
         watch.run(deliver, trouble, stop)
+
+    def policies(self) -> EtcdPolicyStore:
+        """Return the policies beside the leases, over the same connections."""
+        return EtcdPolicyStore(self._root, self._connection)
 
     def reconnect(self) -> None:
         """Make connections anew. See ``LeaseStore``."""

@@ -20,6 +20,7 @@ from overlay.model.lease import Challenge, Lease, LeaseAttributes, LeaseView
 from overlay.model.network import NetworkConfig, parse_network_config
 from overlay.model.subnet import Subnet
 from overlay.store.base import CHALLENGE_TTL_S, KEY_OVERLAP_S, Claim, StopSignal, StoreError
+from overlay.store.policy_memory import MemoryPolicyStore
 from overlay.store.refusals import checked_config, claimant_of, lost, refusal, reservation_of
 
 _POLL_S: Final = 0.05  # how late a watch notices a stop, and a lease that ran out
@@ -52,6 +53,7 @@ class MemoryLeaseStore:
         self._keys: FabricKeys = NO_KEYS
         self._overlap_ends_at = 0.0
         self._outage: StoreError | None = None
+        self._policies = MemoryPolicyStore()
 
     @property
     def outage(self) -> StoreError | None:
@@ -191,6 +193,10 @@ class MemoryLeaseStore:
             if view is not None and view.revision != revision:
                 revision = view.revision
                 deliver(view)
+
+    def policies(self) -> MemoryPolicyStore:
+        """Return the policies beside the leases."""
+        return self._policies
 
     def reconnect(self) -> None:
         """Do nothing: there is no connection."""

@@ -12,7 +12,6 @@ from overlay.model.errors import UsageError
 from overlay.model.netpol import Labels, Pod, PodKey
 from overlay.model.policy_view import PolicyView
 from overlay.store.base import ConfigConflictError, StopSignal, StoreError
-from overlay.store.etcd_config import EtcdConfig
 from overlay.store.etcd_connection import EtcdConnection
 from overlay.store.etcd_keys import list_prefix, list_prefix_at, read_key
 from overlay.store.etcd_watch import EtcdWatch
@@ -34,11 +33,11 @@ MOST: Final = 128  # operations in one transaction (etcd's --max-txn-ops)
 
 
 class EtcdPolicyStore:
-    """A ``PolicyStore`` below the fabric's prefix. Connects when first used."""
+    """A ``PolicyStore`` below the fabric's prefix ``root``, over the connections of its leases."""
 
-    def __init__(self, config: EtcdConfig) -> None:
-        self._root = f"{config.root}{FOLDER}"
-        self._connection = EtcdConnection(config)
+    def __init__(self, root: str, connection: EtcdConnection) -> None:
+        self._root = f"{root}{FOLDER}"
+        self._connection = connection
         self._published: dict[bytes, tuple[bytes, int]] | None = None  # value and etcd lease
 
     def view(self) -> PolicyView:

@@ -15,6 +15,7 @@ from overlay.model.netpol import NAME_LABEL, NamedPort, Pod
 from overlay.model.policy_view import PolicyView
 from overlay.policy.network.fields import PolicyFormatError
 from overlay.store.base import StoreError
+from overlay.store.etcd import EtcdLeaseStore
 from overlay.store.etcd_config import EtcdConfig
 from overlay.store.policy_etcd import MOST, EtcdPolicyStore
 from overlay.store.policy_memory import MemoryPolicyStore
@@ -45,6 +46,10 @@ def space(name: str, **metadata: Any) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, **metadata}}
 
 
+def opened(etcd: EmbeddedEtcd, prefix: str) -> EtcdPolicyStore:
+    return EtcdLeaseStore(EtcdConfig((etcd.endpoint,), prefix)).policies()
+
+
 @dataclass
 class Subject:
     """A store, and ways to it that this program has not."""
@@ -70,7 +75,7 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         key = f"{prefix}/policies/{name}"
         raw.delete(key) if value is None else raw.put(key, value)
 
-    store = EtcdPolicyStore(EtcdConfig((etcd.endpoint,), prefix))
+    store = opened(etcd, prefix)
     yield Subject(store, put, lambda: int(raw.lease(60).id), lambda n: raw.revoke_lease(n))
     store.close()
     raw.close()
@@ -210,7 +215,7 @@ def test_audit_is_asked_for_by_an_annotation(subject: Subject) -> None:
 def test_more_objects_than_etcd_takes_at_once_are_refused_before_the_first(
     etcd: EmbeddedEtcd, prefix: str
 ) -> None:
-    store = EtcdPolicyStore(EtcdConfig((etcd.endpoint,), prefix))
+    store = opened(etcd, prefix)
     many: list[Mapping[str, Any]] = [policy(f"p{n}") for n in range(MOST + 1)]
     try:
         with pytest.raises(UsageError, match="in parts"):
@@ -226,7 +231,7 @@ def test_more_objects_than_etcd_takes_at_once_are_refused_before_the_first(
 
 @pytest.mark.etcd
 def test_watch_lives_through_a_restart_of_etcd(own_etcd: EmbeddedEtcd, prefix: str) -> None:
-    store = EtcdPolicyStore(EtcdConfig((own_etcd.endpoint,), prefix))
+    store = opened(own_etcd, prefix)
     try:
         store.apply([policy("one")])
         with watched(store) as seen:

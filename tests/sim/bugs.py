@@ -76,9 +76,10 @@ class RetriedClaim(SimStore):
 
 
 class BuggyWatch(SimStore):
-    """Watches with another watch."""
+    """Watches with another watch, or another table."""
 
-    watch_type: type[EtcdWatch]
+    watch_type: type[EtcdWatch[LeaseView]] = EtcdWatch
+    table_type: type[LeaseTable] = LeaseTable
 
     def watch(
         self,
@@ -89,7 +90,7 @@ class BuggyWatch(SimStore):
         """Watch, overheard like the real one."""
         self.watch_type(
             self._connection,
-            self._reader,
+            self.table_type(self._reader),
             self._root,
             open_stream=self._open_stream,
             clock=self._clock,
@@ -104,19 +105,13 @@ class _AddingTable(LeaseTable):
         self._leases = before | self._leases
 
 
-class _AddingWatch(EtcdWatch):
-    def __init__(self, *args: Any, **seams: Any) -> None:
-        super().__init__(*args, **seams)
-        self._table = _AddingTable(self._table._reader)
-
-
 class RelistWithoutCompare(BuggyWatch):
     """Adds what a new listing has, and does not look what it no longer has."""
 
-    watch_type = _AddingWatch
+    table_type = _AddingTable
 
 
-class _TrustingWatch(EtcdWatch):
+class _TrustingWatch(EtcdWatch[LeaseView]):
     def _compare(self, header: Any) -> None:
         del header
 
@@ -130,7 +125,7 @@ class BelievedHistory(BuggyWatch):
     watch_type = _TrustingWatch
 
 
-class _RevisionWatch(EtcdWatch):
+class _RevisionWatch(EtcdWatch[LeaseView]):
     def _verify(self) -> None:
         return
 
@@ -147,16 +142,10 @@ class _KeysTable(LeaseTable):
         return found == {key: seen[:2] for key, seen in self._seen.items()}
 
 
-class _KeysWatch(EtcdWatch):
-    def __init__(self, *args: Any, **seams: Any) -> None:
-        super().__init__(*args, **seams)
-        self._table = _KeysTable(self._table._reader)
-
-
 class UnreadConfig(BuggyWatch):
     """Asks by keys and revisions alone whether the store was put back."""
 
-    watch_type = _KeysWatch
+    table_type = _KeysTable
 
 
 class LostEvent(SimStore):

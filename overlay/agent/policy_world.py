@@ -1,0 +1,133 @@
+"""The world that this node's policies are compiled from: what the source holds, and own pods.
+
+Of the node's own pods the node knows better than any store: which there are
+and which addresses they have. What an operator gives them comes from the store.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from overlay.model.address import IPAddress
+from overlay.model.attachment import Attachment
+from overlay.model.lease import Lease, LeaseView
+from overlay.model.netpol import Labels, NetworkPolicy, Pod, PodKey, World
+from overlay.model.policy_view import PolicyView
+from overlay.policy.network.subject import DEFAULT_NAMESPACE
+
+_ODD: Final = re.compile(r"[^a-z0-9.-]|\.(?=[.-])|(?<=-)\.")
+_LONGEST: Final = 253  # characters of a pod's name (RFC 1123)
+_NAMESPACE, _NAME = "K8S_POD_NAMESPACE", "K8S_POD_NAME"  # of CNI_ARGS
+
+
+def pod_key(attachment: Attachment) -> PodKey:
+    """Return the pod that an attachment is of: the container's id where nothing names one."""
+    arguments = attachment.arguments
+    namespace = _spelled(arguments.get(_NAMESPACE, "").replace(".", "-"))
+    name = _spelled(arguments.get(_NAME) or attachment.key.container)
+    return namespace or DEFAULT_NAMESPACE, name or "unnamed"
+
+
+def _spelled(name: str) -> str:
+    """Return a runtime's name as the API would have it; Kubernetes' own stay as they are."""
+    return _ODD.sub("-", name.lower()).strip("-.")[:_LONGEST].rstrip("-.")
+
+
+def own_pods(attachments: Iterable[Attachment], node: str) -> dict[PodKey, Pod]:
+    """Return this node's pods; one with several interfaces has all their addresses."""
+    pods: dict[PodKey, Pod] = {}
+    for attachment in attachments:
+        key = pod_key(attachment)
+        known = pods.get(key)
+        addresses = frozenset(attachment.addresses)
+        if known is None:
+            pods[key] = Pod(*key, addresses, attachment.labels, node)
+        else:
+            labels = {**known.labels, **attachment.labels}
+            pods[key] = replace(known, addresses=known.addresses | addresses, labels=labels)
+    return pods
+
+
+def node_addresses(leases: Mapping[str, Lease]) -> dict[str, frozenset[IPAddress]]:
+    """Return what each node sends from: its public addresses, and the first of its subnet."""
+    return {
+        lease.node: frozenset(
+            {
+                *lease.attributes.public.values(),
+                *(network.network_address for network in lease.subnet.networks()),
+            }
+        )
+        for lease in leases.values()
+        if not lease.is_vacant
+    }
+
+
+@dataclass(slots=True)
+class WorldMaker:
+    """Makes one world after another; what did not change stays the same object."""
+
+    node: str
+    _leases: LeaseView | None = field(default=None, init=False)
+    _nodes: Mapping[str, frozenset[IPAddress]] = field(default_factory=dict, init=False)
+    _own: dict[PodKey, Pod] = field(default_factory=dict, init=False)
+
+    @property
+    def own_addresses(self) -> frozenset[IPAddress]:
+        """Return the addresses of this node's pods in the last world."""
+        return frozenset(a for pod in self._own.values() for a in pod.addresses)
+
+    def make(
+        self, view: PolicyView, attachments: Iterable[Attachment], leases: LeaseView | None
+    ) -> World:
+        """Return the world of ``view``, with this node's pods as they are."""
+        if leases is not self._leases:
+            self._leases = leases
+            nodes = node_addresses(leases.leases) if leases is not None else {}
+            if nodes != self._nodes:
+                self._nodes = nodes
+        fresh = own_pods(attachments, self.node)
+        own: dict[PodKey, Pod] = {}
+        for key, pod in fresh.items():
+            labels = view.labels_of(key, pod.labels)
+            made = pod if labels is pod.labels else replace(pod, labels=labels)
+            known = self._own.get(key)
+            own[key] = known if known == made else made
+        self._own = own
+        pods = {key: pod for key, pod in view.pods.items() if pod.node != self.node}
+        pods.update(own)
+        return World(
+            pods,
+            view.namespaces,
+            view.policies,
+            self._nodes,
+            cluster_policies=view.cluster_policies,
+        )
+
+
+@dataclass(slots=True)
+class Selecting:
+    """Which pods some policy isolates, by the policies of their namespace."""
+
+    view: PolicyView
+    admin_tier: bool = False
+    _by_namespace: dict[str, list[NetworkPolicy]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        for policy in self.view.policies.values():
+            self._by_namespace.setdefault(policy.namespace, []).append(policy)
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether there is no policy at all."""
+        return not self._by_namespace and not (self.admin_tier and self.view.cluster_policies)
+
+    def isolates(self, key: PodKey, labels: Labels) -> bool:
+        """Return whether a policy selects the pod; with cluster policies, whether one may."""
+        if self.admin_tier and self.view.cluster_policies:
+            return True
+        own = self.view.labels_of(key, labels)
+        return any(policy.pods.selects(own) for policy in self._by_namespace.get(key[0], ()))
+
+
+NOTHING: Final = PolicyView()
