@@ -22,6 +22,8 @@ from overlay.cli import (
     mesh,
     network,
     node,
+    policy,
+    policy_labels,
 )
 from overlay.cli.doctor import command as doctor
 from overlay.cli.flags import Parser, StoreConfig, resolve
@@ -91,6 +93,8 @@ def parser() -> Parser:
     ipam.add_parser(commands)
     explain.add_parser(commands)
     capture.add_parser(commands)
+    policy.add_parser(commands)
+    policy_labels.add_parsers(commands)
     cni.add_parser(commands)
     node.add_parser(commands)
     events.add_parser(commands)

@@ -159,7 +159,6 @@ class LostEvent(SimStore):
 class StubbornHolder(BuggyWatch):
     """Believes what it remembers of its own lease, and not the store."""
 
-    watch_type = EtcdWatch
     mine: Lease | None = None
 
     def acquire(self, claim: Claim) -> Lease:
