@@ -192,6 +192,9 @@ class KubeLeaseStore:
         finally:
             self._feed = None
 
+    def policies(self) -> None:
+        """Return None: the policies of a cluster are not read yet. See ``LeaseStore``."""
+
     def reconnect(self) -> None:
         """Make connections anew. See ``LeaseStore``."""
         self._client.reconnect()
