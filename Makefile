@@ -26,6 +26,8 @@ $(STAMP): requirements.lock setup.cfg pyproject.toml | system
 	@echo "setup: installing the locked packages into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@# As an installed package is: a third of a start is compiling otherwise.
+	@$(BIN)/python -m compileall -q overlay backends cni
 	@touch $@
 
 # The CNI plugin as a person would put it on CNI_PATH: in C where there is a

@@ -3,163 +3,53 @@
 On loopback unless told otherwise; the page on loopback in any case.
 """
 
-import http.server
-import json
-import logging
 import socket
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Final
 
-from overlay.agent.ask import MOST_BYTES, Answer
-from overlay.agent.listen import clients, stop_listening
-from overlay.agent.metrics import render_metrics
-from overlay.agent.page import HEADERS, REFUSAL, may_see
-from overlay.agent.status import Status, stranded_text
-from overlay.mesh.ask import PATH
+from overlay.agent.listen import Crew, stop_listening
+from overlay.agent.status import Status
 from overlay.model.address import IPAddress
-from overlay.model.attachment import Attachment
 
 if TYPE_CHECKING:
-    from prometheus_client.core import Metric
+    from overlay.agent.http_pages import Extras, IsAlive, Stranded
 
-log = logging.getLogger(__name__)
-
-IsAlive = Callable[[], bool]
-Stranded = Callable[[], Sequence[Attachment]]
-
-
-class Extras(Protocol):
-    """What other parts show and answer here."""
-
-    def page(self) -> str:
-        """Return the status page."""
-
-    def metrics(self) -> "Iterable[Metric]":
-        """Return metrics beside those of the snapshot."""
-
-    def challenge(self) -> Answer:
-        """Return a nonce for a question of another node."""
-
-    def ask(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Return the answer to a question of another node."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    status: ClassVar[Status]
-    is_alive: ClassVar[IsAlive]
-    stranded: ClassVar[Stranded]
-    extras: ClassVar[Extras]
-    server_version = "overlayd"
-    sys_version = ""
-    timeout = 10  # seconds for one client
-
-    def do_GET(self) -> None:
-        """Answer one of the pages."""
-        path = self.path.partition("?")[0]
-        if path == "/healthz":
-            alive = type(self).is_alive()
-            self._answer(200 if alive else 503, "text/plain", "ok\n" if alive else "stuck\n")
-        elif path == "/readyz":
-            self._answer_ready()
-        elif path == "/metrics":
-            stranded = len(type(self).stranded())
-            kind, text = render_metrics(self.status, stranded, self.extras.metrics)
-            self._answer(200, kind, text)
-        elif path == PATH:
-            self._reply(self.extras.challenge())
-        elif path == "/" and not may_see(self.client_address[0], self.headers.get("Host")):
-            self._answer(403, "text/plain", REFUSAL)
-        elif path == "/":
-            self._answer(200, "text/html; charset=utf-8", self.extras.page(), HEADERS)
-        else:
-            self._answer(404, "text/plain", "there are /, /healthz, /readyz and /metrics\n")
-
-    def do_POST(self) -> None:
-        """Answer a question of another node."""
-        length = self.headers.get("Content-Length", "")
-        if not self.path.startswith(f"{PATH}/") or not length.isdecimal():
-            self._answer(404, "text/plain", f"questions go to {PATH}/CALL\n")
-        elif len(length) > 9 or int(length) > MOST_BYTES:
-            self._answer(413, "text/plain", f"at most {MOST_BYTES} bytes\n")
-        else:
-            body = self.rfile.read(int(length))
-            headers = {name.title(): value for name, value in self.headers.items()}
-            self._reply(self.extras.ask(self.path, headers, body))
-
-    def _reply(self, answer: Answer) -> None:
-        self._answer(answer.status, "application/json", answer.body.decode(), answer.headers)
-
-    def _answer_ready(self) -> None:
-        snapshot = self.status.get()
-        stranded = [stranded_text(attachment, snapshot) for attachment in type(self).stranded()]
-        document: dict[str, Any] = {
-            "ready": snapshot.is_ready,
-            "phase": snapshot.phase,
-            "reasons": list(snapshot.reasons),
-            "warnings": [*snapshot.warnings, *stranded],
-            "store_connected": snapshot.is_store_connected,
-        }
-        text = json.dumps(document, indent=2) + "\n"
-        self._answer(200 if snapshot.is_ready else 503, "application/json", text)
-
-    def _answer(
-        self, code: int, kind: str, text: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        body = text.encode(errors="replace")
-        self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Keep probes out of the log."""
-        log.debug("http: " + format, *args)  # noqa: G003
+_BACKLOG: Final = 128
 
 
 class HttpServer:
-    """Serves in a thread of its own until ``close``. Raises OSError when the port is taken."""
+    """Serves any number of clients until ``close``. Raises OSError when the port is taken."""
 
     def __init__(
         self,
         address: IPAddress,
         port: int,
         status: Status,
-        is_alive: IsAlive,
-        stranded: Stranded,
-        extras: Extras,
+        is_alive: "IsAlive",
+        stranded: "Stranded",
+        extras: "Extras",
     ) -> None:
-        handler = type(
-            "_BoundHandler",
-            (_Handler,),
-            {
-                "status": status,
-                "is_alive": staticmethod(is_alive),
-                "stranded": staticmethod(stranded),
-                "extras": extras,
-            },
-        )
-        server = type(
-            "_Server",
-            (http.server.ThreadingHTTPServer,),
-            {
-                "address_family": socket.AF_INET if address.version == 4 else socket.AF_INET6,
-                "daemon_threads": True,
-            },
-        )
-        self._server = server((str(address), port), handler)
-        self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
-        self._thread.start()
+        def answer(client: socket.socket) -> None:
+            # With the first client: http.server alone takes 15 ms.
+            from overlay.agent.http_pages import handler
+
+            handler(status, is_alive, stranded, extras)(client)
+
+        self._socket = _listen(address, port)
+        Crew(self._socket, answer, "http")
 
     def close(self) -> None:
         """Stop serving."""
-        stop_listening(self._server.socket)
-        self._thread.join()
+        stop_listening(self._socket)
 
-    def _serve(self) -> None:
-        # Not serve_forever: that wakes up twice a second, and ends as late.
-        for client, address in clients(self._server.socket):
-            self._server.process_request(client, address)
+
+def _listen(address: IPAddress, port: int) -> socket.socket:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((str(address), port))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import logging
 import os
 import signal
@@ -11,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from overlay import __version__
 from overlay.agent.announcement import Announce, Announcement
@@ -303,21 +302,3 @@ def _agent(flags: Flags) -> Agent:
 
     # Sleep counts: a store may be put back meanwhile.
     return Agent(flags, EtcdLeaseStore(flags.etcd, clock=boot_clock))
-
-
-def run() -> NoReturn:
-    """Run ``overlayd`` as a program, and end it at once.
-
-    Threads that wait for the store hold nothing that must be put away first.
-    """
-    # Thousands of leases make hundreds of thousands of objects and hardly a
-    # cycle: looking for some every 700 cost a tenth of joining 5,000 peers.
-    gc.set_threshold(50_000, 20, 20)
-    status = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(status)
-
-
-if __name__ == "__main__":
-    run()

@@ -14,13 +14,14 @@ from overlay.agent.mesh_clamp import Clamp
 from overlay.agent.mesh_metrics import mesh_families
 from overlay.agent.mesh_report import mesh_calls
 from overlay.agent.mesh_seal import seal_question
-from overlay.agent.page import Answers, status_page
 from overlay.agent.status import Status
 from overlay.model.attachment import Attachment
 from overlay.store.base import LeaseStore, StopSignal
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
+
+    from overlay.agent.page import Answers
 
 
 class MeshPart:
@@ -73,6 +74,8 @@ class MeshPart:
 
     def page(self) -> str:
         """Return the status page."""
+        from overlay.agent.page import status_page  # 5 ms, when somebody looks
+
         return status_page(self.answers, self._status)
 
     def metrics(self) -> "Iterable[Metric]":

@@ -30,7 +30,7 @@ def command(
     own = state.node(node.name)
     return [
         *netns.command_prefix(node.namespace),
-        *program("overlayd", "overlay.agent.main"),
+        *program("overlayd", "overlay.agent.program"),
         *("--etcd-endpoints", ",".join(topology.etcd_endpoints)),
         *("--iface", NODE_DEVICE),
         *("--node-name", node.name),

@@ -1,12 +1,14 @@
 """Backends by name, from the entry-point group ``overlay.backends``."""
 
-from importlib.metadata import EntryPoint, entry_points
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from overlay.model.errors import ConfigError
 from overlay.model.network import NetworkConfig
 from overlay.model.node import NodeIdentity
 from overlay.plan.backend import Backend
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP: Final = "overlay.backends"
 
@@ -34,5 +36,7 @@ def load_backend(config: NetworkConfig, node: NodeIdentity) -> Backend:
     return factory(config, node)
 
 
-def _installed() -> dict[str, EntryPoint]:
+def _installed() -> "dict[str, EntryPoint]":
+    from importlib.metadata import entry_points  # 10 ms, which can wait for the config
+
     return {point.name: point for point in entry_points(group=GROUP)}

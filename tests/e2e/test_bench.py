@@ -23,7 +23,7 @@ overlay.model.kernel.ROUTE_PROTOCOL = 99
 overlay.model.node.vtep_device = lambda vni, family: f"flannel.{{vni}}"
 node = os.environ["NODE_NAME"]
 sys.argv += [f"--node-name={{node}}", f"--state-dir={place}/{{node}}", "--healthz-port=0"]
-from overlay.agent.main import run
+from overlay.agent.program import run
 run()
 """
 

@@ -251,5 +251,5 @@ class Stage:
 
 def _has_flag(flag: str) -> bool:
     """Return whether the agent knows a flag."""
-    command = [*agents.program("overlayd", "overlay.agent.main"), "--help"]
+    command = [*agents.program("overlayd", "overlay.agent.program"), "--help"]
     return flag in subprocess.run(command, capture_output=True, text=True, check=True).stdout
