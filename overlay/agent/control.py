@@ -179,6 +179,11 @@ def _status(snapshot: Snapshot, stranded: Sequence[Attachment]) -> dict[str, Any
     skipped = view.skipped if view else ()
     problems = [{"about": p.about, "text": p.text} for p in snapshot.problems]
     problems += [{"about": s.key, "text": s.reason} for s in skipped]
+    policy = snapshot.policy
+    for key in policy.skipped if policy is not None else ():
+        problems.append({"about": "policies", "text": f"{key.key}: {key.reason}"})
+    if snapshot.policy_trouble is not None:
+        problems.append({"about": "policies", "text": snapshot.policy_trouble})
     extra = (snapshot.config_error, snapshot.lessee_error, *snapshot.warnings)
     problems += [{"about": "this node", "text": text} for text in extra if text]
     problems += [{"about": str(a.key), "text": stranded_text(a, snapshot)} for a in stranded]
@@ -209,6 +214,14 @@ def _status(snapshot: Snapshot, stranded: Sequence[Attachment]) -> dict[str, Any
         },
         "peers": snapshot.peers,
         "held": held,
+        "policy": {
+            "policies": policy.policies,
+            "isolated": policy.isolated,
+            "in_force": snapshot.policy_error is None,
+            "revision": policy.revision,
+        }
+        if policy is not None
+        else None,
         "stranded": [a.to_json() for a in stranded],
         "problems": problems,
     }

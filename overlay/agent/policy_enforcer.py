@@ -17,7 +17,8 @@ from overlay.agent.pace import Pace
 from overlay.agent.policy_world import NOTHING, Selecting, WorldMaker, pod_key
 from overlay.agent.status import PolicyState, Status
 from overlay.kernel.base import KernelError
-from overlay.model.attachment import Attachment
+from overlay.kernel.bridge_frames import show_bridged_frames
+from overlay.model.attachment import BRIDGE, Attachment
 from overlay.model.errors import OverlayError
 from overlay.model.event import Kind
 from overlay.model.kernel import Key
@@ -87,10 +88,11 @@ class PolicyEnforcer:
         *,
         clock: Callable[[], float] = time.monotonic,
         applied: Callable[[World, CompileOptions], None] = lambda _world, _options: None,
+        show_bridged: Callable[[], None] = show_bridged_frames,
     ) -> None:
         self._attachments, self._status, self._table = attachments, status, table
         self._options, self._clock, self._applied = options, clock, applied
-        self._node = node
+        self._node, self._show_bridged = node, show_bridged
         self._maker = WorldMaker(node)
         self._compiler: PolicyCompiler | None = None
         self._compile_options = CompileOptions()
@@ -216,13 +218,16 @@ class PolicyEnforcer:
         if self._compiler is None or options != self._compile_options:
             self._compiler, self._compile_options = PolicyCompiler(self._node, options), options
         # Attachments after the ticket was drawn: each of them that waits is among these.
-        world = self._maker.make(view, self._attachments.list(), self._status.get().view)
+        held = self._attachments.list()
+        world = self._maker.make(view, held, self._status.get().view)
         ruleset = self._compiler.update(world)
         compiled_at = self._clock()
         if is_empty(ruleset):
             is_written = self._is_there and self._table.remove()
             self._is_there = False
         else:
+            if any(attachment.mode == BRIDGE for attachment in held):
+                self._show_bridged()
             is_written = self._table.apply(guarded(ruleset))
             self._is_there = True
         self.world = world

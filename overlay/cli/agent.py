@@ -49,6 +49,11 @@ def show_status(args: Namespace, out: Output) -> int:
         "peers": status.get("peers"),
         "uptime": f"{status.get('uptime_s', 0):.0f} s",
     }
+    policy = status.get("policy")
+    if policy:
+        facts["policies"] = (
+            f"{policy.get('policies')}, which isolate {policy.get('isolated')} addresses here"
+        )
     if status.get("stranded"):
         facts["stranded"] = f"{len(status['stranded'])} of this node's pods"
     reasons, problems = status.get("reasons") or [], status.get("problems") or []

@@ -25,6 +25,7 @@ STATUS: Final[Shape] = {
     "underlay": ({"device": str, "addresses": [str]}, None),
     "store": {"connected": bool, "error": _TEXT, "revision": (int, None)},
     "peers": (int, None),
+    "policy": ({"policies": int, "isolated": int, "in_force": bool, "revision": int}, None),
     "uptime_s": _NUMBER,
     "reasons": _TEXTS,
     "problems": ([{"about": str, "text": str}], None),

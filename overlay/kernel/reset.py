@@ -9,6 +9,7 @@ from overlay.kernel import bridge, iptables
 from overlay.kernel.base import KernelError
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.nft import NftTable, listed
+from overlay.kernel.nft_policy import NftPolicyTable
 from overlay.kernel.nft_ports import PortTable
 from overlay.kernel.pods import detach
 from overlay.kernel.rtnl import RtnlSocket
@@ -20,6 +21,7 @@ from overlay.model.event import FILE
 from overlay.model.kernel import VxlanLink
 from overlay.model.node import POD_BRIDGE
 from overlay.plan.diff import diff
+from overlay.policy.network.table import POLICY_TABLE
 from overlay.policy.ports import PORT_TABLE
 from overlay.policy.ruleset import TABLE
 
@@ -122,6 +124,8 @@ def _reset_filter(done: Callable[[str], None], failed: list[str]) -> None:
         if table.exists():
             table.delete()
             done(f"table {TABLE}")
+        if NftPolicyTable().remove():
+            done(f"table {POLICY_TABLE}")
     except OverlayError as exc:
         failed.append(str(exc))
     failed += iptables.remove()
