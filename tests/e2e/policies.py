@@ -23,6 +23,7 @@ DUAL: Final = (
     ' "IPv6SubnetLen": 64, "Backend": {"Type": "vxlan"}}'
 )
 PORT: Final = 8080
+STREAM: Final = b"send without being asked"
 ASK_S: Final = 1.0  # for an answer; what is dropped costs as long
 SHOWS_S: Final = 20.0  # until a change must be in force
 
@@ -255,6 +256,9 @@ def _serve(client: socket.socket) -> None:
     with client, contextlib.suppress(OSError):
         while data := client.recv(64):
             client.sendall(data)
+            while data == STREAM:
+                client.sendall(b"." * 100)
+                time.sleep(0.02)
 
 
 def _echo(sock: socket.socket) -> None:
@@ -277,3 +281,16 @@ def talks(connection: socket.socket, timeout_s: float = ASK_S) -> bool:
     except OSError:
         pass
     return False
+
+
+def is_silent(connection: socket.socket, timeout_s: float = ASK_S) -> bool:
+    """Return whether nothing comes for a while, what waits already left out."""
+    connection.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while connection.recv(1 << 16):
+            pass
+    connection.settimeout(timeout_s)
+    try:
+        return not connection.recv(16)
+    except TimeoutError:
+        return True

@@ -16,11 +16,13 @@ from tests.e2e.hub import HubNode
 from tests.e2e.policies import (
     ALL,
     PORT,
+    STREAM,
     TCP,
     Fabric,
     Flood,
     Sniffer,
     comes_to,
+    is_silent,
     plugin,
     seen,
     talks,
@@ -126,10 +128,18 @@ def test_connection_that_a_new_policy_forbids_is_cut_and_an_allowed_one_is_not(
         )
         open_[client.name] = stack.enter_context(connection)
         assert talks(connection)
+    # The server sends of itself here: its packets must not bring the connection back.
+    streamed = stranger.netns.call(
+        lambda: socket.create_connection((server.addresses[0], PORT), timeout=10)
+    )
+    stack.enter_context(streamed).sendall(STREAM)
+    assert not is_silent(streamed)
     allowed = [{"from": [selecting(role="friend")]}]
     fabric.apply("cut", {**selecting(app="cut"), "ingress": allowed})
     stack.callback(fabric.delete, "cut")
     eventually(lambda: not talks(open_["stranger"]), timeout_s=20, what="the cut")
+    eventually(lambda: is_silent(streamed), timeout_s=20, what="the end of the stream")
+    assert is_silent(streamed)
     assert talks(open_["friend"], 10)
     events = fabric.ctl("events", "--kind", "policy-cut")
     assert "connections that policies forbid are cut" in events
@@ -334,6 +344,6 @@ def test_garbage_in_the_store_is_named_and_reset_leaves_no_table(
     os.kill(three.agents[-1].pid, signal.SIGTERM)
     three.agents[-1].wait(20)
     command = f"--state-dir={three.state}"
-    said = three.overlayctl("node", "reset", command)
+    said = three.overlayctl("node", "reset", "--yes", command)
     assert f"table {POLICY_TABLE}" in said
     assert not table(three)
