@@ -45,11 +45,11 @@ _NAMESPACES: Final = ("x", "y", "z")
 _HOMES: Final = ("x", "x", "x", "y", "y", "z")  # so that pods and policies meet
 _MOST_PODS: Final = 7
 LAST_PLACE: Final = _MOST_PODS + 2  # the last byte of the last address that a pod may have
-_PORT_NAMES: Final = ("web", "dns")
+PORT_NAMES: Final = ("web", "dns")
 _TEAM: Final = "team"
 
 # Networks that split what is above in different places.
-_BLOCKS: Final[tuple[IPNetwork, ...]] = tuple(
+BLOCKS: Final[tuple[IPNetwork, ...]] = tuple(
     map(
         ip_network,
         (
@@ -82,7 +82,7 @@ _labels: Final[st.SearchStrategy[Labels]] = st.fixed_dictionaries(
         "tier": st.sampled_from(("front", "")),
     },
 )
-_protocols: Final = st.sampled_from((Protocol.TCP, Protocol.TCP, Protocol.UDP, Protocol.SCTP))
+protocols: Final = st.sampled_from((Protocol.TCP, Protocol.TCP, Protocol.UDP, Protocol.SCTP))
 
 
 def _requirements(values: dict[str, tuple[str, ...]]) -> st.SearchStrategy[Requirement]:
@@ -109,10 +109,10 @@ namespace_selectors: Final = _selectors({_TEAM: ("red", "blue"), NAME_LABEL: _NA
 
 @st.composite
 def _block_peers(draw: st.DrawFn) -> BlockPeer:
-    block = draw(st.sampled_from(_BLOCKS))
+    block = draw(st.sampled_from(BLOCKS))
     inside = [
         other
-        for other in _BLOCKS
+        for other in BLOCKS
         if other.version == block.version and other != block and _is_in(other, block)
     ]
     holes = draw(st.lists(st.sampled_from(inside), max_size=2, unique=True)) if inside else []
@@ -130,8 +130,8 @@ _peers: Final[st.SearchStrategy[Peer]] = st.one_of(
 
 @st.composite
 def _port_matches(draw: st.DrawFn) -> PortMatch:
-    protocol = draw(_protocols)
-    port: int | str | None = draw(st.none() | st.sampled_from(PORTS) | st.sampled_from(_PORT_NAMES))
+    protocol = draw(protocols)
+    port: int | str | None = draw(st.none() | st.sampled_from(PORTS) | st.sampled_from(PORT_NAMES))
     last = None
     if isinstance(port, int) and draw(st.booleans()):
         last = draw(st.sampled_from([p for p in (*PORTS, 65535) if p >= port]))
@@ -159,7 +159,7 @@ _policies: Final = st.builds(
     egress=_rule_lists,
 )
 _named_ports: Final = st.lists(
-    st.builds(NamedPort, st.sampled_from(_PORT_NAMES), st.sampled_from(_USUAL), _protocols),
+    st.builds(NamedPort, st.sampled_from(PORT_NAMES), st.sampled_from(_USUAL), protocols),
     max_size=2,
     unique_by=lambda port: port.name,
 ).map(tuple)
@@ -235,4 +235,4 @@ def flows(draw: st.DrawFn, world: World) -> Flow:
     one = draw(st.sampled_from(own))
     other = draw(st.sampled_from([a for a in addresses(world) if a.version == one.version]))
     source, destination = (one, other) if draw(st.booleans()) else (other, one)
-    return Flow(source, destination, draw(_protocols), draw(st.sampled_from((*_USUAL, *PORTS))))
+    return Flow(source, destination, draw(protocols), draw(st.sampled_from((*_USUAL, *PORTS))))

@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from overlay.model.netpol import Flow, World
 from overlay.policy.network.compile import CompileOptions, PolicyCompiler
 from overlay.policy.network.decide import Decider
+from tests.netpol import reference_cluster
 from tests.netpol.commands import changed
 from tests.netpol.crossing import arrives, compiled, tables
 from tests.netpol.packets import parse_table
 from tests.netpol.reference import is_allowed
 from tests.netpol.worlds import NODES, flows, worlds
+from tests.netpol.worlds_cluster import tiered_worlds
 
 _PLAIN = CompileOptions()
+_TIERED = CompileOptions(admin_tier=True)
 _SETTINGS = settings(
     deadline=None,
     database=None,
@@ -37,12 +40,26 @@ def test_the_table_and_the_answer_are_what_the_api_says(data: st.DataObject) -> 
         assert arrives(world, by_node, flow) is said, f"table: {flow}, the API says {said}"
 
 
+@settings(_SETTINGS, max_examples=800)
+@given(st.data())
+def test_the_admin_tier_stands_over_the_others_as_the_api_says(data: st.DataObject) -> None:
+    world = data.draw(tiered_worlds(), "world")
+    asked = data.draw(st.lists(flows(world), min_size=10, max_size=10), "flows")
+    by_node = tables(compiled(world, _TIERED))
+    decider = Decider(world, _TIERED)
+    for flow in asked:
+        said = reference_cluster.is_allowed(world, flow)
+        assert decider.decide(flow).allowed is said, f"decide: {flow}, the API says {said}"
+        assert arrives(world, by_node, flow) is said, f"table: {flow}, the API says {said}"
+    assert Decider(world).decide(asked[0]).allowed is is_allowed(world, asked[0])  # it is off
+
+
 @settings(_SETTINGS, max_examples=300)
-@given(st.lists(worlds(), min_size=2, max_size=4), st.sampled_from(NODES))
+@given(st.lists(worlds() | tiered_worlds(), min_size=2, max_size=4), st.sampled_from(NODES))
 def test_a_change_leaves_the_table_that_a_whole_one_would_be(
     history: list[World], node: str
 ) -> None:
-    compiler = PolicyCompiler(node)
+    compiler = PolicyCompiler(node, _TIERED)
     before = compiler.update(history[0])
     in_kernel = parse_table(str(before))
     for world in history[1:]:
@@ -55,7 +72,7 @@ def test_a_change_leaves_the_table_that_a_whole_one_would_be(
             note(delta)
             in_kernel = changed(in_kernel, delta)
         assert in_kernel == whole
-        assert parse_table(str(PolicyCompiler(node).update(world))) == whole
+        assert parse_table(str(PolicyCompiler(node, _TIERED).update(world))) == whole
         before = after
 
 
