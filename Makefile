@@ -14,7 +14,7 @@ TIERS := tests/unit tests/manifests tests/sim tests/kube tests/kernel tests/etcd
 # pip asks an index of its own for news otherwise; no answer would cost time.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint fuzz bench chaos faults man docs lock clean help system
+.PHONY: setup demo test lint fuzz bench chaos faults conformance man docs lock clean help system
 
 setup: system $(STAMP) $(BIN)/overlay ## install everything that the other targets need
 
@@ -72,6 +72,10 @@ chaos: setup ## plant every fault in a lab; repair times and lost packets (root,
 faults: setup ## plant faults in a lab; who names each, and its remedy (root, a minute)
 	@$(BIN)/python -m overlay.lab.faults
 
+# WRITE=docs/conformance.md puts the table into that document.
+conformance: setup ## try every policy case in a lab, by real connections (root, 2 minutes)
+	@$(BIN)/python -m tests.netpol $(if $(WRITE),--write $(WRITE))
+
 man: setup ## write the man pages to build/man
 	@$(BIN)/python -m manual man build/man
 
@@ -89,4 +93,4 @@ clean: ## remove what was built; the sources and bench/results stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile

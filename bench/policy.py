@@ -1,4 +1,4 @@
-"""Network policies at the size of a cluster: compiled, applied, changed; their cost to traffic.
+"""Network policies at the size of a cluster: compiled, applied, changed; what they cost traffic.
 
 Memory is what a process of its own grows by at its peak while it compiles.
 Traffic runs between two namespaces through a third with the table, and
@@ -8,10 +8,13 @@ without it, in turns.
 import contextlib
 import functools
 import json
+import resource
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +22,7 @@ from bench import iperf
 from bench.bed import namespace
 from bench.clusters import CLIENT, HERE, cluster, elsewhere, relabeled, server
 from bench.options import Options
-from bench.series import Series, ratio, series
+from bench.series import ratio, series
 from bench.table import Table
 from bench.usage import memory_mib
 from overlay.lab import netns
@@ -27,14 +30,52 @@ from overlay.model.netpol import Pod
 from overlay.policy.network.compile import PolicyCompiler, compile_policies
 
 _COLUMNS: Final = (
-    *("policies", "pods", "on the node", "whole: compiled ms", "MiB at its peak", "applied ms"),
-    *("a label: compiled ms", "applied ms", "in force ms", "nft alone ms"),
+    *("policies", "pods", "on the node", "elements", "whole: compiled ms", "CPU ms", "MiB at peak"),
+    *("applied ms", "CPU ms", "a label: compiled ms", "in force ms", "CPU ms", "nft alone ms"),
 )
+_SINK: Final = 8080
+_ANSWER_S: Final = 30.0
+_OWN: Final = resource.RUSAGE_SELF
+_CHILDREN: Final = resource.RUSAGE_CHILDREN
 _TRAFFIC: Final = ("what", "without", "with", "of it")
 _TITLES: Final = {
     "tcp": ("TCP 1 stream Gbit/s", 1e-9, 2),
     "udp": ("UDP packets/s, thousands", 1e-3, 0),
+    "cost": ("CPU of a packet, sent and forwarded, us", 1e6, 2),
+    "unanswered": ("the same before the first answer, us", 1e6, 2),
 }
+# The node's part of a packet runs in the sender's time: veth hands it on in the same call.
+_SENDER: Final = """
+import os, socket, sys
+ask = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+ask.connect((sys.argv[1], 8080))
+count = int(sys.argv[2])
+if sys.argv[3] == "cost":
+    ask.send(b"hello")
+    ask.recv(16)
+began = os.times()
+for _ in range(count):
+    ask.send(b"x" * 64)
+ended = os.times()
+print((ended.user + ended.system - began.user - began.system) / count)
+"""
+
+
+@dataclass(slots=True)
+class Found:
+    """Seconds by what took them, and processor seconds, those of ``nft`` among them."""
+
+    wall: dict[str, list[float]] = field(default_factory=dict)
+    cpu: dict[str, list[float]] = field(default_factory=dict)
+    elements: int = 0
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Note how long the block takes."""
+        started, before = time.perf_counter(), _cpu_s()
+        yield
+        self.wall.setdefault(what, []).append(time.perf_counter() - started)
+        self.cpu.setdefault(what, []).append(_cpu_s() - before)
 
 
 def run(options: Options) -> Iterator[Table]:
@@ -51,52 +92,44 @@ def run(options: Options) -> Iterator[Table]:
         memory = _memory_mib(size)
         with namespace() as name:
             found = netns.inside(name, functools.partial(_measure, size, rounds))
-        shown = {key: each.spread(1000, 1) for key, each in found.items()}
+        wall = {key: series(each).spread(1000, 1) for key, each in found.wall.items()}
+        cpu = {key: series(each).spread(1000, 0) for key, each in found.cpu.items()}
         rows.append(
             (
-                *(f"{number:,}" for number in size),
-                *(shown["compile"], f"{memory:.0f}", shown["apply"]),
-                *(shown[key] for key in ("change", "delta", "in force", "nft")),
+                *(f"{number:,}" for number in (*size, found.elements)),
+                *(wall["compile"], cpu["compile"], f"{memory:.0f}"),
+                *(wall["apply"], cpu["apply"]),
+                *(wall["change"], wall["in force"], cpu["in force"], wall["nft"]),
             )
         )
-        records.append(
-            {"size": size, "mib": memory, **{key: each.samples for key, each in found.items()}}
-        )
+        records.append({"size": size, "mib": memory, "wall_s": found.wall, "cpu_s": found.cpu})
     yield Table(_COLUMNS, tuple(rows), tuple(records))
     yield _traffic(sizes[-1 if len(sizes) < 3 else 1], options)
 
 
-def _measure(size: tuple[int, int, int], rounds: int) -> dict[str, Series]:
-    found: dict[str, list[float]] = {
-        key: [] for key in ("compile", "apply", "change", "delta", "in force", "nft")
-    }
+def _measure(size: tuple[int, int, int], rounds: int) -> Found:
+    found = Found()
     world = cluster(*size)
     key = elsewhere(world)
     nft("add table inet bench\nadd set inet bench few { type ipv4_addr; }")
     for number in range(rounds):
         compiler = PolicyCompiler(HERE)
-        started = time.perf_counter()
-        ruleset = compiler.update(world)
-        compiled = time.perf_counter()
-        nft(ruleset.transaction)
-        found["apply"].append(time.perf_counter() - compiled)
-        found["compile"].append(compiled - started)
+        with found.timed("compile"):
+            ruleset = compiler.update(world)
+        with found.timed("apply"):
+            nft(ruleset.transaction)
+        found.elements = sum(len(each.elements) for each in ruleset.sets.values())
         for app in (number + 3, number + 4):  # one that asks for much anew, and one that does not
             changed = relabeled(world, key, app)
-            started = time.perf_counter()
-            after = compiler.update(changed)
-            delta = after.delta(ruleset)
-            compiled = time.perf_counter()
-            nft(after.transaction if delta is None else delta)
-            ended = time.perf_counter()
+            with found.timed("in force"):
+                with found.timed("change"):
+                    after = compiler.update(changed)
+                    delta = after.delta(ruleset)
+                nft(after.transaction if delta is None else delta)
             ruleset = after
-            found["change"].append(compiled - started)
-            found["delta"].append(ended - compiled)
-            found["in force"].append(ended - started)
-        started = time.perf_counter()
-        nft("add element inet bench few { 192.0.2.1 }")
-        found["nft"].append(time.perf_counter() - started)
-    return {key: series(samples) for key, samples in found.items()}
+        with found.timed("nft"):
+            nft("add element inet bench few { 192.0.2.1 }")
+    return found
 
 
 def nft(text: str) -> None:
@@ -121,10 +154,16 @@ def _memory_mib(size: tuple[int, int, int]) -> float:
     return float(json.loads(done.stdout))
 
 
+def _cpu_s() -> float:
+    own, children = (resource.getrusage(who) for who in (_OWN, _CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
 def _traffic(size: tuple[int, int, int], options: Options) -> Table:
     """Return what an allowed connection gets with the table in its way, and without."""
     seconds = options.pick(0, 2, 5)
     rounds = options.pick(1, 5, 9)
+    packets = options.pick(1_000, 200_000, 500_000)
     world = cluster(*size)
     pod = server(world)
     ruleset = compile_policies(world, HERE)
@@ -136,15 +175,47 @@ def _traffic(size: tuple[int, int, int], options: Options) -> Table:
                 netns.inside(node, functools.partial(nft, text))
                 found.setdefault(("tcp", name), []).append(iperf.tcp(path, seconds, 1))
                 found.setdefault(("udp", name), []).append(iperf.udp(path, seconds))
+                for what in ("cost", "unanswered"):
+                    found.setdefault((what, name), []).append(_cost_s(path, packets, what))
     rows = []
     for key, (title, scale, digits) in _TITLES.items():
         bare, judged = (series(found[key, name]) for name in ("without", "with"))
         shares = (bare.spread(scale, digits), judged.spread(scale, digits))
-        rows.append((title, *shares, ratio(judged.median, bare.median, 2)))
+        better, worse = (bare, judged) if title.endswith("us") else (judged, bare)
+        rows.append((title, *shares, ratio(better.median, worse.median, 2)))
     records = tuple(
         {"what": what, "table": name, "samples": samples} for (what, name), samples in found.items()
     )
     return Table(_TRAFFIC, tuple(rows), records)
+
+
+def _cost_s(path: iperf.Path, packets: int, what: str) -> float:
+    """Return the processor seconds of one datagram to somebody who does not read it.
+
+    Of a connection that was answered once, or (``unanswered``) of one that
+    conntrack holds for new, so that each packet is judged by all chains.
+    """
+
+    def listening() -> socket.socket:
+        sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sink.bind((path.address, _SINK))
+        return sink
+
+    command = [sys.executable, "-c", _SENDER, path.address, str(packets), what]
+    with (
+        netns.inside(path.target, listening) as sink,
+        netns.inside(path.source, lambda: _started(command)) as sender,
+    ):
+        if what == "cost":
+            sink.settimeout(_ANSWER_S)
+            word, peer = sink.recvfrom(16)
+            sink.sendto(word, peer)
+        told, _ = sender.communicate()
+    return float(told)
+
+
+def _started(command: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 @contextlib.contextmanager
