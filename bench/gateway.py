@@ -50,6 +50,11 @@ class Gateway:
         answer = self._ask("kv/range", body)
         return [base64.b64decode(each["key"]).decode() for each in answer.get("kvs", ())]
 
+    def revision(self, key: str) -> int:
+        """Return the revision of a key's last write, 0 where there is no such key."""
+        found = self._ask("kv/range", {"key": _b64(key), "keys_only": True}).get("kvs", ())
+        return max((int(each["mod_revision"]) for each in found), default=0)
+
     def grant(self, ttl_s: int) -> int:
         """Return a new lease of etcd's."""
         return int(self._ask("lease/grant", {"TTL": ttl_s})["ID"])

@@ -1,4 +1,4 @@
-"""Network policies at the size of a cluster: compiled, applied, changed; what they cost traffic.
+"""Network policies at the size of a cluster: compiled, applied, changed; their cost to traffic.
 
 Memory is what a process of its own grows by at its peak while it compiles.
 Traffic runs between two namespaces through a third with the table, and

@@ -11,6 +11,7 @@ from tests.netpol.casebook import cases
 from tests.netpol.conformance import Outcome, ThroughEngine, run, table
 from tests.netpol.prober import has_sctp
 from tests.netpol.site import site
+from tests.netpol.through_agents import ThroughAgents, is_for_agents
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,6 +20,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--family", help="run one family alone")
     parser.add_argument("--only", metavar="WORDS", help="run the cases with WORDS in their names")
     parser.add_argument("--write", type=Path, help="put the table between that file's markers")
+    parser.add_argument(
+        "--through",
+        choices=("engine", "agents"),
+        default="engine",
+        help="who puts policies in force: the engine's table straight into the nodes, or "
+        "`overlayctl policy apply`, etcd and the agents",
+    )
     args = parser.parse_args(argv)
     chosen = [
         case
@@ -26,7 +34,11 @@ def main(argv: Sequence[str]) -> int:
         if args.family in (None, case.family) and (args.only or "") in case.name
     ]
     with site(f"netpol-{os.getpid()}") as made:
-        outcomes = run(made, ThroughEngine(made), chosen, _tell)
+        if args.through == "agents":
+            chosen = [case for case in chosen if is_for_agents(case)]
+            outcomes = run(made, ThroughAgents(made), chosen, _tell)
+        else:
+            outcomes = run(made, ThroughEngine(made), chosen, _tell)
     lines = list(table(outcomes))
     print(*lines, sep="\n")
     if not has_sctp():

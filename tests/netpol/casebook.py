@@ -18,7 +18,7 @@ from overlay.model.netpol import NAME_LABEL, Flow, Labels, NamedPort, Pod, PodKe
 from tests.netpol.statements import NODES, PODS, Probe, Statement, Truth, parse, truth
 
 _CASES: Final = Path(__file__).with_name("cases")
-_NODE_OF: Final = {"a": "n1", "b": "n2", "c": "n3"}
+NODE_OF: Final = {"a": "n1", "b": "n2", "c": "n3"}
 _TIERS: Final = {"a": {"tier": "front"}, "b": {"tier": "back"}, "c": {}}
 _WEB: Final = {"a": 80, "b": 81, "c": 80}
 _TURNED: Final = {"ingress": "egress", "egress": "ingress", "from": "to", "to": "from"}
@@ -88,13 +88,13 @@ class Moment:
     def _pod(self, name: str, places: Places) -> Pod:
         namespace, _, pod = name.partition("/")
         is_on_host = name in self.hosts
-        addresses = places.nodes[_NODE_OF[pod]] if is_on_host else places.pods[name]
+        addresses = places.nodes[NODE_OF[pod]] if is_on_host else places.pods[name]
         return Pod(
             namespace=namespace,
             name=pod,
             addresses=addresses,
             labels=self.pod_labels[name],
-            node=_NODE_OF[pod],
+            node=NODE_OF[pod],
             ports=(
                 NamedPort("web", _WEB[pod], Protocol.TCP),
                 NamedPort("web-udp", _WEB[pod], Protocol.UDP),
@@ -205,7 +205,7 @@ def imagined() -> Places:
     }
     pods = {
         name: frozenset(
-            network[2 + "xyz".index(name[0])] for network in subnets[_NODE_OF[name[-1]]]
+            network[2 + "xyz".index(name[0])] for network in subnets[NODE_OF[name[-1]]]
         )
         for name in PODS
     }
@@ -230,7 +230,7 @@ def flow_of(probe: Probe, moment: Moment, places: Places) -> Flow:
 
 def _address(name: str, version: int, moment: Moment, places: Places) -> IPAddress:
     if name in moment.hosts:
-        known = places.called[_NODE_OF[name[-1]]]
+        known = places.called[NODE_OF[name[-1]]]
     else:
         known = places.called[name] if name in NODES else places.pods[name]
     return next(each for each in known if each.version == version)

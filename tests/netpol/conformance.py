@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from overlay.lab import netns
+from overlay.lab import netns, processes
 from overlay.model.netpol import World
 from overlay.policy.network.compile import PolicyCompiler
 from overlay.policy.network.parse import parse_policy
@@ -42,11 +42,17 @@ class Outcome:
 
 @dataclass(slots=True)
 class ThroughEngine:
-    """The engine's tables, put straight into the nodes: whole at first, then as changes."""
+    """The engine's tables, put straight into the nodes: whole at first, then as changes.
+
+    The agents are stopped: they would put their own table back. Traffic flows on.
+    """
 
     site: Site
     _compilers: dict[str, PolicyCompiler] = field(default_factory=dict)
     _applied: dict[str, PolicyRuleset] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        processes.stop(self.site.lab.agent(node) for node in NODES)
 
     def enforce(self, moment: Moment) -> None:
         """Compile and apply, each node by itself."""

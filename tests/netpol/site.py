@@ -11,10 +11,10 @@ from ipaddress import ip_network
 
 from overlay.lab import netns
 from overlay.lab.fabric import Lab, running
-from overlay.lab.pods import Pod as LabPod
 from overlay.lab.topology import POD_NETWORKS, LabOptions
 from overlay.model.address import Family
 from overlay.model.netpol import Protocol
+from tests.netpol import pods
 from tests.netpol.casebook import Moment, Places, flow_of
 from tests.netpol.prober import Door, Prober, Question, has_sctp, probing
 from tests.netpol.statements import NODES, PODS, Probe
@@ -24,12 +24,11 @@ _PORTS = (80, 81)
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A lab with its pods' names, and somebody who listens in each of them."""
+    """A lab with its pods, and somebody who listens in each of them."""
 
     lab: Lab
     places: Places
     namespaces: Mapping[str, str]  # of the kernel, by the names of the tables
-    pods: Mapping[str, LabPod]
     prober: Prober
 
     def wrong(self, moment: Moment) -> tuple[int, list[str]]:
@@ -60,29 +59,25 @@ class Site:
 def site(name: str) -> Iterator[Site]:
     """Bring such a lab up for the length of a ``with`` block."""
     families = (Family.IPV4, Family.IPV6)
-    with running(LabOptions(name=name, nodes=3, pods=3, families=families)) as lab:
-        found = {_named(pod): pod for pod in lab.pods()}
-        hosts = {node.name: node for node in lab.topology.nodes}
-        namespaces = {pod: found[pod].namespace for pod in PODS} | {
-            node: hosts[node].namespace for node in NODES
-        }
-        places = Places(
-            pods={pod: frozenset(found[pod].addresses.values()) for pod in PODS},
-            nodes={n: frozenset(netns.inside(namespaces[n], netns.addresses)) for n in NODES},
-            called={n: frozenset(hosts[n].address(f) for f in families) for n in NODES},
-            subnets={
-                name: frozenset(each.network for each in file.subnets.values())
-                for name, file in lab.subnet_files().items()
-            },
-            pod_networks=frozenset(ip_network(text) for text in POD_NETWORKS.values()),
-        )
-        with probing(list(_doors(places, namespaces))) as prober:
-            yield Site(lab, places, namespaces, found, prober)
-
-
-def _named(pod: LabPod) -> str:
-    """Return a table's name for the lab's ``n2-p1``."""
-    return f"{'xyz'[int(pod.name[-1]) - 1]}/{'abc'[NODES.index(pod.node)]}"
+    with running(LabOptions(name=name, nodes=3, pods=0, families=families)) as lab:
+        try:
+            hosts = {node.name: node for node in lab.topology.nodes}
+            kernel = {pod: pods.namespace_of(lab, pod) for pod in PODS}
+            kernel |= {node: hosts[node].namespace for node in NODES}
+            places = Places(
+                pods=pods.attach(lab),
+                nodes={n: frozenset(netns.inside(kernel[n], netns.addresses)) for n in NODES},
+                called={n: frozenset(hosts[n].address(f) for f in families) for n in NODES},
+                subnets={
+                    name: frozenset(each.network for each in file.subnets.values())
+                    for name, file in lab.subnet_files().items()
+                },
+                pod_networks=frozenset(ip_network(text) for text in POD_NETWORKS.values()),
+            )
+            with probing(list(_doors(places, kernel))) as prober:
+                yield Site(lab, places, kernel, prober)
+        finally:
+            pods.remove(lab)
 
 
 def _doors(places: Places, namespaces: Mapping[str, str]) -> Iterable[Door]:
