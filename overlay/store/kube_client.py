@@ -4,7 +4,7 @@ lightkube finds the way in (account, kubeconfig, certificates, tokens that are
 read anew once they are refused) and builds the requests. Its own watch is not
 used: it never times out, spins on a stream that ends at once, and its errors
 while connecting reach nobody's handler (lightkube 1.0.1). Its models are not
-used either: a node is 15 KB of which a lease needs 300 bytes.
+used either: a node is some 10 KB of which a lease needs 300 bytes.
 """
 
 import contextlib

@@ -46,7 +46,7 @@ class Pace:
     bookmark every minute or so: ``idle_s`` of silence is a dead connection.
     """
 
-    page: int = 500  # objects; an answer for 500 nodes has some 8 MB
+    page: int = 500  # objects; an answer for 500 nodes has some 5 MB
     idle_s: float = 90.0
     server_s: tuple[int, int] = (300, 600)
     backoff_s: tuple[float, float] = (0.2, 30.0)  # first and longest pause after a failure

@@ -14,7 +14,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -73,6 +73,7 @@ class ApiServer:
         self.bookmark_s = 0.5
         self.is_silent = False  # watches say nothing more, and do not end: a half-open connection
         self.begins_with_gone_event = False
+        self.before: Callable[[Request], None] | None = None  # is told of each request in time
         self.watches = 0  # that are open
         self.bookmarks = 0  # that were sent
         self._address = address
@@ -223,6 +224,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if kind is not None and self._spoil(kind):
                 return
             self._admit(request)
+            if self.api.before is not None:
+                self.api.before(request)
             if request.verb == "watch":
                 self._watch(request)
                 return

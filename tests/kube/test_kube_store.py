@@ -26,7 +26,7 @@ from overlay.store.kube_config import KubeAccess
 from overlay.store.kube_errors import ForbiddenError
 from overlay.store.kube_nodes import NodeWaitingError
 from tests.etcd.support import CONFIG, attributes, claim, eventually, watched
-from tests.kube.api_server import ApiServer, Fault
+from tests.kube.api_server import ApiServer, Fault, Request
 from tests.kube.certificates import make_authority
 from tests.kube.cluster import NODES, PlantedCluster, flannels, node
 from tests.kube.objects import Place
@@ -107,11 +107,23 @@ def test_what_a_kubelet_writes_changes_no_lease(cluster: PlantedCluster) -> None
     assert cluster.renew(lease, attributes(1), 60) == lease, "its revision is still the same"
 
 
-def test_writes_race_with_the_kubelet_and_win(cluster: PlantedCluster) -> None:
+def test_write_that_loses_a_race_looks_again_and_keeps_what_others_wrote(
+    cluster: PlantedCluster,
+) -> None:
     lease = cluster.acquire(claim(1))
-    cluster.api.faults = [Fault("409", "patch", 2)]
-    assert cluster.renew(lease, attributes(1, vni=9), 60).attributes == attributes(1, vni=9)
-    assert len(cluster.api.asked("get", "nodes")) >= 4
+    written = writes(cluster)
+
+    def meddle(request: Request) -> None:
+        if request.verb == "patch":
+            cluster.api.before = None
+            cluster.annotate(1, public_ip_overwrite="203.0.113.7")
+
+    cluster.api.before = meddle
+    with pytest.raises(LeaseLostError):
+        cluster.renew(lease, attributes(1, vni=9), 60)
+    assert writes(cluster) == written + 1, "refused by its resourceVersion"
+    assert cluster.acquire(claim(1)).attributes == attributes(1)
+    assert cluster.annotations(1)["public-ip"] == "203.0.113.7"
 
 
 def test_public_ip_overwrite_is_what_peers_see_and_the_node_stays_calm(
