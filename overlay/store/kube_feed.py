@@ -21,7 +21,11 @@ _JOIN_S: Final = 5.0
 
 
 class Feed:
-    """Puts together what several threads learn, and delivers a view after every change."""
+    """Puts together what several threads learn, and delivers a view after every change.
+
+    While nodes are in trouble, what others learn waits: a view says that the
+    store answers.
+    """
 
     def __init__(
         self,
@@ -38,8 +42,14 @@ class Feed:
         self._is_listed = False
         self._stored: Found[StoredKeys] | None = None
         self._no_key: str | None = None  # why the Secret cannot be read
-        self.is_fresh = False  # nodes come in; what the table says of this one can be relied on
+        self._error: StoreError | None = None
+        self._is_pending = False
         self.last: LeaseView | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Return whether nodes come in, so that what is known of this one can be relied on."""
+        return self._is_listed and self._error is None
 
     @property
     def own(self) -> NodeFacts | None:
@@ -56,8 +66,11 @@ class Feed:
         """Follow nodes in this thread, the rest in threads that end with it."""
 
         def told(error: StoreError | None) -> None:
-            self.is_fresh = error is None and self._is_listed
-            trouble(error)
+            with self._lock:
+                self._error = error
+                trouble(error)
+                if error is None and self._is_pending:
+                    self._tell()
 
         threads = [
             threading.Thread(target=self._look, args=(stop,), name="kube-look", daemon=True),
@@ -80,7 +93,7 @@ class Feed:
         changed: frozenset[str] | None,
     ) -> None:
         with self._lock:
-            self._is_listed = self.is_fresh = True
+            self._is_listed = True
             if self._table.take(objects, revision, changed):
                 self._tell()
 
@@ -121,6 +134,7 @@ class Feed:
             self._tell()
 
     def _tell(self) -> None:
-        if self._is_listed:
+        self._is_pending = not self.is_fresh
+        if not self._is_pending:
             self.last = self._table.view()
             self._deliver(self.last)

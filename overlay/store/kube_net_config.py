@@ -4,6 +4,7 @@ Kubernetes changes such a file by a symbolic link, some time after the config
 map: it is read again now and then rather than watched.
 """
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,15 +25,20 @@ NO_CONFIG: Final = NetConfig()
 
 
 class NetConfigFile:
-    """One file; ``read`` parses it only when it changed."""
+    """One file; ``read`` parses it only when it changed. Any thread may call."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
         self._text: bytes | None = None
         self._known = NO_CONFIG
 
     def read(self) -> NetConfig:
         """Return what the file says now; the same object until it changes."""
+        with self._lock:
+            return self._read()
+
+    def _read(self) -> NetConfig:
         try:
             text = self.path.read_bytes()
         except FileNotFoundError:

@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from overlay.model.errors import LeaseFormatError
-from overlay.store.base import StopSignal, StoreAccessError, StoreError
+from overlay.store.base import StopSignal, StoreError
 from overlay.store.kube_client import Kind, KubeClient
 from overlay.store.kube_errors import (
     Asked,
@@ -171,9 +171,7 @@ class KubeWatch(Generic[T]):
             wait_s = 0.0  # that the server asked for
             try:
                 for changed in self._turn(stop):
-                    # A list alone does not show that watching is allowed.
-                    is_list = changed is None
-                    if told is not None and not (is_list and issubclass(told, StoreAccessError)):
+                    if told is not None:
                         told = None
                         trouble(None)
                     if changed is None or changed:

@@ -442,3 +442,20 @@ def test_watch_ends_at_once_when_told(cluster: PlantedCluster) -> None:
         seen.wait(lambda _: True)
     eventually(lambda: cluster.api.watches == 0)
     assert threading.active_count() <= before + 4  # the server's own threads for its clients
+
+
+def test_nothing_is_delivered_while_the_server_is_away_and_all_of_it_afterwards(
+    cluster: PlantedCluster,
+) -> None:
+    """A view says that the store answers."""
+    with watched(cluster) as seen:
+        seen.wait(lambda view: view.config is not None)
+        cluster.api.stop()
+        eventually(lambda: bool(seen.troubles))
+        views = len(seen.views)
+        cluster.config_file.write_text(DUAL)
+        eventually(lambda: cluster._feed is not None and cluster._feed._is_pending, 20.0)
+        assert len(seen.views) == views
+        cluster.api.start()
+        seen.wait(lambda view: view.config_error is not None, 20.0)
+    assert seen.troubles[-1] is None
