@@ -91,7 +91,7 @@ class Attachments:
 
     def outside(self, subnet: Subnet) -> Sequence[Attachment]:
         """Return those that have an address outside ``subnet``, in the order they were made."""
-        networks = subnet.networks()
+        networks = tuple(subnet.networks())
         return [
             attachment
             for attachment in self.list()

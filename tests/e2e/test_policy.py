@@ -53,7 +53,8 @@ def stack() -> Iterator[contextlib.ExitStack]:
 
 
 def table(node: HubNode) -> str:
-    return node.netns.run("nft", "list", "table", *POLICY_TABLE.split(), check=False)
+    """Return the table as nft lists it, without what it counted."""
+    return node.netns.run("nft", "-s", "list", "table", *POLICY_TABLE.split(), check=False)
 
 
 def selecting(**labels: str) -> dict[str, Any]:
