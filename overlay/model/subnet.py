@@ -6,7 +6,6 @@ The spelling is flannel's (``pkg/subnet/subnet.go``, ``MakeSubnetKey``):
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
@@ -46,12 +45,11 @@ class Subnet:
         """Return the network of ``family``, or None where the lease has none."""
         return self.v4 if family is Family.IPV4 else self.v6
 
-    def networks(self) -> Iterator[IPNetwork]:
-        """Yield the networks there are, IPv4 first."""
-        if self.v4 is not None:
-            yield self.v4
-        if self.v6 is not None:
-            yield self.v6
+    def networks(self) -> tuple[IPNetwork, ...]:
+        """Return the networks there are, IPv4 first."""
+        if self.v6 is None:
+            return () if self.v4 is None else (self.v4,)
+        return (self.v6,) if self.v4 is None else (self.v4, self.v6)
 
     def overlaps(self, other: "Subnet") -> bool:
         """Return whether the two share an address in any family."""

@@ -310,6 +310,7 @@ def test_pods_outside_a_subnet_are_found_and_named(tmp_path: Path) -> None:
     here = Attachments(tmp_path / "a")
     add(here, "one")
     add(here, "two", "10.9.0.0/24")
+    add(here, "three")
     (stranded,) = here.outside(SUBNET)
     assert stranded.shown == "pod two (container two) 10.9.0.2"
     here.release(key("two"))
