@@ -69,13 +69,11 @@ def test_peer_that_does_not_answer_is_named(
     assert (found.reason, found.remedy) == (reason, remedy)
 
 
-def mtu_says(age_s: float, echoes: int) -> tuple[list[IPAddress], Report]:
-    """Return who was asked by echo, and what is said of a way that the agent knows to be narrow."""
-    asked: list[IPAddress] = []
+def mtu_says(age_s: float, echoes: int) -> Report:
+    """Return what is said of a way that the agent once found to be narrow."""
 
     def largest(peers: Iterable[IPAddress], _size: int) -> Mapping[IPAddress, int]:
-        asked.extend(peers)
-        return dict.fromkeys(asked, echoes)
+        return dict.fromkeys(peers, echoes)
 
     peer = ip_address("192.0.2.2")
     device = VxlanLink("overlay.1", 1, 8472, MAC, 1450, ip_address("192.0.2.1"), "eth0")
@@ -83,21 +81,18 @@ def mtu_says(age_s: float, echoes: int) -> tuple[list[IPAddress], Report]:
     rows = [{"node": "n2", "public": str(peer), "out": 1500, "back": 1404, "fits": False}]
     found = {"error": None, "age_s": age_s, "peers": rows}
     facts = replace(FACTS, fabric=Lazy(lambda: fabric), mtu=Lazy(lambda: found), echoes=largest)
-    return asked, run_one(path_mtu.CHECK, facts)
+    return run_one(path_mtu.CHECK, facts)
 
 
 @pytest.mark.parametrize(
-    ("age_s", "echoes", "is_asked", "words"),
+    ("age_s", "echoes", "words"),
     [
-        pytest.param(59.0, 1500, False, "1404 do", id="just measured"),
-        pytest.param(61.0, 1500, True, "1500 bytes reach 1 peers", id="too old, but echoes tell"),
-        pytest.param(61.0, 0, True, "1404 do", id="old, but no echo tells"),
-        pytest.param(1201.0, 0, True, "answer no echo", id="too old for anything"),
+        pytest.param(1.0, 1500, "1500 bytes reach 1 peers", id="an echo tells how it is now"),
+        pytest.param(1199.0, 0, "1404 do", id="no echo, but the agent knows"),
+        pytest.param(1201.0, 0, "answer no echo", id="no echo, and long ago"),
     ],
 )
-def test_path_is_not_asked_again_that_the_agent_just_measured(
-    age_s: float, echoes: int, is_asked: bool, words: str
+def test_peer_that_answers_no_echo_is_known_by_the_agents_probes(
+    age_s: float, echoes: int, words: str
 ) -> None:
-    asked, report = mtu_says(age_s, echoes)
-    assert bool(asked) is is_asked
-    assert words in str(report.verdicts)
+    assert words in str(mtu_says(age_s, echoes).verdicts)

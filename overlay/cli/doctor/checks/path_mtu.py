@@ -1,7 +1,7 @@
 """Whether full tunnel packets reach every peer, fragmented nowhere.
 
-What the agent has just measured is taken as it is; all else is asked by ICMP
-echo. A peer that answers no echo is taken from the agent's last search, too.
+All are asked by ICMP echo, as they are now. A peer that answers no echo is taken
+from the agent's last search, by datagrams of its own.
 """
 
 from collections import defaultdict
@@ -15,7 +15,6 @@ from overlay.model.address import IPAddress, family_of
 from overlay.model.errors import OverlayError
 from overlay.model.kernel import VxlanLink
 
-_FRESH_S: Final = 60.0  # a path may have changed since
 _LATELY_S: Final = 1200.0  # two of the agent's usual intervals
 
 
@@ -30,31 +29,28 @@ def _run(facts: Facts) -> Iterator[Verdict]:
         yield from _judge(facts, device, peers, most)
 
 
-def _measured(facts: Facts) -> tuple[Mapping[IPAddress, int], float]:
-    """Return what the agent found, in bytes by public address, and how many seconds ago."""
+def _measured(facts: Facts) -> Mapping[IPAddress, int]:
+    """Return what the agent found lately, in bytes by public address."""
     try:
         found = facts.mtu()
     except OverlayError:
-        return {}, 0.0
+        return {}
     age_s = found.get("age_s")
     if found["error"] or not isinstance(age_s, int | float) or age_s > _LATELY_S:
-        return {}, 0.0
-    sizes = {
+        return {}
+    return {
         ip_address(peer["public"]): min(peer["out"], peer["back"])
         for peer in found["peers"]
         if peer["out"] and peer["back"]
     }
-    return sizes, float(age_s)
 
 
 def _judge(facts: Facts, device: VxlanLink, peers: list[IPAddress], most: int) -> Iterator[Verdict]:
     """Yield what is known of the ways of one device; ``most`` is the largest overhead of any."""
     overhead = family_of(device.local).encapsulation_overhead
     size = device.mtu + overhead
-    measured, age_s = _measured(facts)
-    found = {peer: passes for peer, passes in measured.items() if age_s <= _FRESH_S}
-    unknown = [peer for peer in peers if peer not in found]
-    found |= facts.echoes(unknown, size)
+    found = facts.echoes(peers, size)
+    measured = {} if all(found.values()) else _measured(facts)
     narrow: dict[int, list[IPAddress]] = defaultdict(list)
     for peer in peers:
         narrow[min(found[peer] or measured.get(peer, 0), size)].append(peer)
