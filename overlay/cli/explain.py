@@ -57,10 +57,11 @@ def run(args: Namespace) -> int:
     question = Question(args.source, args.destination, protocol, args.port, family)
     with closing(RtnlSocket()) as rtnl:
         ground = Ground(rtnl)
-        observed = survey(ground, read_knowledge(args, ground.addresses()), question)
+        knowledge = read_knowledge(args, ground.addresses())
+        observed = survey(ground, knowledge, question)
     way = explain(observed)
     if any(step.state == "assumed" for step in way.steps):
-        observed = replace(observed, far=far_half(args, observed))
+        observed = replace(observed, far=far_half(args, observed, has_agent=knowledge.has_agent))
         way = explain(observed)
     seen = send_and_watch(observed) if args.live else None
     _print(out, observed, way, seen)

@@ -5,7 +5,6 @@ from typing import Final
 
 from overlay.cli.ask import AgentSealer, Place, Sealer, StoreSealer, ask, parse_port
 from overlay.cli.flags import socket_path, store_config
-from overlay.kernel.unix import is_answered
 from overlay.model.errors import OverlayError
 from overlay.store.base import LeaseStore
 from overlay.trace.facts import FarHalf, Observed, Party
@@ -15,8 +14,11 @@ from overlay.trace.far import Asked
 _TIMEOUT_S: Final = 1.5
 
 
-def far_half(args: Namespace, observed: Observed) -> FarHalf:
-    """Return what the other party's node says of its half; why it says nothing, otherwise."""
+def far_half(args: Namespace, observed: Observed, *, has_agent: bool) -> FarHalf:
+    """Return what the other party's node says of its half; why it says nothing, otherwise.
+
+    ``has_agent`` says whether this node's agent answers.
+    """
     other = other_party(observed)
     if other.kind == "other" or other.is_here or other.holder is None:
         return FarHalf()
@@ -36,17 +38,18 @@ def far_half(args: Namespace, observed: Observed) -> FarHalf:
     flags = f" --proto {packet.protocol}" if packet.protocol != "icmp" else ""
     flags += f" --port {packet.port}" if packet.port is not None else ""
     try:
-        answer = ask(_sealer(args), place, "explain", question, timeout_s=_TIMEOUT_S)
+        answer = ask(
+            _sealer(args, has_agent=has_agent), place, "explain", question, timeout_s=_TIMEOUT_S
+        )
         return Asked(other.node, packet, flags).steps(answer)
     except OverlayError as exc:
         return FarHalf(why=f"not asked: {exc}")
 
 
-def _sealer(args: Namespace) -> Sealer:
+def _sealer(args: Namespace, *, has_agent: bool) -> Sealer:
     """Return who has the fabric's key: this node's agent, or else the store."""
-    path = socket_path(args)
-    if is_answered(path):
-        return AgentSealer(path)
+    if has_agent:
+        return AgentSealer(socket_path(args))
     store: LeaseStore = args.open_store(store_config(args))
     try:
         return StoreSealer(store.view())

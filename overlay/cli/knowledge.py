@@ -41,11 +41,14 @@ def read_knowledge(args: Namespace, own_addresses: Iterable[IPAddress]) -> Knowl
             store.close()
     except StoreError as exc:
         more = f"who holds which subnet is not known: {exc}"
-        return Knowledge(None, (), attachments, is_complete=False, notes=(note, more))
+        return Knowledge(
+            None, (), attachments, is_complete=False, notes=(note, more), has_agent=False
+        )
     holders = tuple(lease_holder(lease) for lease in leases if not lease.is_vacant)
     here = frozenset(own_addresses)
     own = next((h for h in holders if here & set(h.public.values())), None)
-    return Knowledge(own, tuple(h for h in holders if h is not own), attachments, notes=(note,))
+    others = tuple(h for h in holders if h is not own)
+    return Knowledge(own, others, attachments, notes=(note,), has_agent=False)
 
 
 def read_attachments(directory: Path) -> tuple[Attachment, ...]:

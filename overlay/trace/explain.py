@@ -9,7 +9,7 @@ from overlay.trace.facts import Leg, Observed, Party
 from overlay.trace.reasons import Reason
 from overlay.trace.routing import routing_steps
 from overlay.trace.rules import filter_steps, nat_steps
-from overlay.trace.steps import Step, Way, up_to_the_break
+from overlay.trace.steps import Step, Way, broken, up_to_the_break
 from overlay.trace.tunnel import tunnel_steps
 
 
@@ -45,20 +45,7 @@ def leg_steps(
     observed: Observed, leg: Leg, source: Party, destination: Party, told: Sequence[Step] = ()
 ) -> Iterator[Step]:
     """Yield the steps of one direction; ``told`` is what the other node said of it."""
-    if leg.entry == "pod" and leg.source is not None:
-        yield from pod_steps(leg.source, leg.packet)
-    elif leg.entry == "tunnel":
-        yield from arrival_steps(leg, source, observed.far, told)
-    elif leg.entry == "outside" and told:
-        yield from told
-    elif leg.entry == "outside":
-        yield Step(
-            "outside",
-            "arrival",
-            f"{leg.packet.source} would come in by {leg.packet.iif or 'no interface'}"
-            f"{observed.far.because}",
-            "assumed",
-        )
+    yield from _entry_steps(observed, leg, source, told)
     if leg.source is not None and leg.delivery is not None and _is_one_link(leg):
         yield Step("node", "bridge", f"{leg.packet.iif} carries it to {leg.delivery.link}")
         yield from delivery_steps(leg, leg.delivery)
@@ -79,6 +66,32 @@ def leg_steps(
         yield from delivery_steps(leg, leg.delivery)
     else:
         yield from leaving_steps(leg, hop, destination, observed.far, told)
+
+
+def _entry_steps(
+    observed: Observed, leg: Leg, source: Party, told: Sequence[Step]
+) -> Iterator[Step]:
+    """Yield how the packet comes to this node's routing."""
+    if leg.entry == "pod" and leg.source is not None:
+        yield from pod_steps(leg.source, leg.packet)
+    elif leg.entry == "tunnel":
+        yield from arrival_steps(leg, source, observed.far, told)
+    elif leg.entry == "outside" and told:
+        yield from told
+    elif leg.entry == "outside" and not leg.packet.iif:
+        yield broken(
+            "outside", "arrival", f"{leg.packet.source} would come in by no interface",
+            f"this node has no way to {leg.packet.source}: nobody there is answered",
+            f"overlayctl leases show {leg.packet.source}",
+            Reason.ROUTE,
+        )  # fmt: skip
+    elif leg.entry == "outside":
+        yield Step(
+            "outside",
+            "arrival",
+            f"{leg.packet.source} would come in by {leg.packet.iif}{observed.far.because}",
+            "assumed",
+        )
 
 
 def _is_one_link(leg: Leg) -> bool:

@@ -17,7 +17,7 @@ from overlay.trace.facts import FarHalf, Observed
 from overlay.trace.reasons import WORDS, Reason
 from overlay.trace.steps import State, Step, broken, up_to_the_break
 
-_PLACES: Final = frozenset({"pod", "node", "underlay"})
+_PLACES: Final = frozenset({"pod", "node", "underlay", "outside"})
 _MOST: Final = 64  # steps of one direction; a whole way has some twenty
 _STATES: Final = get_args(State)
 # By the step's name: what passing it means there.

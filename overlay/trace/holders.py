@@ -12,13 +12,17 @@ from overlay.trace.facts import Holder
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """Who holds what. ``own`` is None where that is not known; ``notes`` say what is missing."""
+    """Who holds what. ``own`` is None where that is not known; ``notes`` say what is missing.
+
+    ``has_agent`` says whether this node's agent told it.
+    """
 
     own: Holder | None
     holders: tuple[Holder, ...]
     attachments: tuple[Attachment, ...]
     is_complete: bool = True
     notes: tuple[str, ...] = ()
+    has_agent: bool = True
 
 
 def lease_holder(lease: Lease) -> Holder:

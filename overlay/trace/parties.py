@@ -12,6 +12,7 @@ from overlay.trace.facts import Party
 from overlay.trace.holders import Knowledge, has_pod
 
 THIS_NODE: Final = "node"
+_BROADCAST: Final = ip_address("255.255.255.255")
 _LEAST_ID: Final = 6  # characters of a container id, if not whole
 
 
@@ -109,6 +110,13 @@ def _address(text: str) -> IPAddress | None:
         found = ip_address(text)
     except ValueError:
         return None
-    if "%" in text or found.is_multicast or found.is_unspecified:
+    is_mapped = found.version == 6 and found.ipv4_mapped is not None
+    is_odd = "%" in text or is_mapped or found == _BROADCAST
+    if is_odd or found.is_multicast or found.is_unspecified:
         raise UsageError(f"{text}: not an address that one packet goes to or comes from")
+    if found.is_loopback or (found.version == 6 and found.is_link_local):
+        raise UsageError(
+            f"{text}: every host and pod, or every link, has one of its own; write the pod's "
+            f"address, or {THIS_NODE!r}"
+        )
     return found

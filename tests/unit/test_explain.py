@@ -8,7 +8,7 @@ import pytest
 from overlay.model.address import Family
 from overlay.policy.verdict import Packet, Verdict
 from overlay.trace.explain import explain
-from overlay.trace.facts import FarHalf, Hop, NeighborFact, Observed, RouteFact
+from overlay.trace.facts import FarHalf, Hop, Leg, NeighborFact, Observed, RouteFact
 from overlay.trace.steps import Step
 from tests.unit import ways
 from tests.unit.ways import (
@@ -20,6 +20,7 @@ from tests.unit.ways import (
     INSIDE,
     MAC,
     MASQUERADE,
+    N1,
     N2,
     OVERLAY,
     POD,
@@ -75,7 +76,16 @@ FORGED = rule({"drop": None}, comment="a source address, forged")
 NO_PEER = rule({"drop": None}, comment="tunnel packets from no peer", handle=23)
 OUTSIDE = rule({"reject": {"type": "icmpx"}}, comment="a pod to the outside")
 
+STRANGER = ip_address("10.244.9.9")
+FROM_NOBODY = Leg(Packet(STRANGER, POD), "outside")
+
 BROKEN = [
+    pytest.param(
+        observed(FROM_NOBODY, source=party(STRANGER, None, "other"), destination=party(POD, N1)),
+        "outside arrival: this node has no way to 10.244.9.9: nobody there is answered\n"
+        "overlayctl leases show 10.244.9.9",
+        id="a source that nobody has",
+    ),
     pytest.param(
         observed(with_pod(inside=None, hop=None)),
         "pod interface: the pod has no interface eth0\n"

@@ -25,7 +25,7 @@ from tests.unit.test_explain import BROKEN
 from tests.unit.ways import FAR, N1, N2, POD, answer, leg, observed, party, with_pod
 
 WORDS_TOLD = {
-    *("pod", "node", "underlay", "ok", "note", "broken"),
+    *("pod", "node", "underlay", "outside", "ok", "note", "broken", "arrival"),
     *("interface", "route", "neighbor", "fdb", "tunnel", "outside", "mtu", "nat", "bridge"),
     *("policy", "source check", "tunnel policy", "underlay policy", "forwarding", "delivery"),
     *map(str, Reason),

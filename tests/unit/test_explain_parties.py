@@ -83,6 +83,10 @@ def test_words_mean(text: str, expected: str) -> None:
         ("web", "n2", Family.IPV6, "share no address family"),
         ("fe80::1%eth0", "web", None, "not an address that one packet goes to"),
         ("::", "web", None, "not an address that one packet goes to"),
+        ("web", "::ffff:10.244.2.2", None, "not an address that one packet goes to"),
+        ("web", "255.255.255.255", None, "not an address that one packet goes to"),
+        ("web", "127.0.0.1", None, "127.0.0.1: every host and pod, or every link, has one"),
+        ("fe80::1", "web", None, "fe80::1: every host and pod, or every link, has one"),
     ],
 )
 def test_words_that_mean_nothing_are_refused(
