@@ -40,7 +40,10 @@ class Names:
 def names_of(knowledge: Knowledge) -> Names:
     """Return the names that leases and attachments give."""
     own = (knowledge.own,) if knowledge.own is not None else ()
-    nodes = {a: h.node for h in (*knowledge.holders, *own) for a in h.public.values()}
+    holders = (*knowledge.holders, *own)
+    nodes = {a: h.node for h in holders for a in h.public.values()}
+    # The address of the VXLAN device: what nodes themselves send through the tunnel.
+    nodes |= {n.network_address: f"tunnel of {h.node}" for h in holders for n in h.networks}
     pods = {a: _pod(pod.arguments, pod.key.container) for pod in knowledge.attachments
             for a in pod.addresses}  # fmt: skip
     return Names(nodes, pods, knowledge)

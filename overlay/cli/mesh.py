@@ -19,6 +19,7 @@ from overlay.cli.ask import (
 from overlay.cli.control import AgentRefusedError, AgentUnreachableError, call
 from overlay.cli.flags import Parser, socket_path, store_config, with_output
 from overlay.cli.out import Output
+from overlay.cli.watch import watchable
 from overlay.mesh.matrix import Cell, matrix, way_of
 from overlay.store.base import LeaseStore
 
@@ -37,11 +38,11 @@ def add_parsers(commands: Any) -> None:
     mesh.add_argument("--at", metavar="NODE", default="", help=text)
     text = f"its --healthz-port ({HTTP_PORT})"
     mesh.add_argument("--at-port", metavar="PORT", default=str(HTTP_PORT), help=text)
-    mesh.set_defaults(run=with_output(show_mesh))
+    watchable(mesh, with_output(show_mesh))
     about = "the largest packet that reaches each peer, and the devices; status 1 when one is less"
     mtu: Parser = commands.add_parser("mtu", help=about, description=about)
     mtu.add_argument("--now", action="store_true", help="search anew instead of the last answer")
-    mtu.set_defaults(run=with_output(show_mtu))
+    watchable(mtu, with_output(show_mtu))
 
 
 def show_mesh(args: Namespace, out: Output) -> int:
