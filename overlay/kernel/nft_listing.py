@@ -1,20 +1,22 @@
 """The whole ruleset of the namespace, read through ``nft -j``; nothing is changed.
 
-Our own table with its elements, all others without: sets of other programs
-may hold a million. Two processes, some 10 ms each.
+Our own tables with their elements, all others without: sets of other programs
+may hold a million. A process more for each of ours, some 10 ms each.
 """
 
 from overlay.kernel.nft import NftError, run_nft
 from overlay.policy.listing import Listing, merged, parse_listing
-from overlay.policy.ruleset import TABLE
+from overlay.policy.verdict import OWN_TABLES
 
 
 def read_ruleset() -> Listing:
     """Return every chain and rule, and the elements of our own sets. Raises NftError."""
-    foreign = read_rules()
-    if not any(" ".join(place[:2]) == TABLE for place in foreign.chains):
-        return foreign
-    return merged(foreign, _parsed(run_nft("-j", "list", "table", *TABLE.split())))
+    found = read_rules()
+    there = {" ".join(place[:2]) for place in found.chains}
+    for table in OWN_TABLES:
+        if table in there:
+            found = merged(found, _parsed(run_nft("-j", "list", "table", *table.split())))
+    return found
 
 
 def read_rules() -> Listing:

@@ -14,6 +14,7 @@ _NUMBER: Final = {
 _PORTED: Final = frozenset({"tcp", "udp"})
 # A match on the header of one of these holds for its packets alone: nft adds that.
 _TRANSPORTS: Final = frozenset({*_NUMBER, "udplite", "dccp", "esp", "ah", "comp", "igmp"})
+_TCP_FLAGS: Final = {"payload": {"protocol": "tcp", "field": "flags"}}
 _VNI_AT: Final = ("th", 96, 24)  # base, offset and length in bits: of UDP, then VXLAN
 
 
@@ -63,6 +64,8 @@ class Packet:
         ((kind, body),) = left.items()
         if kind == "concat" and isinstance(body, list):
             return self._concatenated(body)
+        if kind == "&" and isinstance(body, list):
+            return self._flags(body)
         if not isinstance(body, dict):
             return False, None
         if kind == "meta":
@@ -80,6 +83,15 @@ class Packet:
         if any(known and value is None for known, value in values):
             return True, None
         return all(known for known, _ in values), tuple(value for _, value in values)
+
+    def _flags(self, parts: list[Any]) -> tuple[bool, Any]:
+        """Return what a mask leaves of the TCP flags: SYN alone is set in a first packet."""
+        if parts[:1] != [_TCP_FLAGS]:
+            return False, None
+        if self.protocol != "tcp":
+            return True, None
+        is_asked = len(parts) == 2 and isinstance(parts[1], list) and "syn" in parts[1]
+        return is_asked and not self.is_answer, "syn"
 
     def _meta(self, key: Any) -> tuple[bool, Any]:
         field = {"iifname": "iif", "oifname": "oif"}.get(key, key) if isinstance(key, str) else ""

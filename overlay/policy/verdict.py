@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from overlay.policy.listing import Elements, ListedChain, ListedRule, Listing, Place, holds
+from overlay.policy.network.table import POLICY_TABLE
 from overlay.policy.packet import IP, Packet
 from overlay.policy.ruleset import TABLE
 
-__all__ = ["Outcome", "Packet", "Verdict", "verdict_of", "verdicts"]
+__all__ = ["OWN_TABLES", "Outcome", "Packet", "Verdict", "is_own", "verdict_of", "verdicts"]
 
 Outcome: TypeAlias = Literal["accept", "drop", "reject", "masquerade", "rewrite"]
 
+OWN_TABLES: Final = (TABLE, POLICY_TABLE)
 _DEEPEST: Final = 16  # NFT_JUMP_STACK_SIZE, net/netfilter/nf_tables.h
 # What neither matches nor decides, and what may match: a rate, a count, room in a set.
 _SILENT: Final = frozenset({"counter", "log", "comment", "mangle", "notrack", "flow"})
@@ -51,12 +53,22 @@ class Verdict:
     @property
     def is_ours(self) -> bool:
         """Return whether the chain is one of ours."""
-        return " ".join(self.chain.place[:2]) == TABLE
+        return is_own(self.chain.place)
+
+    @property
+    def is_network_policy(self) -> bool:
+        """Return whether the chain is one that network policies were compiled to."""
+        return " ".join(self.chain.place[:2]) == POLICY_TABLE
 
     @property
     def stops(self) -> bool:
         """Return whether the packet ends here."""
         return _is_stop(self.outcome)
+
+
+def is_own(place: Place) -> bool:
+    """Return whether a chain or set is in a table of ours."""
+    return " ".join(place[:2]) in OWN_TABLES
 
 
 def verdicts(listing: Listing, hook: str, packet: Packet) -> tuple[Verdict, ...]:

@@ -39,6 +39,7 @@ class Reason(enum.StrEnum):
     UNDERLAY_SILENT = "underlay-silent"
     MTU = "mtu"
     TABLE_GONE = "table-gone"
+    NETWORK_POLICY = "network-policy"
     OWN_RULE = "own-rule"
     OWN_RULE_FORGED = "own-rule-forged"
     OWN_RULE_NO_PEER = "own-rule-no-peer"
@@ -77,6 +78,7 @@ WORDS: Final[Mapping[Reason, str]] = {
     Reason.UNDERLAY_SILENT: "the next hop in the underlay does not answer",
     Reason.MTU: "full packets of the VXLAN device do not fit the underlay",
     Reason.TABLE_GONE: "the fabric's rules are gone",
+    Reason.NETWORK_POLICY: "network policies do not allow it",
     Reason.OWN_RULE: "a rule of the fabric stops it",
     Reason.OWN_RULE_FORGED: "a rule of the fabric stops it: a source address, forged",
     Reason.OWN_RULE_NO_PEER: "a rule of the fabric stops it: tunnel packets from no peer",

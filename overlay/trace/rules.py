@@ -88,10 +88,21 @@ def _stopped(name: str, verdict: Verdict, packet: Packet, source: Party) -> Step
             Reason.OWN_RULE if verdict.is_ours else Reason.HOST_POLICY,
         )  # fmt: skip
     mend, reason = _delete(verdict), Reason.HOST_RULE
+    if verdict.is_network_policy:
+        fault, mend = "network policies do not allow it", _policy_test(packet)
+        return broken("node", name, _rule(verdict), fault, mend, Reason.NETWORK_POLICY)
     if verdict.is_ours:
         mend = _own_mend(verdict, packet, source)
         reason = OWN_RULES.get(verdict.rule.comment, Reason.OWN_RULE)
     return broken("node", name, _rule(verdict), f"{verdict.chain.name} {word} it", mend, reason)
+
+
+def _policy_test(packet: Packet) -> str:
+    """Return what names the policy: the kernel's names are digests."""
+    if packet.port is None:
+        return "overlayctl policy list"
+    service = f"--proto {packet.protocol} --port {packet.port}"
+    return f"overlayctl policy test {packet.source} {packet.destination} {service}"
 
 
 def _own_mend(verdict: Verdict, packet: Packet, source: Party) -> str:

@@ -6,6 +6,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from overlay.model.address import Family
+from overlay.policy.listing import ListedChain
 from overlay.policy.verdict import Packet, Verdict
 from overlay.trace.explain import explain
 from overlay.trace.facts import FarHalf, Hop, Leg, NeighborFact, Observed, RouteFact
@@ -76,10 +77,23 @@ FORGED = rule({"drop": None}, comment="a source address, forged")
 NO_PEER = rule({"drop": None}, comment="tunnel packets from no peer", handle=23)
 OUTSIDE = rule({"reject": {"type": "icmpx"}}, comment="a pod to the outside")
 
+POLICIES = ListedChain(("inet", "overlay_policy", "ov_forward"), "forward", -9)
+DENIED = Verdict(POLICIES, "drop", rule({"drop": None}), ("inet", "overlay_policy", "ov_c_1"))
 STRANGER = ip_address("10.244.9.9")
 FROM_NOBODY = Leg(Packet(STRANGER, POD), "outside")
 
 BROKEN = [
+    pytest.param(
+        observed(leg(passing=(Verdict(FORWARD, "accept"), DENIED))),
+        "node policy: network policies do not allow it\noverlayctl policy list",
+        id="a network policy",
+    ),
+    pytest.param(
+        observed(leg(packet=Packet(POD, FAR, "tcp", 40000, 80, "opod1"), passing=(DENIED,))),
+        "node policy: network policies do not allow it\n"
+        "overlayctl policy test 10.244.1.2 10.244.2.2 --proto tcp --port 80",
+        id="a network policy, with a port",
+    ),
     pytest.param(
         observed(FROM_NOBODY, source=party(STRANGER, None, "other"), destination=party(POD, N1)),
         "outside arrival: this node has no way to 10.244.9.9: nobody there is answered\n"

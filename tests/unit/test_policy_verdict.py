@@ -169,6 +169,15 @@ def test_rarer_expressions(rules: list[list[Any]], expected: str) -> None:
     assert outcome(listing(*rules)) == expected
 
 
+def test_flags_of_a_first_packet_are_known() -> None:
+    flags = {"&": [payload("tcp", "flags"), ["fin", "syn", "rst", "ack"]]}
+    midway = listing([match(flags, "syn", "!="), DROP])
+    assert outcome(midway) == "accept by policy"
+    assert outcome(listing([match(flags, "syn"), DROP])) == "drop by 1"
+    assert outcome(midway, replace(PACKET, protocol="udp")) == "accept by policy"
+    assert outcome(midway, replace(PACKET, is_answer=True)) == "accept by policy, 1 unread"
+
+
 def test_echo_is_told_from_its_answer() -> None:
     echo = replace(PACKET, protocol="icmp")
     assert outcome(listing([ECHO, DROP]), echo) == "drop by 1"

@@ -7,8 +7,7 @@ from overlay.kernel import iptables
 from overlay.policy.iptables_listing import iptables_listing
 from overlay.policy.listing import Listing
 from overlay.policy.packet import IP
-from overlay.policy.ruleset import TABLE
-from overlay.policy.verdict import Packet, Verdict, verdict_of
+from overlay.policy.verdict import Packet, Verdict, is_own, verdict_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ def iptables_judgements(packet: Packet, chain: str) -> Iterator[Judgement]:
 def nft_judgements(packet: Packet, listing: Listing, hook: str) -> Iterator[Judgement]:
     """Yield what the nftables chains of ``hook`` do that are neither ours nor iptables'."""
     for chain in listing.at(hook, IP[packet.family]):
-        if " ".join(chain.place[:2]) != TABLE and not iptables.is_iptables(*chain.place):
+        if not is_own(chain.place) and not iptables.is_iptables(*chain.place):
             where = f"nft chain {chain.name}"
             yield _judged(verdict_of(listing, chain, packet), where, is_iptables=False)
 
