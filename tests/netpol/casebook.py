@@ -204,9 +204,7 @@ def imagined() -> Places:
         for number, node in enumerate(NODES, 1)
     }
     pods = {
-        name: frozenset(
-            network[2 + "xyz".index(name[0])] for network in subnets[NODE_OF[name[-1]]]
-        )
+        name: frozenset(network[2 + "xyz".index(name[0])] for network in subnets[NODE_OF[name[-1]]])
         for name in PODS
     }
     called = {

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, ip_address
 from random import Random
 from typing import TypeVar
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from overlay.model.netpol import (
     Operator,
     Pod,
     PodPeer,
+    PortMatch,
     Requirement,
     Rule,
     Selector,
@@ -87,3 +89,35 @@ def test_many_changes_at_once_are_a_new_beginning() -> None:
     assert found == compile_policies(after, "n1")
     (members,) = [each for name, each in found.sets.items() if name.startswith("ov_a4_")]
     assert len(members.elements) == 600
+
+
+def _isolated() -> World:
+    pods = [
+        Pod("x", name, frozenset({IPv4Address(f"10.0.0.{n}")}), {"app": name}, "n1")
+        for n, name in enumerate("ab", 1)
+    ]
+    policy = NetworkPolicy("x", "p", ingress=(Rule((PodPeer(),)),))
+    return World({pod.key: pod for pod in pods}, policies={policy.key: policy})
+
+
+def test_what_is_listed_anew_and_is_equal_changes_nothing() -> None:
+    compiler = PolicyCompiler("n1")
+    first = compiler.update(_isolated())
+    second = compiler.update(_isolated())
+    assert second.delta(first) == ""
+    for name, lines in second.chains.items():
+        assert first.chains[name] is lines, "it was compiled again"
+    assert all(first.sets[name] is each for name, each in second.sets.items() if "_a" in name)
+
+
+def test_an_error_midway_leaves_nothing_behind() -> None:
+    """A value of a wrong type stands for a fault of our own: the next world is compiled whole."""
+    compiler = PolicyCompiler("n1")
+    start = _isolated()
+    compiler.update(start)
+    broken = replace(start.pods["x", "a"], ports=(None,))  # type: ignore[arg-type]  # on purpose
+    named = NetworkPolicy("x", "q", ingress=(Rule(None, (PortMatch(port="http"),)),))
+    after = replace(start, policies={**start.policies, named.key: named})
+    with pytest.raises(AttributeError):
+        compiler.update(replace(after, pods={**after.pods, broken.key: broken}))
+    assert compiler.update(after) == compile_policies(after, "n1")

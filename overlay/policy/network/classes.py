@@ -115,17 +115,29 @@ class Classifier:
         self,
         policies: Mapping[tuple[str, str], NetworkPolicy],
         cluster_policies: Iterable[ClusterNetworkPolicy] = (),
-    ) -> None:
-        """Take other policies; those that stay the same objects cost nothing again."""
+    ) -> frozenset[str]:
+        """Take other policies and return the namespaces whose policies are others.
+
+        Equal ones stay the objects that they were, and cost nothing again: who
+        lists everything anew makes new objects of it.
+        """
+        before = {key: each for space in self._by_space.values() for key, each in space.items()}
         self._by_space = {}
+        changed = {key[0] for key in before.keys() - policies.keys()}
         for key in sorted(policies):
-            self._by_space.setdefault(key[0], {})[key] = policies[key]
+            each, known = policies[key], before.get(key)
+            if known is not None and (known is each or known == each):
+                each = known
+            else:
+                changed.add(key[0])
+            self._by_space.setdefault(key[0], {})[key] = each
         self._cluster = sorted(cluster_policies, key=lambda each: (each.priority, each.name))
         self._terms = {
             key: known
             for key, known in self._terms.items()
-            if policies.get((key[0], key[1])) is known[0]
+            if self._by_space.get(key[0], {}).get((key[0], key[1])) is known[0]
         }
+        return frozenset(changed)
 
     def policies_of(self, pod: Pod, direction: Direction) -> list[NetworkPolicy]:
         """Return the policies that isolate a pod in a direction, by name."""

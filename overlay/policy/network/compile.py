@@ -66,7 +66,7 @@ class PolicyCompiler:
     _membership: Membership = field(default_factory=Membership, init=False)
     _local: dict[PodKey, tuple[PodClass, PodClass]] = field(default_factory=dict, init=False)
     _rendered: dict[str, tuple[PodClass, RenderedClass]] = field(default_factory=dict, init=False)
-    _last: PolicyRuleset = field(default_factory=PolicyRuleset, init=False)
+    _is_midway: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._classifier = Classifier(self.options.audited)
@@ -78,11 +78,14 @@ class PolicyCompiler:
         yet: they reach nobody and nobody but the node reaches them, whatever
         ``world`` says of the address.
         """
+        if self._is_midway:
+            self._begin_anew()
+        self._is_midway = True
         changes = self._membership.changes(world)
         self._membership.apply(world, changes)
         stale = self._stale(world, set(changes.pods))
         self._world = world
-        for key in stale:
+        for key in sorted(stale):
             pod = world.pods.get(key)
             if pod is None or pod.node != self.node or indexed(pod) is None:
                 self._local.pop(key, None)
@@ -93,8 +96,15 @@ class PolicyCompiler:
                     self._classifier.class_of(pod, labels, Direction.INGRESS),
                 )
         self._render(nodes_changed=changes.nodes)
-        self._last = self._assembled(unknown)
-        return self._last
+        found = self._assembled(unknown)
+        self._is_midway = False
+        return found
+
+    def _begin_anew(self) -> None:
+        """Forget everything: an error left some of it in step with one world, some with another."""
+        self._world, self._membership = World(), Membership()
+        self._classifier = Classifier(self.options.audited)
+        self._local, self._rendered = {}, {}
 
     def _stale(self, world: World, changed: set[PodKey]) -> set[PodKey]:
         """Return the pods whose class may be another, of this node or not."""
@@ -102,12 +112,9 @@ class PolicyCompiler:
         cluster = world.cluster_policies if self.options.admin_tier else {}
         known = before.cluster_policies if self.options.admin_tier else {}
         same_cluster = cluster is known or cluster == known
-        spaces: set[str] = set()
+        spaces: frozenset[str] = frozenset()
         if world.policies is not before.policies or not same_cluster:
-            for key in world.policies.keys() | before.policies.keys():
-                if world.policies.get(key) is not before.policies.get(key):
-                    spaces.add(key[0])
-            self._classifier.use(world.policies, cluster.values())
+            spaces = self._classifier.use(world.policies, cluster.values())
         stale = {key for key in changed if self._is_local(key, world) or key in self._local}
         for key in self._local:
             if not same_cluster or key[0] in spaces:

@@ -44,19 +44,24 @@ class Field:
 
     def keys(self, *known: str) -> "Field":
         """Return the field itself: a mapping with none but ``known`` keys, where strict."""
-        if not isinstance(self.value, Mapping):
-            raise self.error("must be a mapping of fields")
+        found = self.mapping()
         if self.strict:
-            for key in self.value:
+            for key in found:
                 if key not in known:
                     path = f"{self.path}.{key}" if self.path else str(key)
                     raise PolicyFormatError(
                         self.subject,
                         path if path.isprintable() else ascii(path),
-                        self.value[key],
+                        found[key],
                         f"there is no such field; take it out, or use one of {', '.join(known)}",
                     )
         return self
+
+    def mapping(self) -> Mapping[Any, Any]:
+        """Return the value, which must be a mapping."""
+        if not isinstance(self.value, Mapping):
+            raise self.error("must be a mapping of fields")
+        return self.value
 
     def get(self, key: str) -> "Field | None":
         """Return a key's field of a mapping, None where it is absent or null."""

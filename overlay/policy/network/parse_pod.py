@@ -50,8 +50,8 @@ def parse_pod(
 
 
 def _mapping(field: Field | None) -> Field | None:
-    if field is not None and not isinstance(field.value, Mapping):
-        raise field.error("must be a mapping of fields")
+    if field is not None:
+        field.mapping()
     return field
 
 

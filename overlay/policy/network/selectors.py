@@ -14,9 +14,7 @@ def parse_labels(field: Field | None) -> Labels:
     if field is None:
         return {}
     labels: dict[str, str] = {}
-    for key, value in field.keys(
-        *field.value if isinstance(field.value, dict) else ()
-    ).value.items():
+    for key, value in field.mapping().items():
         name = label_key(field, key)
         # A null is the empty text to the API server.
         each = Field("" if value is None else value, f"{field.path}[{name}]", field.subject)
