@@ -133,7 +133,7 @@ class _Sender:
         return self._sent
 
     def _run(self) -> None:
-        target = (str(next(peers.peer(0).subnet.networks()).network_address + 1), 9)
+        target = (str(peers.peer(0).subnet.networks()[0].network_address + 1), 9)
         while not self._stop.wait(_EVERY_S):
             with contextlib.suppress(OSError):  # without a route: sent, and lost
                 self._sent += 1
