@@ -1,9 +1,10 @@
 """The largest packet that reaches an address, behind a router that says so, or is silent."""
 
-from ipaddress import ip_address
+from ipaddress import IPv4Network, ip_address
 
 import pytest
 
+from overlay.kernel.host import path_mtu
 from overlay.kernel.host.path_mtu import largest_packets
 from overlay.model.address import IPAddress
 from tests.kernel.netns import MakeNetns, Netns, eventually, veth
@@ -79,3 +80,14 @@ def test_many_at_once_and_nobody(way: Way) -> None:
 def test_no_route_is_no_answer(way: Way) -> None:
     way.near.ip("route", "del", "default")
     assert way.ask(FAR[4]) == [0]
+
+
+def test_a_thousand_peers_and_a_small_buffer(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Less than the kernel's default, and a thirtieth of what all the answers take at once.
+    monkeypatch.setattr(path_mtu, "_RECEIVE_BYTES", 48 << 10)
+    way.far.ip("route", "add", "local", "203.0.112.0/22", "dev", "lo")
+    way.router.ip("route", "add", "203.0.112.0/22", "via", "198.51.100.2")
+    peers = list(IPv4Network("203.0.112.0/22").hosts())[:1000]
+    eventually(lambda: way.ask(FAR[4], size=1300) == [1300])
+    assert way.ask(*peers, size=1400) == [1400] * 1000
+    assert way.ask(*peers) == [1400] * 1000

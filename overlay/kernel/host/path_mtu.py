@@ -5,12 +5,13 @@ at once, in two rounds: does ``size`` pass, and where not, which of the usual
 sizes do. Routers need not say anything: a black hole shows by its silence.
 """
 
+import contextlib
 import os
 import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Final, Self, TypeAlias
 
@@ -32,7 +33,11 @@ _IP_HEADER: Final = {Family.IPV4: 20, Family.IPV6: 40}  # bytes
 _ICMP: Final = struct.Struct("!BBHHH")  # type, code, checksum, identifier, sequence
 _LEAST: Final = 64  # bytes; asks only whether somebody answers
 _AGAIN_S: Final = 0.25  # an echo or its answer may get lost
+_SO_RCVBUFFORCE: Final = 33
 _RECEIVE_BYTES: Final = 4 << 20
+# Sent before answers are taken: what they take of the smallest usual buffer
+# (net.core.rmem_default, 208 KiB) leaves room for those that come late.
+_BATCH: Final = 16
 
 Question: TypeAlias = tuple[IPAddress, int]
 
@@ -86,6 +91,8 @@ class _Echoes:
             raise KernelError(msg) from exc
         self._socket.setsockopt(*_DISCOVER[family], _PROBE)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
+        with contextlib.suppress(OSError):  # without CAP_NET_ADMIN: as much as net.core.rmem_max
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BYTES)
         self._socket.settimeout(0)
 
     def __enter__(self) -> Self:
@@ -102,9 +109,10 @@ class _Echoes:
         open_ = set(questions)
         deadline = clock() + wait_s
         while open_ and clock() < deadline:
-            lost = {question for question in open_ if not self._send(*question)}
-            answered |= self._receive(open_, min(deadline, clock() + _AGAIN_S), clock, lost)
-            open_ -= lost
+            for some in _batches(tuple(open_)):
+                open_ -= {question for question in some if not self._send(*question)}
+                answered |= self._waiting(open_)
+            answered |= self._receive(open_, min(deadline, clock() + _AGAIN_S), clock)
         return answered
 
     def _send(self, address: IPAddress, length: int) -> bool:
@@ -123,26 +131,30 @@ class _Echoes:
         return True
 
     def _receive(
-        self,
-        open_: set[Question],
-        until: float,
-        clock: Callable[[], float],
-        lost: set[Question],
+        self, open_: set[Question], until: float, clock: Callable[[], float]
     ) -> set[Question]:
         """Take answers, which leave ``open_``, until ``until`` or until none is missing."""
         answered: set[Question] = set()
-        while open_ - lost and (left_s := until - clock()) > 0:
+        while open_ and (left_s := until - clock()) > 0:
             if not select.select([self._socket], [], [], left_s)[0]:
                 break
+            answered |= self._waiting(open_)
+        return answered
+
+    def _waiting(self, open_: set[Question]) -> set[Question]:
+        """Take those answers that are there, which leave ``open_``."""
+        answered: set[Question] = set()
+        while True:
             try:
                 packet, peer = self._socket.recvfrom(1 << 16)
+            except BlockingIOError:
+                return answered
             except OSError:  # what a router said of an earlier probe
                 continue
             question = self._answer(packet, str(peer[0]))
             if question in open_:
                 open_.remove(question)
                 answered.add(question)
-        return answered
 
     def _answer(self, packet: bytes, peer: str) -> Question | None:
         # IPv4's raw sockets give the IP header as well, IPv6's do not.
@@ -153,6 +165,10 @@ class _Echoes:
         if kind != _REPLY[self._family] or identifier != self._identifier:
             return None
         return ip_address(peer.partition("%")[0]), length
+
+
+def _batches(questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
+    return (questions[at : at + _BATCH] for at in range(0, len(questions), _BATCH))
 
 
 def _checksum(head: bytes) -> int:
