@@ -21,6 +21,7 @@ from overlay.mesh.path_mtu import PathMtu
 from overlay.mesh.record import Histogram, Record
 from overlay.mesh.sample import sample
 from overlay.mesh.seal import NONCE_BYTES, node_tag
+from overlay.mesh.told import KEPT_INTERVALS, Told
 from overlay.mesh.wire import Kind, Message, MessageError, Path, Row, pack, unpack
 from overlay.model.address import Family, IPAddress
 from overlay.model.errors import OverlayError
@@ -75,13 +76,14 @@ class Mesh:
         self.histograms = {way: Histogram() for way in WAYS}
         self.lost = dict.fromkeys(WAYS, 0)
         self.refused: dict[str, int] = {}
-        self.told: dict[bytes, dict[bytes, Row]] = {}  # by sender, what it measured
+        self.told = Told()
         self.mtus = PathMtus(node.id, _nonce, self._send)
         self.mtu_found: MtuFound = lambda _results: None
         self.ceiling: Callable[[Snapshot], int] = lambda s: s.site.underlay.mtu if s.site else 0
         self._answers = Answers(lambda: self.measured, self.row, clock)
         self._asked: dict[bytes, tuple[bytes, Path, float]] = {}  # by nonce, oldest first
         self._sockets: ProbeSockets | None = None
+        self._known: frozenset[bytes] = frozenset()  # whose rows are of interest
         self._chosen_by: tuple[object, object, object, int] | None = None
         self._slot = self._round = 0
         self._key_at = 0.0
@@ -192,6 +194,7 @@ class Mesh:
         self._slot = (self._slot + 1) % _SLOTS
         if self._slot == 0:
             self._round += 1
+            self.told.forget(now - KEPT_INTERVALS * self.flags.interval_s)
         self._choose()
         return [self.peers[tag] for tag in self.measured[self._slot :: _SLOTS]]
 
@@ -206,7 +209,8 @@ class Mesh:
         self.measured = sample(self.own, self.peers, self._round // _EPOCH_ROUNDS)
         chosen = set(self.measured)
         self.records = {k: r for k, r in self.records.items() if k[0] in chosen}
-        self.told = {tag: rows for tag, rows in self.told.items() if tag in self.peers}
+        self.told.keep(chosen)
+        self._known = frozenset({self.own, *self.peers})
 
     def _probe(self, peer: Peer) -> None:
         for way, address in ((Path.OVERLAY, peer.overlay), (Path.UNDERLAY, peer.underlay)):
@@ -251,8 +255,7 @@ class Mesh:
         if (tag, way) not in self.records:
             return  # it is no peer any more
         self.records[tag, way].answered(now - sent_at)
-        known = self.told.setdefault(tag, {})
-        known.update((row.tag, row) for row in echo.rows if row.tag in {self.own, *self.peers})
+        self.told.hear(tag, (row for row in echo.rows if row.tag in self._known), now)
 
     def row(self, tag: bytes) -> Row:
         """Return what this node measured of a peer."""

@@ -39,10 +39,9 @@ def mesh_document(mesh: Mesh) -> dict[str, Any]:
     names = {mesh.own: mesh.node.name, **{tag: peer.name for tag, peer in mesh.peers.items()}}
     measured = [mesh.peers[tag] for tag in mesh.measured]
     links = [_link(mesh.node.name, names[tag], mesh.row(tag)) for tag in mesh.measured]
-    for sender, rows in mesh.told.items():
-        for tag, row in rows.items():
-            if tag in names and tag != sender:
-                links.append(_link(names[sender], names[tag], row))
+    for sender, row in mesh.told.rows():
+        if row.tag in names and row.tag != sender:
+            links.append(_link(names[sender], names[row.tag], row))
     return {
         "node": mesh.node.name,
         "probe_port": mesh.flags.port,

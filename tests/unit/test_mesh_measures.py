@@ -8,6 +8,8 @@ from overlay.mesh.path_mtu import PathMtu, Search
 from overlay.mesh.record import Histogram, Record
 from overlay.mesh.sample import sample
 from overlay.mesh.seal import node_tag
+from overlay.mesh.told import Told
+from overlay.mesh.wire import Row
 
 TAGS = [node_tag(f"n{number}") for number in range(1000)]
 
@@ -112,3 +114,29 @@ def test_one_lost_round_is_no_small_path() -> None:
 def test_least_of_both_directions() -> None:
     assert PathMtu(1500, 1400).least == 1400
     assert PathMtu(1500, None).least is None
+
+
+def shown(told: Told) -> list[tuple[int, int, float | None]]:
+    numbers = {tag: number for number, tag in enumerate(TAGS)}
+    return [(numbers[sender], numbers[row.tag], row.overlay_s) for sender, row in told.rows()]
+
+
+def test_what_was_not_told_again_is_forgotten() -> None:
+    told = Told()
+    told.hear(TAGS[1], [Row(TAGS[2], 0.001), Row(TAGS[3], 0.001)], 10.0)
+    told.hear(TAGS[1], [Row(TAGS[2], 0.002)], 15.0)
+    told.hear(TAGS[4], [Row(TAGS[2], 0.003)], 10.0)
+    told.forget(12.0)
+    assert shown(told) == [(1, 2, 0.002)]
+    told.forget(15.5)
+    assert shown(told) == []
+
+
+def test_what_is_told_is_bounded_by_who_is_measured() -> None:
+    told = Told()
+    for sender in TAGS[:200]:
+        told.hear(sender, [Row(tag) for tag in TAGS], 1.0)
+    told.keep(TAGS[:100])
+    rows = shown(told)
+    assert len(rows) == 100 * 100
+    assert {target for _, target, _ in rows} == set(range(900, 1000)), "the newest ones stay"
