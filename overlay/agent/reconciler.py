@@ -34,6 +34,7 @@ from overlay.store.base import StopSignal
 log = logging.getLogger(__name__)
 
 _RETRY_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_NEWS_RETRY_S: Final = 1.0  # the same for what the store says anew, while nothing can be read
 _SHOWN: Final = 5  # failures and problems named one by one in the log
 _SETTLE_PASSES: Final = 3  # dumps after a device was made anew
 
@@ -70,6 +71,7 @@ class Reconciler:
         self._settled: object = None  # the mark of a dump that was as wanted
         self._audit_at = 0.0
         self._failed_passes = 0
+        self._failed_at = -NEVER
         self._named: set[str] = set()
         self._file = ""
         self._pace = Pace()
@@ -128,7 +130,7 @@ class Reconciler:
         if self._layer2 is not None:
             errors += self._layer2.audit_rules()
         if errors:
-            self._report(errors)
+            self._report(errors, is_whole=False)
 
     def desired(self) -> Sequence[KernelObject]:
         """Return what the agent wants in the kernel now; any thread may ask."""
@@ -150,10 +152,14 @@ class Reconciler:
             self._audit_at = now + self._flags.audit_interval_s
             return
         leases = self.hold.leases(view.leases, site.own.subnet.key)
-        is_audit = now >= self._audit_at or self._mirror is None
+        is_current = self._is_current(site, view, leases)
+        if self._mirror is None and not is_current:
+            # News does not wait for the backoff to end, nor does much of it undo the backoff.
+            self._audit_at = min(self._audit_at, self._failed_at + _NEWS_RETRY_S)
+        is_audit = now >= self._audit_at
         is_in_doubt = self._doubts.take_filter(now)
-        if not is_audit and self._is_current(site, view, leases):
-            if is_in_doubt:
+        if not is_audit and (is_current or self._mirror is None):
+            if is_in_doubt and is_current:
                 self._check_filter(site)
             return
         touched = self._plan(site, view, leases)
@@ -169,7 +175,7 @@ class Reconciler:
         if touched is not None:
             errors += self._filter(site, audit=is_audit or is_in_doubt)
         errors += self._write_subnet_file(site)
-        self._finish(failures, errors, self._clock() - now)
+        self._finish(failures, errors, self._clock() - now, is_whole=is_audit)
 
     def _is_current(self, site: Site, view: LeaseView, leases: Mapping[str, Lease]) -> bool:
         is_planned = self._planner is not None and self._planner.site is site
@@ -302,7 +308,12 @@ class Reconciler:
         return (*outcome.errors, *self._layer2.audit(site.own.subnet, mtu))
 
     def _finish(
-        self, failures: Sequence[OpFailure], errors: Sequence[str], elapsed_s: float
+        self,
+        failures: Sequence[OpFailure],
+        errors: Sequence[str],
+        elapsed_s: float,
+        *,
+        is_whole: bool,
     ) -> None:
         assert self._planner is not None  # noqa: S101 - by _plan
         plan = self._planner.plan
@@ -324,21 +335,25 @@ class Reconciler:
         self._status.timings.passes.observe(elapsed_s)
         self._status.events.bell.set()  # the recorder sees what became of the peers
         texts = [str(failure) for failure in failures]
-        self._report((*shortened(texts), *errors))
+        self._report((*shortened(texts), *errors), is_whole=is_whole)
 
-    def _report(self, errors: tuple[str, ...]) -> None:
+    def _report(self, errors: tuple[str, ...], *, is_whole: bool = True) -> None:
+        """Tell what failed and when to try again; what a part of a pass did not look at stays."""
         before = self._status.get()
-        for text in errors:
-            if text not in before.kernel_errors:
-                log.error("%s", text)
-                self._status.events.note(Kind.KERNEL_REFUSED, text)
-        if errors:
-            delay = _RETRY_S[min(self._failed_passes, len(_RETRY_S) - 1)]
-            self._failed_passes += 1
-            self._mirror = None
-            self._audit_at = self._clock() + delay
-        else:
+        new = [text for text in errors if text not in before.kernel_errors]
+        for text in new:
+            log.error("%s", text)
+            self._status.events.note(Kind.KERNEL_REFUSED, text)
+        if is_whole and not errors:
             self._failed_passes = 0
+        elif is_whole or new:
+            self._failed_at = self._clock()
+            delay_s = _RETRY_S[min(self._failed_passes, len(_RETRY_S) - 1)]
+            self._failed_passes += 1
+            retry_at = self._failed_at + delay_s
+            self._audit_at = retry_at if is_whole else min(self._audit_at, retry_at)
+        if not is_whole:
+            errors = (*before.kernel_errors, *new)
         phase = RUNNING if before.phase == PROGRAMMING else before.phase
         after = self._status.update(kernel_errors=errors, phase=phase)
         if after.is_ready and not before.is_ready:

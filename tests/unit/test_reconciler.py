@@ -32,6 +32,7 @@ class FakeFilter:
         self.is_turned_back = False
         self.looks = 0
         self.written: list[int] = []
+        self.refusal = ""  # why a sysctl cannot be set
 
     def filter(
         self, site: Site, nodes: frozenset[IPAddress], *, direct: bool, audit: bool
@@ -46,7 +47,7 @@ class FakeFilter:
         del site
         repairs = ("sysctl x: 0 -> 1",) if self.is_turned_back else ()
         self.is_turned_back = False
-        return Outcome(repairs=repairs)
+        return Outcome((self.refusal,) if self.refusal else (), repairs=repairs)
 
 
 class Bench:
@@ -268,6 +269,59 @@ def test_kernel_that_refuses_all_is_not_asked_again_and_again(bench: Bench) -> N
     bench.tell(RulesetChange(1), OVERFLOW)
     assert bench.turn() > 0.1
     assert bench.status.get().kernel_errors == ("no buffer space",)
+
+
+UNRELATED = Change("set", ("neigh", "eth9", "192.0.2.77"))
+
+
+def test_error_that_lasts_is_tried_again_by_its_backoff_whatever_else_is_told(
+    bench: Bench,
+) -> None:
+    bench.filter.refusal = "sysctl x: read-only"
+    bench.see(*peers(2, 3, 4))
+    bench.now += 3600
+    bench.turn()
+    before = bench.status.get().counters.passes
+    for _ in range(1000):
+        bench.tell(UNRELATED)
+        bench.now += 0.01
+    assert bench.status.get().counters.passes - before < 10
+    assert bench.status.get().kernel_errors == ("sysctl x: read-only",)
+    bench.filter.refusal = ""
+    bench.now += bench.turn()
+    bench.turn()
+    assert bench.status.get().kernel_errors == ()
+
+
+def test_error_that_lasts_does_not_keep_other_drift_from_repair(bench: Bench) -> None:
+    bench.filter.refusal = "sysctl x: read-only"
+    bench.now += 3600
+    bench.turn()
+    route = bench.route()
+    del bench.kernel.objects[route.key]
+    bench.tell(Change("del", route.key, route))
+    assert bench.kernel.objects[route.key] == route
+    bench.see(*peers(2, 3, 4))
+    assert len(bench.kernel.objects) == 4 + 3 * 4
+    assert bench.status.get().kernel_errors == ("sysctl x: read-only",), "nobody looked again"
+
+
+def test_kernel_that_refuses_all_is_left_in_peace_while_leases_change(bench: Bench) -> None:
+    dumps = 0
+
+    def refuse() -> Sequence[KernelObject]:
+        nonlocal dumps
+        dumps += 1
+        raise KernelError("no buffer space")
+
+    bench.kernel.dump = refuse  # type: ignore[method-assign]  # a kernel out of memory
+    bench.tell(OVERFLOW)
+    for step in range(1000):
+        bench.see(*peers(2, 3 + step % 5))
+        bench.tell(UNRELATED, RulesetChange(step))
+        assert bench.turn() > 0, "it would go round in circles"
+        bench.now += 0.01
+    assert 5 < dumps < 30, "of 2000 that were provoked in 10 s"
 
 
 def test_mass_deletion_is_held_and_let_go_in_time(bench: Bench) -> None:
