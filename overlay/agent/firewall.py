@@ -1,11 +1,13 @@
-"""What keeps the node's packet filter and its sysctls in step with the plan."""
+"""What keeps the node's packet filter, sysctls and offloads in step with the plan."""
 
 import logging
+import os
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Protocol
 
 from overlay.kernel import iptables, sysctl
+from overlay.kernel.host import offload
 from overlay.kernel.nft import NftTable
 from overlay.model.address import IPAddress, IPNetwork
 from overlay.model.errors import OverlayError
@@ -39,14 +41,18 @@ class PacketFilter(Protocol):
     ) -> Outcome:
         """Bring the filter in step; with ``audit`` look whether somebody else changed it."""
 
-    def surroundings(self, site: Site) -> Outcome:
-        """Set what forwarding needs beside the filter."""
+    def surroundings(self, site: Site, checksums: str) -> Outcome:
+        """Set what forwarding needs beside the filter; ``checksums`` as ``offload.ensure``."""
 
 
 class Firewall:
-    """The table ``inet overlay``, accept rules for iptables, and the sysctls of forwarding."""
+    """The table ``inet overlay``, accept rules for iptables, sysctls of forwarding, offloads.
 
-    def __init__(self) -> None:
+    ``release`` is the kernel's, of which some spoil checksums.
+    """
+
+    def __init__(self, release: str | None = None) -> None:
+        self._release = os.uname().release if release is None else release
         self._table = NftTable()
         self._applied: Ruleset | None = None
         self._compiled: tuple[Site, frozenset[IPAddress], bool, Ruleset] | None = None
@@ -106,7 +112,7 @@ class Firewall:
         self._applied = ruleset
         return 1
 
-    def surroundings(self, site: Site) -> Outcome:
+    def surroundings(self, site: Site, checksums: str) -> Outcome:
         """Set what forwarding needs beside the table.
 
         A sysctl that cannot be set is an error; a foreign chain that may drop
@@ -118,8 +124,11 @@ class Firewall:
         wanted = sysctl.wanted(site.config, site.underlay, devices, sysctl.ipv6_links())
         networks: list[IPNetwork] = [span.network for span in site.config.ranges.values()]
         settings = sysctl.ensure(wanted)
+        offloads = offload.ensure(devices, checksums, self._release)
+        for change in offloads.changes:
+            log.info("%s", change)
         return Outcome(
-            settings.problems,
+            (*settings.problems, *offloads.problems),
             warnings=iptables.ensure(networks),
-            repairs=tuple(str(change) for change in settings.changes),
+            repairs=(*map(str, settings.changes), *offloads.changes),
         )

@@ -22,6 +22,7 @@ from overlay.agent.mesh import MeshFlags
 from overlay.agent.policy_flags import LOG_GROUP, PolicyFlags
 from overlay.ipam.spans import Span, parse_span
 from overlay.kernel.base import KernelError
+from overlay.kernel.host import offload
 from overlay.kernel.netns import own_namespace
 from overlay.kernel.underlay import UnderlayFlags
 from overlay.model import duration
@@ -65,6 +66,7 @@ class Flags:
     mesh: MeshFlags
     cni: CniFlags = field(default_factory=CniFlags)
     policy: PolicyFlags = field(default_factory=PolicyFlags)
+    checksum_offload: str = "auto"  # of the VXLAN devices: overlay.kernel.host.offload.CHOICES
     kube: KubeFlags | None = None  # leases from the Kubernetes API instead of etcd
 
     @property
@@ -95,6 +97,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
         ("log-format", args.log_format, _LOG_FORMATS),
         ("log-level", args.log_level, _LOG_LEVELS),
         ("network-policy", args.network_policy, _ON_OFF),
+        ("vxlan-checksum-offload", args.vxlan_checksum_offload, offload.CHOICES),
     ):
         if value not in choices:  # argparse does not look at what comes from the environment
             raise UsageError(f"--{name} {value[:40]!r}: use {', '.join(choices)}")
@@ -149,6 +152,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
         ),
         cni=CniFlags(args.cni_conf_dir, args.cni_bin_dir),
         kube=kube,
+        checksum_offload=args.vxlan_checksum_offload,
         policy=PolicyFlags(
             args.network_policy == "on",
             bool(args.policy_keep_established),
@@ -318,6 +322,12 @@ def flag_parser(environment: Mapping[str, str]) -> _Parser:  # one flag after th
         type=_boolean,
         nargs="?",
         const=True,
+    )
+    flag(
+        "vxlan-checksum-offload",
+        "auto",
+        "checksums left to the VXLAN device: auto (not where the kernel spoils them), on or off",
+        choices=offload.CHOICES,
     )
     flag("network-policy", "on", "enforce network policies: on or off", choices=_ON_OFF)
     flag(

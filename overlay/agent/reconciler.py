@@ -293,7 +293,7 @@ class Reconciler:
         return outcome.errors
 
     def _surroundings(self, site: Site, *, is_new: bool) -> tuple[str, ...]:
-        outcome = self._firewall.surroundings(site)
+        outcome = self._firewall.surroundings(site, self._flags.checksum_offload)
         if outcome.repairs and not is_new:
             text = ", ".join(outcome.repairs)
             self._repaired(text, {SYSCTLS: text})

@@ -74,10 +74,11 @@ class World:
 
         return self.node.call(ask)
 
-    def agent(self, *flags: str, name: str = "here") -> "RunningAgent":
-        """Start ``overlayd`` in the node."""
+    def agent(self, *flags: str, name: str = "here", under: tuple[str, ...] = ()) -> "RunningAgent":
+        """Start ``overlayd`` in the node, by the command ``under`` where there is one."""
         log = self.place / f"overlayd-{len(self.agents)}.log"
         command = [
+            *under,
             str(BIN / "overlayd"),
             f"--etcd-endpoints={self.etcd.endpoint}",
             f"--node-name={name}",

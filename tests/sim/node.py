@@ -71,7 +71,7 @@ class SimFilter:
         self.site, self.nodes = site, nodes
         return Outcome()
 
-    def surroundings(self, site: Site) -> Outcome:
+    def surroundings(self, site: Site, checksums: str) -> Outcome:
         """Do nothing."""
         del site
         return Outcome()

@@ -43,7 +43,7 @@ class FakeFilter:
         self.is_changed = self.is_changed and not audit
         return Outcome(repairs=repairs, applied=len(repairs), written=self.written)
 
-    def surroundings(self, site: Site) -> Outcome:
+    def surroundings(self, site: Site, checksums: str) -> Outcome:
         del site
         repairs = ("sysctl x: 0 -> 1",) if self.is_turned_back else ()
         self.is_turned_back = False
