@@ -89,6 +89,15 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{usage_text(message)}; see `{self.prog} --help`")
 
 
+def takes_value(word: str) -> bool:
+    """Return whether ``word`` is a common flag whose value is the next word.
+
+    >>> takes_value("--socket"), takes_value("--socket=/run/a"), takes_value("--help")
+    (True, False, False)
+    """
+    return word == "-o" or word.removeprefix("--") in {flag.name for flag in _COMMON}
+
+
 def resolve(args: argparse.Namespace, environment: Mapping[str, str]) -> None:
     """Fill in the common flags that the command line left out. Raises UsageError."""
     for flag in _COMMON:

@@ -3,9 +3,8 @@
 import argparse
 from argparse import Namespace
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 from overlay.cli.flags import Parser, with_store
 from overlay.cli.lease_records import COLUMNS, TimeLeft, holders, record, row
@@ -16,8 +15,6 @@ from overlay.model.errors import LeaseFormatError, OverlayError, UsageError
 from overlay.model.lease import Lease
 from overlay.model.subnet import Subnet, parse_subnet
 from overlay.store.base import LeaseStore
-
-_ASKERS: Final = 16  # threads; each lease's time left is one request
 
 
 class NoHolderError(OverlayError):
@@ -105,8 +102,7 @@ def _records(store: LeaseStore | None, leases: Iterable[Lease]) -> list[dict[str
     leases = list(leases)
     if store is None or not leases:
         return [record(lease) for lease in leases]
-    with ThreadPoolExecutor(min(_ASKERS, len(leases))) as pool:
-        seconds = list(pool.map(store.time_to_live, leases))
+    seconds = store.times_to_live(leases)
     now = datetime.now(UTC)
     return [record(x, TimeLeft(s, now)) for x, s in zip(leases, seconds, strict=True)]
 

@@ -1,42 +1,26 @@
 """``overlayctl``: from the command line to one command, and from errors to one line."""
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from overlay import __version__
-from overlay.cli import (
-    agent,
-    capture,
-    cni,
-    completion,
-    events,
-    explain,
-    ipam,
-    leases,
-    mesh,
-    network,
-    node,
-    policy,
-    policy_labels,
-)
-from overlay.cli.doctor import command as doctor
+from overlay.cli import registry
 from overlay.cli.flags import Parser, StoreConfig, resolve
 from overlay.model.errors import OverlayError
-from overlay.store.base import LeaseStore
 from overlay.store.kube_config import KubeAccess
+
+if TYPE_CHECKING:
+    from overlay.store.base import LeaseStore
 
 _FAULT: Final = 70  # EX_SOFTWARE, sysexits.h
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 _EPILOG: Final = "Exit status: 0 fine, 1 a finding, 2 usage, 3 unreachable; docs/exit-codes.md."
 
 
-def open_named(config: StoreConfig) -> LeaseStore:
+def open_named(config: StoreConfig) -> "LeaseStore":
     """Return the store that ``config`` names, and load no other one."""
     if isinstance(config, KubeAccess):
         from overlay.store.kube import KubeLeaseStore
@@ -51,14 +35,14 @@ def main(
     argv: Sequence[str] | None = None,
     *,
     environment: Mapping[str, str] = os.environ,
-    open_store: Callable[[StoreConfig], LeaseStore] = open_named,
+    open_store: "Callable[[StoreConfig], LeaseStore]" = open_named,
 ) -> int:
     """Run ``overlayctl``; return its exit status (docs/exit-codes.md).
 
     An error is one line on standard error. A traceback is a fault of ours.
     """
     try:
-        args = parser().parse_args(argv)
+        args = parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
         resolve(args, environment)
         args.open_store = open_store
         status = int(args.run(args))
@@ -81,34 +65,13 @@ def main(
     return status
 
 
-def parser() -> Parser:
-    """Return the parser of all commands; each sets ``run``."""
+def parser(argv: Sequence[str] = ()) -> Parser:
+    """Return the parser for ``argv``, or that of all commands; each command sets ``run``."""
     top = Parser(prog="overlayctl", description="Asks and tells the fabric.", epilog=_EPILOG)
     top.add_argument("--version", action="version", version=f"overlayctl {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    network.add_parser(commands)
-    leases.add_parser(commands)
-    agent.add_parsers(commands)
-    mesh.add_parsers(commands)
-    ipam.add_parser(commands)
-    explain.add_parser(commands)
-    capture.add_parser(commands)
-    policy.add_parser(commands)
-    policy_labels.add_parsers(commands)
-    cni.add_parser(commands)
-    node.add_parser(commands)
-    events.add_parser(commands)
-    completion.add_parser(commands)
-    doctor.add_parser(commands)
-    _add_lab(commands)
+    registry.add_named(commands, argv)
     return top
-
-
-def _add_lab(commands: "argparse._SubParsersAction[Parser]") -> None:
-    """Add ``lab`` where this installation has it."""
-    if find_spec("overlay.cli.lab") is None:
-        return
-    import_module("overlay.cli.lab").add_parser(commands)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,11 @@ class Output:
         if self.form == "yaml":
             import yaml
 
-            yaml.safe_dump(document, self._stream, sort_keys=False, default_flow_style=False)
+            # libyaml's where PyYAML was built with it: a tenth of the time.
+            dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+            yaml.dump(
+                document, self._stream, Dumper=dumper, sort_keys=False, default_flow_style=False
+            )
         else:
             self._write(json.dumps(document, indent=2))
 

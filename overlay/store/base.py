@@ -1,6 +1,6 @@
 """The contract of a lease store, and the errors its callers act on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -157,6 +157,9 @@ class LeaseStore(Protocol):
 
         0 when it is over.
         """
+
+    def times_to_live(self, leases: Sequence[Lease]) -> list[int | None]:
+        """Return ``time_to_live`` of each, in their order, in less time than one by one."""
 
     def granted_ttl(self, lease: Lease) -> int | None:
         """Return the seconds that the lease lasts when it was just renewed; None for ever.

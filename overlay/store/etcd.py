@@ -4,8 +4,8 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from overlay.ipam.claim import Adopt, Create, decide, gives_way
 from overlay.ipam.subnets import Choose
@@ -32,11 +32,14 @@ from overlay.store.etcd_config import EtcdConfig
 from overlay.store.etcd_connection import Dial, EtcdConnection
 from overlay.store.etcd_errors import GoneError, OutcomeUnknownError
 from overlay.store.etcd_keys import changed_since, list_all, read_key
+from overlay.store.etcd_left import seconds_left
 from overlay.store.etcd_table import CONFIG, LeaseReader, LeaseTable
 from overlay.store.etcd_watch import EtcdWatch, OpenStream
 from overlay.store.etcd_write import EtcdWriter, Seen
-from overlay.store.policy_etcd import EtcdPolicyStore
 from overlay.store.refusals import checked_config, claimant_of, lost, refusal, reservation_of
+
+if TYPE_CHECKING:
+    from overlay.store.policy_etcd import EtcdPolicyStore
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +166,12 @@ class EtcdLeaseStore:
         answer = self._connection.read(lambda client: client.get_lease_info(lease.lease_id))
         return max(0, int(answer.TTL))  # 0 or -1 when it is over
 
+    def times_to_live(self, leases: Sequence[Lease]) -> list[int | None]:
+        """Return what each lease has left: many questions at once. See ``LeaseStore``."""
+        ids = {lease.lease_id: None for lease in leases if not lease.is_permanent}
+        left = self._connection.read(lambda client: seconds_left(client, ids))
+        return [None if lease.is_permanent else left[lease.lease_id] for lease in leases]
+
     def granted_ttl(self, lease: Lease) -> int | None:
         """Return the seconds that the lease was granted for. See ``LeaseStore``."""
         if lease.is_permanent:
@@ -210,8 +219,11 @@ class EtcdLeaseStore:
         )
         watch.run(deliver, trouble, stop)
 
-    def policies(self) -> EtcdPolicyStore:
+    def policies(self) -> "EtcdPolicyStore":
         """Return the policies beside the leases, over the same connections."""
+        # What lists leases does not wait for it: 0.03 s.
+        from overlay.store.policy_etcd import EtcdPolicyStore
+
         return EtcdPolicyStore(self._root, self._connection)
 
     def reconnect(self) -> None:

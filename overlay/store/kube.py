@@ -9,7 +9,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from overlay.ipam.claim import Duplicate, is_same_place
@@ -141,6 +141,10 @@ class KubeLeaseStore:
         """Return None: a lease lasts as long as its Node. See ``LeaseStore``."""
         del lease
         return None
+
+    def times_to_live(self, leases: Sequence[Lease]) -> list[int | None]:
+        """Return what each lease has left. See ``LeaseStore``."""
+        return [self.time_to_live(lease) for lease in leases]
 
     def granted_ttl(self, lease: Lease) -> int | None:
         """Return None: a lease lasts as long as its Node. See ``LeaseStore``."""

@@ -8,7 +8,7 @@ import dataclasses
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -135,6 +135,10 @@ class MemoryLeaseStore:
             if lease.is_permanent:
                 return None
             return max(0, int(self._ends_at.get(lease.lease_id, 0) - self._clock()))
+
+    def times_to_live(self, leases: Sequence[Lease]) -> list[int | None]:
+        """Return what each lease has left. See ``LeaseStore``."""
+        return [self.time_to_live(lease) for lease in leases]
 
     def granted_ttl(self, lease: Lease) -> int | None:
         """Return the seconds that the lease was granted for. See ``LeaseStore``."""

@@ -283,6 +283,7 @@ def test_renewal_and_release_of_a_lease_that_is_gone(store: LeaseStore) -> None:
     assert not store.view().leases
     if not isinstance(store, PlantedCluster):
         assert store.time_to_live(lease) == 0
+        assert store.times_to_live([lease]) == [0]
         assert store.granted_ttl(lease) == 0
     with pytest.raises(LeaseLostError):
         store.renew(lease, attributes(1), 60)
@@ -312,6 +313,16 @@ def test_reservation_waits_for_its_node_and_stays_permanent(store: LeaseStore) -
     assert store.renew(lease, attributes(1), 60).is_permanent
     assert store.time_to_live(lease) is None
     assert store.granted_ttl(lease) is None
+
+
+@gives_subnets
+def test_time_left_of_many_leases_is_each_ones_own(store: LeaseStore) -> None:
+    reserved = store.reserve(FIFTH, "node-99")
+    held = [store.acquire(claim(number, ttl_s=100 * number)) for number in (1, 2, 3)]
+    left = store.times_to_live([held[2], reserved, held[0], held[1]])
+    assert left[1] is None
+    assert [-(-(seconds or 0) // 100) for seconds in (left[0], left[2], left[3])] == [3, 1, 2]
+    assert store.times_to_live([]) == []
 
 
 @gives_subnets
