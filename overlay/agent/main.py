@@ -196,8 +196,10 @@ class Agent:
         self._store.watch(self._deliver, self._trouble, self.stop)
 
     def _deliver(self, view: LeaseView) -> None:
-        if not self.status.get().is_store_connected:
-            self.status.update(is_store_connected=True, store_error=None)
+        before = self.status.get()
+        # Where there is trouble, the watch itself says when it is over.
+        if not before.is_store_connected and before.store_error is None:
+            self.status.update(is_store_connected=True)
         self.lessee.views.put(view)
         self.reconciler.views.put(view)
         if self.policy is not None:

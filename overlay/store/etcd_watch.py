@@ -1,7 +1,8 @@
 """The watch: list, then follow from that revision, and never believe a silence.
 
 A break is taken up at the last revision seen + 1. After a compaction, or when
-the store was put back to an older state, everything is listed again. A
+the store was put back to an older state, everything is listed again: at once,
+but ever later where no stream can be followed from what was listed. A
 connection that leads nowhere is noticed by keepalive pings, a member that lost
 its leader by ``hasleader``, and either also by a read after some idle time.
 """
@@ -31,6 +32,10 @@ V = TypeVar("V")
 
 _IDLE_CHECK_S: Final = 15.0  # so many seconds of silence, then one linearizable read
 _BACKOFF_S: Final = (0.05, 0.8)  # first and longest pause after a failure
+# The longest between listings that no stream could be followed from: right
+# within 2 s, and a listing of 5,000 leases costs a tenth of a second.
+_LISTING_PAUSE_S: Final = 2.0
+_STEADY_S: Final = 1.0  # a stream that was followed for so long is a good one
 # A store is put back by stopping all members; they are not back before that.
 _PUT_BACK_S: Final = 1.0
 _DELETE: Final = 1  # mvccpb.Event.EventType
@@ -123,32 +128,42 @@ class EtcdWatch(Generic[V]):
     ) -> None:
         """Deliver views until ``stop`` is set."""
         told: type[StoreError] | None = None
-        pause_s = _BACKOFF_S[0]
+        pauses = _Pauses()
         while not stop.is_set():
+            begun_at: float | None = None
             try:
-                is_resumed = not self._must_list
-                listed_at = self._clock()
-                if self._must_list:
-                    self._table.replace(self._list(self._connection, self._root))
-                    self._must_list = False
-                    deliver(self._table.view())
-                for is_changed in self._follow(stop, None if is_resumed else listed_at):
+                for is_changed in self._views(deliver, stop):
+                    begun_at = self._clock() if begun_at is None else begun_at
                     if told is not None:
                         told = None
                         trouble(None)
-                    pause_s = _BACKOFF_S[0]
                     if is_changed:
                         deliver(self._table.view())
-            except (CompactedError, ResyncError) as exc:
-                log.info("listing again: %s", exc)
-                self._must_list = True
             except StoreError as exc:
-                if told is not type(exc):
-                    told = type(exc)
-                    trouble(exc)
+                if isinstance(exc, CompactedError | ResyncError):
+                    log.info("listing again: %s", exc)
+                    self._must_list = True
+                if begun_at is not None and self._clock() - begun_at >= _STEADY_S:
+                    pauses = _Pauses()
+                pause_s = pauses.after(exc)
+                if not pause_s:
+                    continue
+                error = _unfollowed(exc) if pauses.misses else exc
+                if told is not type(error):
+                    told = type(error)
+                    trouble(error)
                 # At random, so that not all agents come back in the same moment.
                 stop.wait(pause_s * self._uniform(0.5, 1.0))
-                pause_s = min(pause_s * 2, _BACKOFF_S[1])
+
+    def _views(self, deliver: Callable[[V], None], stop: StopSignal) -> Iterator[bool]:
+        """List if that is due, and yield what ``_follow`` does."""
+        is_resumed = not self._must_list
+        listed_at = self._clock()
+        if self._must_list:
+            self._table.replace(self._list(self._connection, self._root))
+            self._must_list = False
+            deliver(self._table.view())
+        yield from self._follow(stop, None if is_resumed else listed_at)
 
     def _check(self, member: Member, stream: Stream | None = None) -> None:
         """Read through ``member``: is it there, in a quorum, with a login, and not put back?"""
@@ -225,6 +240,32 @@ class EtcdWatch(Generic[V]):
             raise StoreUnavailableError(msg)
         # A member that is behind waits for its future in silence.
         self._compare(answer.header)
+
+
+class _Pauses:
+    """How long to wait after failures in a row, in seconds: ever longer, up to a bound."""
+
+    def __init__(self) -> None:
+        self._next_s = _BACKOFF_S[0]
+        self.misses = 0  # listings in a row that no stream could be followed from
+
+    def after(self, error: StoreError) -> float:
+        """Return the pause; none after the first listing that is out of date already."""
+        is_miss = isinstance(error, CompactedError | ResyncError)
+        self.misses = self.misses + 1 if is_miss else 0
+        if self.misses == 1:
+            return 0.0
+        pause_s, most_s = self._next_s, _LISTING_PAUSE_S if is_miss else _BACKOFF_S[1]
+        self._next_s = min(pause_s * 2, most_s)
+        return pause_s
+
+
+def _unfollowed(error: StoreError) -> ResyncError:
+    return ResyncError(
+        f"{error}; listed again, the watch cannot begin there either: do all addresses of "
+        "--etcd-endpoints lead to members of one cluster that keep up? "
+        "Everything is listed every two seconds meanwhile"
+    )
 
 
 def _events(answer: Answer) -> Iterator[KeyValue]:

@@ -4,7 +4,7 @@ They are what one writes without thinking of a lost answer, a restart, a
 compaction or another node. tests/sim/test_bugs.py says within how many seeds.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from etcd3.transactions import Get, Put
@@ -14,7 +14,7 @@ from overlay.model.kernel import KernelObject, Key, Op
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, format_attributes
 from overlay.model.subnet import Subnet
 from overlay.store.base import Claim, StopSignal, StoreError
-from overlay.store.etcd_errors import OutcomeUnknownError
+from overlay.store.etcd_errors import CompactedError, OutcomeUnknownError, ResyncError
 from overlay.store.etcd_table import KeyValue, LeaseTable, Listing
 from overlay.store.etcd_watch import EtcdWatch
 from overlay.store.etcd_write import EtcdWriter, Seen
@@ -148,6 +148,21 @@ class UnreadConfig(BuggyWatch):
     table_type = _KeysTable
 
 
+class _RestlessWatch(EtcdWatch[LeaseView]):
+    def _views(self, deliver: Callable[[LeaseView], None], stop: StopSignal) -> Iterator[bool]:
+        while not stop.is_set():
+            try:
+                yield from super()._views(deliver, stop)
+            except (CompactedError, ResyncError):
+                self._must_list = True
+
+
+class RestlessWatch(BuggyWatch):
+    """Lists again at once, for as long as no stream can be followed."""
+
+    watch_type = _RestlessWatch
+
+
 class LostEvent(SimStore):
     """Resumes its watch one revision too late."""
 
@@ -250,6 +265,7 @@ BUGS: Final[dict[str, Callable[[int, bool], World]]] = {
     "believed-revision": _world(BelievedRevision),
     "revision-only": _world(RevisionOnly),
     "unread-config": _world(UnreadConfig),
+    "restless-watch": _world(RestlessWatch),
     "lost-event": _world(LostEvent),
     "stubborn-holder": _world(StubbornHolder),
     "foreign-objects": _world(amend=_with_kernel(_GreedyKernel)),

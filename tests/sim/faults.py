@@ -78,6 +78,18 @@ def lag(world: "World") -> None:
     world.say(f"{server.url} is {server.lag_s:g} s behind")
 
 
+def stuck_watches(world: "World") -> None:
+    """Let watches reach a member that stands still, and calls another one."""
+    server = world.loop.random.choice(list(world.wire.servers.values()))
+    if not server.is_up or server.stuck_at is not None:
+        return
+    stuck_s = world.loop.random.choice((1.0, 5.0, 30.0))
+    world.say(f"the watches of {server.url} stand still for {stuck_s:g} s")
+    server.stuck_at = world.cluster.revision
+    world.later(stuck_s, partial(world.wire.unstick, server.url))
+    world.disturbed()
+
+
 def member_down(world: "World") -> None:
     """Kill one member; with a majority left the others go on."""
     server = world.loop.random.choice(list(world.wire.servers.values()))
@@ -257,7 +269,8 @@ def release(world: "World") -> None:
 FAULTS: Final = tuple(
     Fault(strike.__name__, weight, strike)
     for strike, weight in (
-        (crash, 4), (freeze, 2), (partition, 4), (break_watches, 2), (lag, 1), (member_down, 2),
+        (crash, 4), (freeze, 2), (partition, 4), (break_watches, 2), (lag, 1), (stuck_watches, 1),
+        (member_down, 2),
         (outage, 1), (leader_loss, 1), (compact, 2), (take_backup, 1), (restore, 1),
         (set_wall_clock, 1), (drift, 3), (move, 1), (underlay_down, 1), (spoil, 2),
         (delete_lease, 2), (flannel_claims, 1), (flannel_steals, 1), (write_config, 1),

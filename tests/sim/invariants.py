@@ -4,7 +4,7 @@ Judged from outside: from what the fake etcd committed and the fake kernels
 hold, parsed and planned afresh, not from what the agents say of themselves.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
@@ -26,6 +26,8 @@ _GRACE_S: Final = 0.1  # from a view in hand to acting on it
 # The same where the view is older than the node's own claim: the agent asks each minute.
 _LATE_S: Final = 70.0
 _RENEWED_S: Final = 45.0  # the longest retry and a call: by then a lease is renewed
+_CALLS_MOST: Final = 200  # of one node's in _BUSY_S; the busiest of 500 seeds made 105
+_BUSY_S: Final = 10.0
 _CALL_S: Final = 60.0  # the same while a call of the store is waited for
 
 
@@ -80,10 +82,21 @@ class Invariants:
         self._past[1].append({})
         self._created: dict[str, dict[bytes, int]] = defaultdict(dict)  # by the claim that did
         self._ended: dict[str, bytes] = {}  # what each claim came back with
+        self._calls: dict[str, deque[float]] = defaultdict(deque)  # when, of each node's, lately
 
     def blame(self, text: str) -> None:
         """Note a violation."""
         self.violations.append(f"at {self._now():.3f} s: {text}")
+
+    def called(self, name: str) -> None:
+        """Judge how often a node asks the store: never without a pause."""
+        calls, now = self._calls[name], self._now()
+        calls.append(now)
+        while calls[0] < now - _BUSY_S:
+            calls.popleft()
+        if len(calls) > _CALLS_MOST:
+            self.blame(f"{name} asks the store {len(calls)} times in {_BUSY_S:g} s")
+            calls.clear()
 
     def restored(self) -> None:
         """Note that the store is another one from here on."""

@@ -62,9 +62,29 @@ def config_of_another_history(world: World) -> None:
     world.settle()
 
 
+def watches_stand_still(world: World) -> None:
+    """Behind one address the watches reach a member that lags, and listings another one."""
+    _begin(world)
+    for url, server in world.wire.servers.items():
+        server.stuck_at = world.cluster.revision - 1
+        world.wire.break_watches(url, "Socket closed")
+    _flannel(world, 3)
+    world.advance(30)
+    for node in world.nodes:
+        assert node.agent is not None
+        assert node.agent.status.get().store_error is not None
+    world.disturbed()
+    world.settle()
+
+
 SCENARIOS: Final[dict[str, Scenario]] = {
     each.__name__: each
-    for each in (revision_given_out_twice, revision_overtaken, config_of_another_history)
+    for each in (
+        revision_given_out_twice,
+        revision_overtaken,
+        config_of_another_history,
+        watches_stand_still,
+    )
 }
 
 

@@ -6,7 +6,7 @@ caller has given up, or was killed, may still be applied.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, Final, Self
 
@@ -37,12 +37,17 @@ class Weather:
 
 @dataclass(slots=True)
 class Server:
-    """One member: ``lag_s`` behind the cluster in what its watches see."""
+    """One member: ``lag_s`` behind the cluster in what its watches see.
+
+    Where ``stuck_at`` is a revision, its address leads to several members (a
+    load balancer): watches to one that stands still there, calls to another.
+    """
 
     url: str
     is_up: bool = True
     starts: int = 1  # what was sent to it is lost with it
     lag_s: float = 0.0
+    stuck_at: int | None = None
     watches: list["Watching"] = field(default_factory=list)
 
 
@@ -57,6 +62,7 @@ class Wire:
         }
         self.weather = Weather()
         self.has_leader = True
+        self.called: Callable[[str], None] = lambda _node: None  # each call, and each watch
         self.cuts: set[tuple[str, str]] = set()  # node and URL: nothing passes, nothing is refused
 
     def is_cut(self, node: str, url: str) -> bool:
@@ -79,8 +85,9 @@ class Wire:
 
     def stop(self, url: str) -> None:
         """End a member as kill -9 does."""
-        self.servers[url].is_up = False
-        self.servers[url].starts += 1
+        server = self.servers[url]
+        server.is_up, server.stuck_at = False, None
+        server.starts += 1
         self.break_watches(url, "Connection reset by peer")
 
     def break_watches(self, url: str, said: str) -> None:
@@ -89,6 +96,13 @@ class Wire:
         watches, server.watches = server.watches, []
         for watching in watches:
             watching.end(etcd.RefusedError(grpc.StatusCode.UNAVAILABLE, said))
+
+    def unstick(self, url: str) -> None:
+        """Let the member that watches lead to catch up."""
+        server = self.servers[url]
+        server.stuck_at = None
+        for watching in tuple(server.watches):
+            self.loop.after(0.0, watching.pump)
 
     def heal(self, node: str, url: str) -> None:
         """Let messages pass again; TCP brings what it kept."""
@@ -178,6 +192,7 @@ class FakeClient:
         """Send, wait, and return the answer or raise what became of it."""
         task = self.process.current()
         wire, loop = self.wire, self.wire.loop
+        wire.called(self.node)
         there_s = wire.delay()
         if not self.server.is_up:
             task.resume_after(_REFUSED_S, etcd.RefusedError(grpc.StatusCode.UNAVAILABLE, "refused"))
@@ -246,6 +261,7 @@ class FakeStream:
         self._waiting: Task | None = None
         self._watching = Watching(client, root, revision, self._push)
         wire = client.wire
+        wire.called(client.node)
         there_s = wire.delay()
         if not client.server.is_up:
             refused = etcd.RefusedError(grpc.StatusCode.UNAVAILABLE, "refused")
@@ -320,12 +336,13 @@ class Watching:
             self.end(etcd.RefusedError(grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader"))
             return
         self._server.watches.append(self)
-        self._send(_answer(wire.cluster.header, created=True))
+        self._send(_answer(self._header(), created=True))
         self.pump()
 
     def pump(self) -> None:
         """Send what is new, all of it in one answer."""
-        if self._is_over or self._next > self._wire.cluster.revision:
+        is_stuck = self._server.stuck_at is not None
+        if self._is_over or is_stuck or self._next > self._wire.cluster.revision:
             return
         cluster, (start, end) = self._wire.cluster, self._range
         if self._next < cluster.compacted:
@@ -349,6 +366,10 @@ class Watching:
         self._next = cluster.revision + 1
         if events:
             self._send(_answer(cluster.header, events=events))
+
+    def _header(self) -> etcd.Header:
+        header, stuck_at = self._wire.cluster.header, self._server.stuck_at
+        return header if stuck_at is None else replace(header, revision=stuck_at)
 
     def flush(self) -> None:
         """Send what was held back."""

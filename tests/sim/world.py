@@ -55,6 +55,7 @@ class World:
         self.trace: list[str] = []
         self._is_traced = is_traced
         self.backups: list[etcd.Backup] = []
+        self.wire.called = self.invariants.called
         self.cluster.committed = self._committed
         self.cluster.granted = self._granted
         self.nodes = [
@@ -206,6 +207,7 @@ class World:
         self.wire.has_leader = True
         for url, server in self.wire.servers.items():
             server.is_up, server.lag_s = True, 0.0
+            self.wire.unstick(url)
             for node in (*self.nodes, self.operator):
                 self.wire.heal(node.name, url)
         for node in self.nodes:
