@@ -82,6 +82,7 @@ class Surveyor:
             port=link.port,
             iif=self.ground.device_towards(public) or link.lower,
             vni=source.holder.vnis.get(family, link.vni),
+            destination_type="local",
         )
         return Arrival(link, outer, verdicts(self.ruleset, "input", outer))
 
@@ -98,7 +99,11 @@ class Surveyor:
         is_local = leg.entry == "node"
         hop = self.ground.hop(packet, is_local=is_local)
         leaves = hop.route.kind != "local"
-        packet = replace(packet, oif=hop.route.device if leaves else "")
+        packet = replace(
+            packet,
+            oif=hop.route.device if leaves else "",
+            destination_type="unicast" if leaves else "local",
+        )
         hook = "output" if is_local else "forward" if leaves else "input"
         postrouting: tuple[Verdict, ...] = ()
         if leaves and hop.route.is_way and not packet.is_answer:
@@ -123,7 +128,14 @@ class Surveyor:
         destinations = self.ground.forwarding(link.name, neighbor.mac)
         if not destinations or link.local is None:
             return Tunnel(link, destinations, lower=self.ground.link(link.lower))
-        outer = Packet(link.local, destinations[0], "udp", port=link.port, vni=link.vni)
+        outer = Packet(
+            link.local,
+            destinations[0],
+            "udp",
+            port=link.port,
+            vni=link.vni,
+            destination_type="unicast",
+        )
         way = self.ground.hop(outer, is_local=True)
         outer = replace(outer, oif=way.route.device)
         output = verdicts(self.ruleset, "output", outer)

@@ -17,6 +17,8 @@ _ENDS: Final = frozenset({"ACCEPT", "DROP", "RETURN", "REJECT"})
 # Words that say nothing of the packet, with how many follow them.
 _SILENT: Final = {"-m": 1, "--comment": 1, "--reject-with": 1, "--log-prefix": 1, "--log-level": 1}
 _PORTS: Final = {"--dport": "dport", "--dports": "dport", "--sport": "sport", "--sports": "sport"}
+# The route type of the destination (xt_addrtype), which nft asks the FIB for.
+_DESTINATION_TYPE: Final = {"fib": {"result": "type", "flags": ["daddr"]}}
 _UNREAD: Final[Mapping[str, Any]] = {"xt": {"type": "match", "name": None}}
 
 
@@ -83,6 +85,10 @@ def _match(family: Family, option: str, value: str, sign: str) -> Mapping[str, A
         right = {"set": [_ports(part) for part in value.split(",")]}
     elif option in {"--ctstate", "--state"}:
         left, right = {"ct": {"key": "state"}}, value.lower().split(",")
+    elif option == "--rt-type":
+        left, right = {"exthdr": {"name": "rt", "field": "type"}}, value
+    elif option == "--dst-type":
+        left, right = _DESTINATION_TYPE, value.lower().split(",")
     else:
         return _UNREAD
     return {"match": {"op": sign, "left": left, "right": right}}

@@ -24,6 +24,8 @@ class Packet:
 
     ``source_device`` is the device that the node's route to the source leads
     to, None where there is no such route; ``vni`` that of a tunnel packet.
+    ``destination_type`` is what the node's routes make of the destination:
+    ``local`` or ``unicast``, empty where that is not known.
     ``unknown`` names the fields that only stand for something, of ``source``,
     ``destination``, ``iif`` and ``oif``: what a rule asks of them is not known.
     """
@@ -38,6 +40,7 @@ class Packet:
     source_device: str | None = None
     vni: int | None = None
     is_answer: bool = False
+    destination_type: str = ""
     unknown: frozenset[str] = frozenset()
 
     @property
@@ -76,6 +79,10 @@ class Packet:
             return True, "established" if self.is_answer else "new"
         if kind == "fib" and body.get("result") == "oif" and body.get("flags") == ["saddr", "iif"]:
             return True, self.source_device == self.iif
+        if kind == "exthdr":  # no packet that is asked about has IPv6 extension headers
+            return True, None
+        if kind == "fib" and body.get("result") == "type" and body.get("flags") == ["daddr"]:
+            return bool(self.destination_type), self.destination_type
         return False, None
 
     def _concatenated(self, parts: list[Any]) -> tuple[bool, Any]:

@@ -7,12 +7,17 @@ copy of ``sleep`` here, for what is judged is what its files and rules say.
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.doctors import Node, lease, remedies, said
-from tests.kernel.netns import MakeNetns, eventually
+from overlay.cli.doctor.fabric import Fabric
+from overlay.cli.doctor.lazy import Lazy
+from overlay.cli.doctor.runner import Report, run_one
+from tests.kernel.doctors import BY_NAME, Node, facts_of, lease, remedies, said
+from tests.kernel.netns import MakeNetns, Netns, eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
 
@@ -180,6 +185,10 @@ table inet firewalld {
   chain filter_IN_public { tcp dport 22 accept; }
 }
 """
+DOUBTFUL = """
+insert rule inet firewalld filter_FORWARD meta cgroup 7 accept
+insert rule inet firewalld filter_INPUT meta cgroup 7 accept
+"""
 TRUSTED = """
 insert rule inet firewalld filter_FORWARD_ZONES ip saddr 10.244.0.0/16 accept
 insert rule inet firewalld filter_IN_public udp dport 8472 accept
@@ -191,7 +200,7 @@ def test_firewalld_without_a_zone_for_pods(node: Node) -> None:
     node.here.nft("-f", "-", stdin=FIREWALLD)
     report = node.check("firewalld")
     assert "firewalld rejects what comes out of overlay.1 for pods" in said(report)
-    assert "firewalld lets no VXLAN in (UDP 8472)" in said(report)
+    assert "firewalld keeps out VXLAN (UDP 8472): rule `reject" in said(report)
     assert any("--zone=trusted --add-source=10.244.0.0/16" in text for text in remedies(report))
     assert any("--add-port=8472/udp" in text for text in remedies(report))
     assert node.check("forward-policy").status == "fine", "said once"
@@ -200,28 +209,61 @@ def test_firewalld_without_a_zone_for_pods(node: Node) -> None:
     assert node.check("firewalld").status == "fine", node.check("firewalld")
 
 
-# What `ufw enable` makes (ufw 0.36), shortened.
-UFW = """*filter
-:INPUT DROP [0:0]
-:FORWARD DROP [0:0]
-:ufw-before-input - [0:0]
-:ufw-user-input - [0:0]
--A INPUT -j ufw-before-input
--A ufw-before-input -i lo -j ACCEPT
--A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A ufw-before-input -p udp -m udp --sport 67 --dport 68 -j ACCEPT
--A ufw-before-input -j ufw-user-input
--A ufw-user-input -p tcp -m tcp --dport 22 -j ACCEPT
-COMMIT
-"""
+RULES = Path(__file__).parent / "rules"
 
 
 def test_ufw_that_keeps_the_tunnel_out(node: Node) -> None:
     assert node.check("ufw").status == "fine"
-    node.here.run("iptables-restore", stdin=UFW)
+    node.here.run("iptables-restore", stdin=(RULES / "ufw.rules").read_text())
     report = node.check("ufw")
     assert "ufw lets no VXLAN in (UDP 8472): the policy" in said(report)
     assert remedies(report) == ["ufw allow proto udp to any port 8472"]
     # What `ufw allow` adds.
     node.run("iptables -A ufw-user-input -p udp -m udp --dport 8472 -j ACCEPT")
-    assert node.check("ufw").status == "fine"
+    assert node.check("ufw").status == "fine", said(node.check("ufw"))
+
+
+PEER6 = ip_address("2001:db8::2")
+FABRIC6 = Fabric((), (), (), (), (PEER6,))
+
+
+@pytest.mark.parametrize(
+    ("program", "rules", "fabric"),
+    [("iptables", "ufw.rules", None), ("ip6tables", "ufw6.rules", FABRIC6)],
+    ids=["IPv4", "IPv6"],
+)
+def test_ufw_before_the_first_agent(
+    netns: Netns, program: str, rules: str, fabric: Fabric | None
+) -> None:
+    netns.ip("link", "add", "eth0", "type", "bridge")
+    netns.ip("link", "set", "eth0", "up")
+    for family, address in (("-4", "192.0.2.1/24"), ("-6", "2001:db8::1/64")):
+        netns.ip("addr", "add", address, "dev", "eth0")
+        netns.ip(family, "route", "add", "default", "dev", "eth0")
+    netns.run(f"{program}-restore", stdin=(RULES / rules).read_text())
+
+    def check(name: str) -> Report:
+        def run() -> Report:
+            facts = facts_of()
+            if fabric is not None:
+                facts = replace(facts, fabric=Lazy(lambda: fabric))
+            return run_one(BY_NAME[name], facts)
+
+        return netns.call(run)
+
+    report = check("ufw")
+    assert "ufw lets no VXLAN in (UDP 8472): the policy" in said(report)
+    user = "ufw-user-input" if program == "iptables" else "ufw6-user-input"
+    netns.run(program, "-A", user, "-p", "udp", "--dport", "8472", "-j", "ACCEPT")
+    assert check("ufw").status == "fine", check("ufw")
+
+
+def test_rule_that_cannot_be_read_is_no_finding(node: Node) -> None:
+    node.here.run("iptables-restore", stdin=(RULES / "ufw.rules").read_text())
+    node.run("iptables -I ufw-user-input -m u32 --u32 '0>>22&0x3C@4=0x29' -j ACCEPT")
+    node.here.nft("-f", "-", stdin=FIREWALLD)
+    node.here.nft("-f", "-", stdin=DOUBTFUL)
+    for name in ("ufw", "firewalld"):
+        report = node.check(name)
+        assert report.status == "unknown", report
+        assert "may" in str(report.verdicts)

@@ -74,6 +74,7 @@ class Fabric:
             "udp",
             port=port,
             iif=link,
+            destination_type="local",
             unknown=frozenset(name for name, value in known.items() if not value),
         )
 

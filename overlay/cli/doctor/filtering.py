@@ -1,9 +1,14 @@
 """What the packet filters of this host would do with a packet, in every chain that it comes by."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from overlay.cli.doctor.fabric import NOBODY
+from overlay.cli.doctor.facts import Facts
 from overlay.kernel import iptables
+from overlay.kernel.host.addresses import route_link
+from overlay.kernel.rtnl import RtnlSocket
+from overlay.model.address import Family
 from overlay.policy.iptables_listing import iptables_listing
 from overlay.policy.listing import Listing
 from overlay.policy.packet import IP
@@ -21,6 +26,21 @@ class Judgement:
     is_iptables: bool
     is_dropped: bool | None
     by: str = ""
+
+
+def tunnel_packet(facts: Facts, family: Family, port: int) -> Packet:
+    """Return a packet of a peer to the tunnel's ``port``, as far as it is known.
+
+    Before the first agent it comes in by the interface of the default route,
+    which an agent would choose. Raises KernelError.
+    """
+    packet = facts.fabric().tunnel_packet(family, port)
+    if packet.iif:
+        return packet
+    with RtnlSocket() as rtnl:
+        index = route_link(rtnl, NOBODY[family])
+    link = next((link.name for link in facts.links().values() if link.index == index), "")
+    return replace(packet, iif=link, unknown=packet.unknown - ({"iif"} if link else set()))
 
 
 def iptables_judgements(packet: Packet, chain: str) -> Iterator[Judgement]:

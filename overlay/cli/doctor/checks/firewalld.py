@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from overlay.cli.doctor.facts import Facts
-from overlay.cli.doctor.filtering import nft_judgements
+from overlay.cli.doctor.filtering import Judgement, nft_judgements, tunnel_packet
 from overlay.cli.doctor.verdicts import Check, Fine, Unknown, Verdict, error
 from overlay.kernel.host.daemons import running
 from overlay.model.address import Family, family_of
@@ -45,21 +45,25 @@ def _blocked(facts: Facts, rules: Listing) -> Iterator[Verdict]:
             source, destination, "udp", port=_ANY_PORT, iif=device, unknown=frozenset({"oif"})
         )
         for found in nft_judgements(packet, rules, "forward"):
-            if found.is_dropped is not False:
-                yield error(
-                    f"firewalld rejects what comes out of {device or 'the tunnel'} for pods: "
-                    f"{found.by}",
-                    f"firewall-cmd --permanent --zone=trusted --add-source={network} && {_RELOAD}",
-                )
+            yield from _judge(
+                found,
+                ("rejects", f"what comes out of {device or 'the tunnel'} for pods"),
+                f"--zone=trusted --add-source={network}",
+            )
     for port in fabric.ports:
         peer = next(iter(fabric.peers), None)
-        packet = fabric.tunnel_packet(Family.IPV4 if peer is None else family_of(peer), port)
+        packet = tunnel_packet(facts, Family.IPV4 if peer is None else family_of(peer), port)
         for found in nft_judgements(packet, rules, "input"):
-            if found.is_dropped is not False:
-                yield error(
-                    f"firewalld lets no VXLAN in (UDP {port}): {found.by}",
-                    f"firewall-cmd --permanent --add-port={port}/udp && {_RELOAD}",
-                )
+            yield from _judge(found, ("keeps out", f"VXLAN (UDP {port})"), f"--add-port={port}/udp")
+
+
+def _judge(found: Judgement, what: tuple[str, str], remedy: str) -> Iterator[Verdict]:
+    does, packets = what
+    if found.is_dropped:
+        mend = f"firewall-cmd --permanent {remedy} && {_RELOAD}"
+        yield error(f"firewalld {does} {packets}: {found.by}", mend)
+    elif found.is_dropped is None:
+        yield Unknown(f"firewalld may stop {packets}: {found.by}")
 
 
 CHECK: Final = Check("firewalld", "firewalld's table, for pods and the tunnel's port", _run)

@@ -4,7 +4,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from overlay.cli.doctor.facts import Facts
-from overlay.cli.doctor.filtering import Judgement, iptables_judgements, nft_judgements
+from overlay.cli.doctor.filtering import (
+    Judgement,
+    iptables_judgements,
+    nft_judgements,
+    tunnel_packet,
+)
 from overlay.cli.doctor.verdicts import Check, Fine, Unknown, Verdict, error
 from overlay.policy.packet import Packet
 
@@ -15,7 +20,7 @@ def _run(facts: Facts) -> Iterator[Verdict]:
     fabric = facts.fabric()
     for family in fabric.families:
         for port in fabric.ports:
-            packet = fabric.tunnel_packet(family, port)
+            packet = tunnel_packet(facts, family, port)
             judgements = [
                 *iptables_judgements(packet, "INPUT"),
                 *nft_judgements(packet, facts.rules(), "input"),

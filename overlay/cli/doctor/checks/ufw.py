@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from overlay.cli.doctor.facts import Facts
-from overlay.cli.doctor.filtering import iptables_judgements
-from overlay.cli.doctor.verdicts import Check, Fine, Verdict, error
+from overlay.cli.doctor.filtering import iptables_judgements, tunnel_packet
+from overlay.cli.doctor.verdicts import Check, Fine, Unknown, Verdict, error
 from overlay.kernel import iptables
 from overlay.model.address import Family, family_of
 
@@ -21,11 +21,14 @@ def _run(facts: Facts) -> Iterator[Verdict]:
             continue
         is_active = True
         for port in fabric.ports:
-            packet = fabric.tunnel_packet(family, port)
-            closed = [j for j in iptables_judgements(packet, "INPUT") if j.is_dropped is not False]
-            if closed:
-                reason = f"ufw lets no VXLAN in (UDP {port}): {closed[0].by}"
+            found = [*iptables_judgements(tunnel_packet(facts, family, port), "INPUT")]
+            closed = next((each for each in found if each.is_dropped), None)
+            doubtful = next((each for each in found if each.is_dropped is None), None)
+            if closed is not None:
+                reason = f"ufw lets no VXLAN in (UDP {port}): {closed.by}"
                 yield error(reason, f"ufw allow proto udp to any port {port}")
+            elif doubtful is not None:
+                yield Unknown(f"ufw may keep VXLAN out (UDP {port}): {doubtful.by}")
             else:
                 yield Fine(f"active, and lets UDP {port} in")
     if not is_active:
