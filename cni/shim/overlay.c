@@ -2,8 +2,8 @@
  * The CNI plugin `overlay`: hands what a runtime asks to the node's agent, and
  * back its answer.
  *
- * It passes the CNI variables, standard input and an open descriptor of the
- * pod's network namespace over a unix socket, and prints what comes back. It
+ * It passes the CNI variables, standard input and open descriptors of the pod's
+ * network namespace over a unix socket, and prints what comes back. It
  * answers VERSION, and what is wrong with a request, by itself. It must not
  * allocate, wire or remember anything. docs/cni-protocol.md has the bytes,
  * limits and times; overlay_cni/plugin.py is the same in Python, message by
@@ -13,6 +13,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/netlink.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -71,7 +72,12 @@ enum {
     UNAVAILABLE = 50,
 };
 
-enum { HAS_NETNS = 1 }; /* flag: the first byte carries a descriptor */
+/* Descriptors that the first byte carries, in this order; flags: a bit for each. */
+enum { OF_NETNS, OF_RTNL, OF_SYSCTLS, DESCRIPTORS };
+struct descriptors {
+    int count;
+    int of[DESCRIPTORS];
+};
 
 static const char MAGIC[] = "OVL1";
 
@@ -733,6 +739,24 @@ static int open_netns(void)
          "CNI_NETNS: ", path, colon, reason, NULL);
 }
 
+/*
+ * Return the namespace, a netlink socket and the sysctls of it; fewer
+ * where that fails. An agent in a container may not enter by itself. This
+ * process stays inside: the agent's socket is a path, the same from everywhere.
+ */
+static struct descriptors open_inside(int netns)
+{
+    struct descriptors found = {.count = netns >= 0 ? 1 : 0, .of = {[OF_NETNS] = netns}};
+    if (netns < 0 || strcmp(command->name, "DEL") == 0 || setns(netns, CLONE_NEWNET) < 0)
+        return found;
+    found.of[OF_RTNL] = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    if (found.of[OF_RTNL] < 0)
+        return found;
+    found.of[OF_SYSCTLS] = open("/proc/sys/net/ipv6/conf", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    found.count = found.of[OF_SYSCTLS] < 0 ? OF_SYSCTLS : DESCRIPTORS;
+    return found;
+}
+
 /* The agent. */
 
 /* Fail because no answer comes; STATUS has a code of its own. */
@@ -777,7 +801,7 @@ static size_t get_u32(const unsigned char *at)
 enum { PIECES = 1 + 4 * VARIABLES + 1 };
 
 /* Lay out the request in pieces, none of them copied; return their number. */
-static int lay_out(struct iovec *pieces, unsigned char *header, bool has_netns)
+static int lay_out(struct iovec *pieces, unsigned char *header, int descriptors)
 {
     static char equals[] = "=";
     size_t length = 0;
@@ -791,7 +815,7 @@ static int lay_out(struct iovec *pieces, unsigned char *header, bool has_netns)
         length += strlen(NAMES[i]) + 1 + strlen(values[i]) + 1;
     }
     memcpy(header, MAGIC, 4);
-    put_u32(header + 4, has_netns ? HAS_NETNS : 0);
+    put_u32(header + 4, (1u << descriptors) - 1);
     put_u32(header + 8, length);
     put_u32(header + 12, input_length);
     pieces[0] = (struct iovec){header, HEADER};
@@ -800,25 +824,26 @@ static int lay_out(struct iovec *pieces, unsigned char *header, bool has_netns)
 }
 
 /* Send the request. An agent that refuses early may have said why, so that is no failure. */
-static void send_request(int agent, int netns, const char *path)
+static void send_request(int agent, struct descriptors passed, const char *path)
 {
     unsigned char header[HEADER];
     struct iovec pieces[PIECES];
     union {
         struct cmsghdr header; /* for its alignment */
-        char bytes[CMSG_SPACE(sizeof(int))];
+        char bytes[CMSG_SPACE(sizeof passed.of)];
     } control;
     struct msghdr message = {.msg_iov = pieces};
-    int count = lay_out(pieces, header, netns >= 0), first = 0;
-    if (netns >= 0) {
+    int count = lay_out(pieces, header, passed.count), first = 0;
+    if (passed.count > 0) {
+        size_t length = (size_t)passed.count * sizeof passed.of[0];
         memset(&control, 0, sizeof control);
         message.msg_control = control.bytes;
-        message.msg_controllen = sizeof control.bytes;
+        message.msg_controllen = CMSG_SPACE(length);
         struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
         rights->cmsg_level = SOL_SOCKET;
         rights->cmsg_type = SCM_RIGHTS;
-        rights->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(rights), &netns, sizeof netns);
+        rights->cmsg_len = CMSG_LEN(length);
+        memcpy(CMSG_DATA(rights), passed.of, length);
     }
     while (first < count) {
         message.msg_iov = pieces + first;
@@ -872,12 +897,12 @@ static size_t receive(int agent, void *buffer, size_t length, const char *path)
  * Print what the agent answers. A request is sent once: one that was cut off
  * may have been carried out.
  */
-static _Noreturn void ask(int netns, const char *path)
+static _Noreturn void ask(struct descriptors passed, const char *path)
 {
     static char answer[LONGEST_ANSWER];
     unsigned char header[ANSWER_HEADER] = {0};
     int agent = connect_agent(path);
-    send_request(agent, netns, path);
+    send_request(agent, passed, path);
     size_t got = receive(agent, header, sizeof header, path);
     bool is_ours = memcmp(header, MAGIC, got < 4 ? got : 4) == 0;
     if (is_ours && got < sizeof header)
@@ -929,5 +954,5 @@ int main(void)
         fail(IO_FAILURE, "the runtime closes it after the network configuration",
              "standard input did not end in time", NULL);
     const char *path = check_config();
-    ask(open_netns(), path);
+    ask(open_inside(open_netns()), path);
 }

@@ -50,6 +50,7 @@ from overlay.kernel import pods
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import namespace_of, own_namespace
 from overlay.kernel.pod_faults import faults
+from overlay.kernel.pod_namespace import PodNamespace
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.kernel.rtnl_pool import RtnlPool
 from overlay.model.address import IPAddress
@@ -87,7 +88,7 @@ class CniService:
         self._turns = Turns()
         self._sockets = RtnlPool()
         self._note = status.events.note_later
-        self._commands: Mapping[str, Callable[[CniRequest, int | None], bytes]] = {
+        self._commands: Mapping[str, Callable[[CniRequest, PodNamespace | None], bytes]] = {
             "ADD": self._add,
             "DEL": self._delete,
             "CHECK": self._check,
@@ -95,8 +96,10 @@ class CniService:
             "STATUS": self._tell_status,
         }
 
-    def answer(self, variables: Mapping[str, str], text: bytes, netns: int | None) -> Answer:
-        """Carry out one request; ``netns`` is a descriptor of the pod's namespace, if any."""
+    def answer(
+        self, variables: Mapping[str, str], text: bytes, netns: PodNamespace | None
+    ) -> Answer:
+        """Carry out one request; ``netns`` is the pod's namespace, if any."""
         try:
             request = parse_request(variables, text)
             return 0, self._commands[request.command](request, netns)
@@ -186,12 +189,14 @@ class CniService:
             log.info("%s is released by hand", attachment.key)
         return {"released": [a.to_json() for a in found], "links": []}
 
-    def _add(self, request: CniRequest, netns: int | None) -> bytes:
+    def _add(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
         subnet, mtu = self._ready(wait_s=self._start_s)
         with self._turns.of(request.key):
             return self._attach(request, netns, subnet, mtu)
 
-    def _attach(self, request: CniRequest, netns: int | None, subnet: Subnet, mtu: int) -> bytes:
+    def _attach(
+        self, request: CniRequest, netns: PodNamespace | None, subnet: Subnet, mtu: int
+    ) -> bytes:
         previous_result(request.config)  # before anything is made
         if request.is_ipam:
             allocated = self._allocate(request, subnet, mtu, link="")
@@ -207,7 +212,7 @@ class CniService:
         if netns is None:
             raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} could not be opened")
         try:
-            if namespace_of(netns) == self._home:
+            if namespace_of(netns.descriptor) == self._home:
                 raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} is the host's own")
         except KernelError as exc:
             raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} is {exc}") from exc
@@ -302,14 +307,14 @@ class CniService:
         except KernelError as exc:
             log.warning("%s", exc)
 
-    def _delete(self, request: CniRequest, netns: int | None) -> bytes:
+    def _delete(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
         del netns  # the host's end is found without it
         link = "" if request.is_ipam else pods.link_name(request.key)
         with self._turns.of(request.key):
             self._drop(request.key, link, "the runtime says so")
         return b""
 
-    def _check(self, request: CniRequest, netns: int | None) -> bytes:
+    def _check(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
         if not previous_result(request.config):
             raise CniError(BAD_CONFIG, '"prevResult" is missing', "CHECK judges by it")
         attachment = self._attachments.get(request.key)
@@ -326,7 +331,7 @@ class CniService:
             raise CniError(CHECK_FAILED, "; ".join(found))
         return b""
 
-    def _collect(self, request: CniRequest, netns: int | None) -> bytes:
+    def _collect(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
         del netns
         kept = valid_attachments(request.config)
         if kept is None:
@@ -343,7 +348,7 @@ class CniService:
                     log.info("%s is collected", key)
         return b""
 
-    def _tell_status(self, request: CniRequest, netns: int | None) -> bytes:
+    def _tell_status(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
         del request, netns
         subnet, _ = self._ready(UNAVAILABLE)
         for network in subnet.networks():

@@ -5,16 +5,18 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from overlay.kernel.pod_namespace import PodNamespace
 from overlay.model.errors import OverlayError
 
 MAGIC: Final = b"OVL1"
 _REQUEST: Final = struct.Struct("<4sIII")  # magic, flags, bytes of variables, bytes of input
 _RESPONSE: Final = struct.Struct("<4sII")  # magic, exit status, bytes of output
-_HAS_NETNS: Final = 1
+# Each bit stands for a descriptor; they come in this order, the namespace's own first.
+_HAS_NETNS, _HAS_RTNL, _HAS_SYSCTLS = 1, 2, 4
 _LONGEST_VARIABLES: Final = 64 * 1024  # bytes
 _LONGEST_INPUT: Final = 1 << 20  # bytes
 _READ_S: Final = 10.0
@@ -52,8 +54,8 @@ def opened(client: socket.socket) -> Iterator[Opening]:
 
 def read_request(
     client: socket.socket, opening: Opening
-) -> tuple[dict[str, str], bytes, int | None]:
-    """Return variables, input and the namespace's descriptor. Raises WireError, OSError."""
+) -> tuple[dict[str, str], bytes, PodNamespace | None]:
+    """Return variables, input and the pod's namespace, if any. Raises WireError, OSError."""
     deadline = time.monotonic() + _READ_S
     data = bytearray(opening.data)
     _fill(client, data, _REQUEST.size, deadline)
@@ -65,12 +67,19 @@ def read_request(
     _fill(client, data, end, deadline)
     block = bytes(data[_REQUEST.size : _REQUEST.size + variables])
     pairs = (item.partition(b"=") for item in block.split(b"\0") if item)
-    netns = opening.descriptors[0] if flags & _HAS_NETNS and opening.descriptors else None
     return (
         {_text(name): _text(value) for name, _, value in pairs},
         bytes(data[_REQUEST.size + variables : end]),
-        netns,
+        _namespace(flags, opening.descriptors),
     )
+
+
+def _namespace(flags: int, descriptors: Iterable[int]) -> PodNamespace | None:
+    coming = iter(descriptors)
+    netns, rtnl, sysctls = (
+        next(coming, None) if flags & bit else None for bit in (_HAS_NETNS, _HAS_RTNL, _HAS_SYSCTLS)
+    )
+    return PodNamespace(netns, rtnl, sysctls) if netns is not None else None
 
 
 def format_response(status: int, output: bytes) -> bytes:

@@ -11,17 +11,18 @@ from typing import Any
 from overlay.agent.events import Told
 from overlay.agent.status import Status
 from overlay.agent.timings import CNI_COMMANDS
+from overlay.kernel.pod_namespace import PodNamespace
 from overlay.model.attachment import Attachment
 from overlay.model.event import Kind
 
 Answer = tuple[int, bytes]
-Ask = Callable[[Mapping[str, str], bytes, int | None], Answer]
+Ask = Callable[[Mapping[str, str], bytes, PodNamespace | None], Answer]
 
 
 def witnessed(status: Status, ask: Ask, clock: Callable[[], float] = time.monotonic) -> Ask:
     """Return ``ask``, timed. What a pod waits for is not made longer by a file or a parser."""
 
-    def answer(variables: Mapping[str, str], text: bytes, netns: int | None) -> Answer:
+    def answer(variables: Mapping[str, str], text: bytes, netns: PodNamespace | None) -> Answer:
         begun_at = clock()
         code, output = ask(variables, text, netns)
         command = variables.get("CNI_COMMAND", "")

@@ -33,6 +33,7 @@ from overlay.agent.listen import Crew, stop_listening
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import Snapshot, Status, stranded_text
 from overlay.kernel.netlink import NetlinkKernel
+from overlay.kernel.pod_namespace import PodNamespace
 from overlay.kernel.unix import is_answered
 from overlay.model.attachment import Attachment
 from overlay.model.document import parse_json
@@ -51,7 +52,7 @@ _UCRED: Final = struct.Struct("=iII")
 
 Arguments = Mapping[str, Any]
 Call = Callable[[Arguments], Any]
-Cni = Callable[[Mapping[str, str], bytes, int | None], tuple[int, bytes]]
+Cni = Callable[[Mapping[str, str], bytes, PodNamespace | None], tuple[int, bytes]]
 
 
 class ControlServer:

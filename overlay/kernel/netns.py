@@ -6,10 +6,11 @@ was made in, so one is made inside and used from outside.
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -19,8 +20,11 @@ from overlay.kernel.rtnl import RtnlSocket
 
 _CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 _NS_GET_NSTYPE: Final = 0xB703  # linux/nsfs.h
-_NONE: Final[Mapping[str, str]] = {}
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class NamespaceEntryError(KernelError):
+    """The kernel does not let this process enter a namespace, or make one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,35 +58,34 @@ def own_namespace() -> NamespaceId:
         return namespace_of(descriptor)
 
 
-def open_rtnl(
-    descriptor: int, sysctls: Mapping[str, str] = _NONE, home: int | None = None
-) -> RtnlSocket:
+@contextmanager
+def entered(descriptor: int, home: int | None = None) -> Iterator[None]:
+    """Keep the calling thread in the namespace for the block.
+
+    ``home`` is a descriptor of the thread's own namespace, where there is one
+    already. Raises NamespaceEntryError without CAP_SYS_ADMIN, KernelError for
+    what is no network namespace.
+    """
+    with _own_descriptor() if home is None else contextlib.nullcontext(home) as own:
+        _enter(descriptor)
+        try:
+            yield
+        finally:
+            # A thread that cannot go home must not go on: it would work on the pod.
+            _enter(own)
+
+
+def open_rtnl(descriptor: int) -> RtnlSocket:
     """Return a socket inside the namespace; the calling thread is back outside afterwards.
 
-    ``sysctls``, by their path below /proc/sys, are set in the namespace on the
-    way; those that are not there are left out. ``home`` is a descriptor of the
-    thread's own namespace, where there is one already. Raises KernelError when
-    the namespace cannot be entered.
+    Raises KernelError when the namespace cannot be entered.
     """
-    if home is None:
-        with _own_descriptor() as own:
-            return _opened(descriptor, sysctls, own)
-    return _opened(descriptor, sysctls, home)
-
-
-def _opened(descriptor: int, sysctls: Mapping[str, str], home: int) -> RtnlSocket:
-    _enter(descriptor)
-    try:
-        for name, value in sysctls.items():
-            with contextlib.suppress(OSError):  # what needs it will tell
-                _ensure(f"/proc/sys/{name}", f"{value}\n".encode())
-        return RtnlSocket()
-    except OSError as exc:
-        msg = f"no netlink socket in the namespace: {exc}"
-        raise KernelError(msg) from exc
-    finally:
-        # A thread that cannot go home must not go on: it would work on the pod.
-        _enter(home)
+    with entered(descriptor):
+        try:
+            return RtnlSocket()
+        except OSError as exc:
+            msg = f"no netlink socket in the namespace: {exc}"
+            raise KernelError(msg) from exc
 
 
 def open_socket(descriptor: int, family: int, kind: int, protocol: int) -> socket.socket:
@@ -90,25 +93,8 @@ def open_socket(descriptor: int, family: int, kind: int, protocol: int) -> socke
 
     Raises KernelError when the namespace cannot be entered, OSError for the socket.
     """
-    with _own_descriptor() as home:
-        _enter(descriptor)
-        try:
-            return socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
-        finally:
-            _enter(home)
-
-
-def _ensure(path: str, wanted: bytes) -> None:
-    """Write to a file of /proc/sys, which shows the namespace of the thread that looks.
-
-    By hand: each pod waits for it, and pathlib takes four times as long.
-    """
-    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        if os.read(file, 64) != wanted:
-            os.pwrite(file, wanted, 0)
-    finally:
-        os.close(file)
+    with entered(descriptor):
+        return socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
 
 
 def enter_new() -> None:
@@ -135,4 +121,4 @@ def _enter(descriptor: int) -> None:
     if _LIBC.setns(descriptor, _CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         msg = f"setns: {os.strerror(number)}"
-        raise KernelError(msg)
+        raise NamespaceEntryError(msg) if number == errno.EPERM else KernelError(msg)

@@ -7,7 +7,7 @@ from typing import Final
 
 from overlay.kernel import messages
 from overlay.kernel.links import list_links
-from overlay.kernel.netns import open_rtnl
+from overlay.kernel.pod_namespace import PodNamespace, open_pod_rtnl
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.model.address import FAMILIES, IPAddress, IPNetwork
 from overlay.model.node import POD_BRIDGE
@@ -28,7 +28,7 @@ class Expected:
     is_bridged: bool = False
 
 
-def faults(rtnl: RtnlSocket, netns: int, expected: Expected) -> list[str]:
+def faults(rtnl: RtnlSocket, netns: PodNamespace, expected: Expected) -> list[str]:
     """Return what is not as expected; what others added does not count."""
     found: list[str] = []
     links = list_links(rtnl)
@@ -47,7 +47,7 @@ def faults(rtnl: RtnlSocket, netns: int, expected: Expected) -> list[str]:
             if not _leads_to(rtnl, address, way.index)
         ]
     name = expected.interface
-    with open_rtnl(netns) as inside:
+    with open_pod_rtnl(netns) as inside:
         pod = list_links(inside).get(name)
         if pod is None:
             return [*found, f"interface {name} is missing"]

@@ -34,8 +34,8 @@ from overlay.kernel import bridge_ports, messages, pod_requests
 from overlay.kernel.announce import announce
 from overlay.kernel.base import KernelError
 from overlay.kernel.links import RTM_GETLINK, LinkInfo, list_links, parse_link
-from overlay.kernel.netns import open_rtnl
 from overlay.kernel.pod_gateway import GATEWAY, gateway
+from overlay.kernel.pod_namespace import PodNamespace, open_pod_rtnl
 from overlay.kernel.pod_paths import path_of
 from overlay.kernel.rtnl import NLM_F_APPEND, Refusal, RtnlSocket
 from overlay.model.address import FAMILIES, Family, IPAddress, IPNetwork, MacAddress, family_of
@@ -98,7 +98,7 @@ def link_mac(name: str, end: str) -> MacAddress:
 
 def attach(
     rtnl: RtnlSocket,
-    netns: int,
+    netns: PodNamespace,
     link: PodLink,
     beside: Sequence[PodLink] = (),
     bridge: int | None = None,
@@ -112,14 +112,14 @@ def attach(
     a port of it, whose rules must be there already; it carries frames when this
     returns.
 
-    ``rtnl`` is a socket of the calling thread's namespace, ``netns`` a descriptor of the
-    pod's namespace. Raises InterfaceExistsError, KernelError.
+    ``rtnl`` is a socket of the calling thread's namespace. Raises
+    InterfaceExistsError, KernelError.
     """
     if "%" in link.interface:  # the kernel would take it for a pattern, and count up
         msg = f"{link.interface!r} is not the name of an interface"
         raise KernelError(msg)
     host, pod = (link.host_interface, link.host_mac), (link.interface, link.mac)
-    refusal, told = rtnl.send_heard(pod_requests.pair(host, pod, link.mtu, netns))
+    refusal, told = rtnl.send_heard(pod_requests.pair(host, pod, link.mtu, netns.descriptor))
     if refusal is not None:
         raise _made(refusal, link)
     try:
@@ -129,7 +129,7 @@ def attach(
             index, peer = _index(rtnl, link.host_interface), 0
         if bridge is not None:
             _make_port(rtnl, link, index, bridge)
-        with open_rtnl(netns, _sysctls(link), rtnl.namespace()) as inside:
+        with open_pod_rtnl(netns, _sysctls(link), rtnl.namespace()) as inside:
             defaults = _set_up_pod(inside, link, peer or _index(inside, link.interface), beside)
         if bridge is None:
             _set_up_host(rtnl, link, index)
@@ -207,7 +207,7 @@ def _sysctls(link: PodLink) -> dict[str, str]:
         *(_IPV6_SYSCTLS if has_ipv6 else ()),
         *(_BRIDGED_SYSCTLS if link.networks else ()),
     )
-    return {f"net/ipv6/conf/{link.interface}/{name}": value for name, value in wanted}
+    return {f"{link.interface}/{name}": value for name, value in wanted}
 
 
 def _make_port(rtnl: RtnlSocket, link: PodLink, index: int, bridge: int) -> None:

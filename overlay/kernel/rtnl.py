@@ -145,10 +145,17 @@ class Refusal:
 
 
 class RtnlSocket:
-    """A socket in the network namespace of the thread that made it; one thread uses it."""
+    """A socket in the network namespace of the thread that made it; one thread uses it.
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    ``given`` is one that was made elsewhere, not yet bound, and is closed with this.
+    """
+
+    def __init__(self, given: socket.socket | None = None) -> None:
+        if given is None:
+            given = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        else:
+            given.settimeout(None)  # whatever its maker left it in
+        self._socket = given
         self._sequence = 0
         self._socket.bind((0, 0))
         # In notifications of our own changes the kernel names it.

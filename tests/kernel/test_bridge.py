@@ -19,6 +19,7 @@ from overlay.kernel.bridge_ports import hold_ports, hold_proxies
 from overlay.kernel.links import list_links
 from overlay.kernel.nft_ports import PortTable
 from overlay.kernel.pod_faults import Expected, faults
+from overlay.kernel.pod_namespace import PodNamespace
 from overlay.kernel.pods import PodLink, link_mac
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.model.address import IPAddress, MacAddress
@@ -166,7 +167,7 @@ class OnBridge:
 
     def _in_pod(self, rtnl: RtnlSocket) -> None:
         with self._descriptor() as netns:
-            pods.attach(rtnl, netns, self.link, bridge=self.index)
+            pods.attach(rtnl, PodNamespace(netns), self.link, bridge=self.index)
 
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
@@ -186,7 +187,7 @@ class OnBridge:
 
         def look(rtnl: RtnlSocket) -> list[str]:
             with self._descriptor() as netns:
-                return faults(rtnl, netns, expected)
+                return faults(rtnl, PodNamespace(netns), expected)
 
         return work(self.node, look)
 

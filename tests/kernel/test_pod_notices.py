@@ -10,6 +10,7 @@ import pytest
 from overlay.kernel import pods
 from overlay.kernel.monitor import Monitor
 from overlay.kernel.notices import UNDERLAY, Change, Notice
+from overlay.kernel.pod_namespace import PodNamespace
 from overlay.kernel.pods import PodLink, link_mac
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.model.node import POD_BRIDGE
@@ -67,7 +68,7 @@ def _attach(node: Netns, pod: Netns) -> None:
         descriptor = os.open(pod.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with RtnlSocket() as rtnl:
-                pods.attach(rtnl, descriptor, link)
+                pods.attach(rtnl, PodNamespace(descriptor), link)
         finally:
             os.close(descriptor)
 

@@ -14,11 +14,13 @@ from overlay.kernel.base import KernelError
 from overlay.kernel.netns import namespace_of, own_namespace
 from overlay.kernel.pod_faults import Expected, faults
 from overlay.kernel.pod_gateway import GATEWAY
+from overlay.kernel.pod_namespace import PodNamespace
 from overlay.kernel.pods import InterfaceExistsError, PodLink, link_mac
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.model.address import FAMILIES, Family, MacAddress
 from overlay.model.attachment import AttachmentKey
 from tests.kernel.netns import MakeNetns, Netns
+from tests.kernel.rights import NET_ADMIN, NET_RAW, handed_over, keep_capabilities
 
 pytestmark = pytest.mark.kernel
 
@@ -39,23 +41,24 @@ def link(*addresses: str, interface: str = "eth0", number: int = 1) -> PodLink:
 
 
 class Pair:
-    """A node, and a pod on it."""
+    """A node, and a pod on it; with ``enters`` an agent may work inside, else as in a container."""
 
-    def __init__(self, make: MakeNetns) -> None:
+    def __init__(self, make: MakeNetns, *, enters: bool) -> None:
         self.node, self.pod = make(), make()
+        self._enters = enters
 
-    def work(self, function: Callable[[RtnlSocket, int], T]) -> T:
-        """Return what ``function`` returns in the node, with the pod's descriptor."""
+    def work(self, function: Callable[[RtnlSocket, PodNamespace], T]) -> T:
+        """Return what ``function`` returns in the node, with the pod's namespace."""
 
         def inside() -> T:
-            descriptor = os.open(self.pod.path, os.O_RDONLY | os.O_CLOEXEC)
             home = own_namespace()
-            try:
+            with handed_over(self.pod, is_whole=not self._enters) as pod:
+                if not self._enters:
+                    keep_capabilities(NET_ADMIN, NET_RAW)
                 with RtnlSocket() as rtnl:
-                    return function(rtnl, descriptor)
-            finally:
-                os.close(descriptor)
-                assert own_namespace() == home, "the thread came home"
+                    found = function(rtnl, pod)
+            assert own_namespace() == home, "the thread came home"
+            return found
 
         return self.node.call(inside)
 
@@ -90,9 +93,9 @@ class Pair:
         ]
 
 
-@pytest.fixture
-def pair(make_netns: MakeNetns) -> Pair:
-    return Pair(make_netns)
+@pytest.fixture(params=[True, False], ids=["enters", "as in a container"])
+def pair(make_netns: MakeNetns, request: pytest.FixtureRequest) -> Pair:
+    return Pair(make_netns, enters=request.param)
 
 
 def only(netns: Netns, name: str) -> Any:
@@ -279,14 +282,14 @@ def test_pod_whose_runtime_switched_ipv6_off_gets_it_on_this_interface(pair: Pai
 
 
 def test_what_is_no_network_namespace_is_told(pair: Pair) -> None:
-    def look(rtnl: RtnlSocket, _netns: int) -> None:
+    def look(rtnl: RtnlSocket, _pod: PodNamespace) -> None:
         for path in ("/dev/null", "/proc/self/ns/uts", "/proc/self/ns/mnt"):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 with pytest.raises(KernelError):
                     namespace_of(descriptor)
                 with pytest.raises(KernelError):
-                    pods.attach(rtnl, descriptor, link(V4))
+                    pods.attach(rtnl, PodNamespace(descriptor), link(V4))
             finally:
                 os.close(descriptor)
 

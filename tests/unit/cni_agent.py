@@ -4,6 +4,7 @@ It refuses what is not version 1 of the protocol (docs/cni-protocol.md) to the b
 """
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
@@ -23,12 +24,18 @@ Serve = Callable[[socket.socket], None]
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One request as it came; ``netns`` is the inode of the descriptor that came along."""
+    """One request as it came; ``netns`` is the inode of the namespace that came along.
+
+    ``socket_in`` is that of the namespace which the netlink socket lives in,
+    ``sysctls`` are the interfaces that the directory of sysctls knows.
+    """
 
     data: bytes
     variables: dict[str, bytes]
     input: bytes
     netns: int | None
+    socket_in: int | None = None
+    sysctls: frozenset[str] = frozenset()
 
 
 def answer(output: bytes, status: int = 0) -> bytes:
@@ -48,13 +55,16 @@ def receive(client: socket.socket) -> Received:
     try:
         while part := client.recv(65536):
             data += part
-        inodes = [os.fstat(number).st_ino for number in descriptors]
+        magic, flags, env_length, input_length = HEADER.unpack_from(data)
+        assert magic == MAGIC
+        assert flags == (1 << len(descriptors)) - 1 <= 7
+        netns = os.fstat(descriptors[0]).st_ino if descriptors else None
+        socket_in = _namespace_of_socket(descriptors[1]) if flags & 2 else None
+        # By its descriptor, and read here, outside of the namespace.
+        sysctls = frozenset(os.listdir(descriptors[2]) if flags & 4 else ())  # noqa: PTH208
     finally:
         for number in descriptors:
             os.close(number)
-    magic, flags, env_length, input_length = HEADER.unpack_from(data)
-    assert magic == MAGIC
-    assert flags == len(inodes) <= 1
     assert len(data) == HEADER.size + env_length + input_length
     environment = data[HEADER.size : HEADER.size + env_length]
     assert environment.endswith(b"\0")
@@ -62,7 +72,20 @@ def receive(client: socket.socket) -> Received:
     assert all(name.startswith(b"CNI_") and sign and value for name, sign, value in pairs)
     variables = {name.decode(): value for name, _sign, value in pairs}
     assert len(variables) == len(pairs)
-    return Received(data, variables, data[HEADER.size + env_length :], next(iter(inodes), None))
+    rest = data[HEADER.size + env_length :]
+    return Received(data, variables, rest, netns, socket_in, sysctls)
+
+
+def _namespace_of_socket(descriptor: int) -> int:
+    """Return the inode of the namespace that an rtnetlink socket lives in; it stays open."""
+    with socket.socket(fileno=os.dup(descriptor)) as given:
+        assert (given.family, given.proto) == (socket.AF_NETLINK, socket.NETLINK_ROUTE)
+        assert given.getsockname() == (0, 0), "whoever uses it names it"
+        namespace = fcntl.ioctl(given, 0x894C)  # SIOCGSKNS, linux/sockios.h
+    try:
+        return os.fstat(namespace).st_ino
+    finally:
+        os.close(namespace)
 
 
 class FakeAgent:

@@ -1,5 +1,6 @@
 """The CNI plugin in every form, executed as a runtime does, before an agent on a real socket."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -92,7 +93,7 @@ def test_request_is_the_documented_bytes_and_the_namespace(
     )
     (received,) = agent.received
     assert received.data == (
-        struct.pack("<4sIII", b"OVL1", 1, len(environment), len(stdin)) + environment + stdin
+        struct.pack("<4sIII", b"OVL1", 7, len(environment), len(stdin)) + environment + stdin
     )
     assert received.netns == pod.stat().st_ino != Path("/proc/self/ns/net").stat().st_ino
 
@@ -397,6 +398,36 @@ def test_del_goes_on_without_the_namespace(plugin: Plugin, agent: FakeAgent, fol
         assert plugin.run(variables("DEL", path), config(agent.path)).status == 0
     assert [received.netns for received in agent.received] == [None] * len(paths)
     assert agent.received[0].variables["CNI_NETNS"].decode() == paths[0]
+
+
+@pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL"])
+def test_socket_and_sysctls_of_the_namespace_come_along_where_they_are_needed(
+    plugin: Plugin, agent: FakeAgent, command: str
+) -> None:
+    with contextlib.closing(Netns()) as netns:
+        netns.ip("link", "add", "only-here", "type", "bridge")
+        plugin.run(variables(command, netns.path), config(agent.path))
+        inode = netns.path.stat().st_ino
+    (received,) = agent.received
+    assert received.netns == inode
+    assert received.socket_in == (None if command == "DEL" else inode)
+    assert ("only-here" in received.sysctls) == (command != "DEL")
+
+
+def test_plugin_that_may_not_enter_hands_over_the_namespace_alone(
+    plugin: Plugin, agent: FakeAgent, pod: Path
+) -> None:
+    bounded = ["setpriv", "--bounding-set=-sys_admin", str(plugin.path)]
+    done = subprocess.run(
+        bounded,
+        env=variables("ADD", pod),
+        input=config(agent.path),
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"{}\n", b"")
+    (received,) = agent.received
+    assert (received.netns, received.socket_in) == (pod.stat().st_ino, None)
 
 
 def test_namespace_is_found_by_link_and_by_descriptor(

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlay.agent.cni_wire import MAGIC, WireError, format_response, opened, read_request
+from overlay.kernel.pod_namespace import PodNamespace
 
-Read = tuple[dict[str, str], bytes, int | None]
+Read = tuple[dict[str, str], bytes, PodNamespace | None]
 _HEADER = struct.Struct("<4sIII")
 
 
@@ -108,6 +109,24 @@ def test_descriptors_are_closed_again(count: int, flags: int) -> None:
     os.close(mine)
     assert not isinstance(found, WireError)
     assert (found[2] is not None) == bool(count and flags & 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_rtnl", "has_sysctls"),
+    [(1, False, False), (3, True, False), (5, False, True), (7, True, True), (9, False, False)],
+)
+def test_descriptors_come_in_the_order_of_their_bits(
+    flags: int, has_rtnl: bool, has_sysctls: bool
+) -> None:
+    mine = os.open("/dev/null", os.O_RDONLY)
+    found = read(request(b"A=1\0", flags=flags), descriptors=(mine,) * 3)
+    os.close(mine)
+    assert not isinstance(found, WireError)
+    pod = found[2]
+    assert pod is not None
+    assert (pod.rtnl is not None, pod.sysctls is not None) == (has_rtnl, has_sysctls)
+    passed = [fd for fd in (pod.descriptor, pod.rtnl, pod.sysctls) if fd is not None]
+    assert passed == sorted(set(passed))
 
 
 @given(st.integers(0, 1), st.binary())
