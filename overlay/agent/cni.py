@@ -37,9 +37,10 @@ from overlay.agent.cni_request import (
 )
 from overlay.agent.cni_result import format_error, format_ipam_result, format_result
 from overlay.agent.cni_witness import attached, detached
+from overlay.agent.host import boot_clock
 from overlay.agent.layer2 import Layer2
 from overlay.agent.policy_gate import PolicyGate
-from overlay.agent.status import Status
+from overlay.agent.status import LAPSED, Status
 from overlay.agent.turns import Turns
 from overlay.ipam.pool import (
     AddressOutsideError,
@@ -79,8 +80,9 @@ class CniService:
         layer2: Layer2,
         start_s: float = 5.0,
         gate: PolicyGate | None = None,
+        clock: Callable[[], float] = boot_clock,
     ) -> None:
-        self._status, self._start_s = status, start_s
+        self._status, self._start_s, self._clock = status, start_s, clock
         self._gate = gate
         self._home = own_namespace()
         self._attachments = attachments
@@ -358,10 +360,12 @@ class CniService:
         return b""
 
     def _ready(self, code: int = TRY_LATER, wait_s: float = 0.0) -> tuple[Subnet, int]:
-        snapshot = self._status.wait_for(lambda it: it.subnet is not None, wait_s)
-        subnet = snapshot.subnet
+        snapshot = self._status.wait_for(lambda it: it.subnet_at(self._clock()) is not None, wait_s)
+        now = self._clock()
+        subnet = snapshot.subnet_at(now)
         if subnet is None:
-            reason = "; ".join(snapshot.reasons) or snapshot.phase
+            known = snapshot.phase if now < snapshot.lease_ends else LAPSED
+            reason = "; ".join(snapshot.reasons) or known
             raise CniError(code, f"this node has no subnet: {reason}")
         return subnet, snapshot.mtu
 

@@ -17,6 +17,7 @@ from overlay.agent.host import Host
 from overlay.agent.status import (
     CLAIMING,
     CONFIG_INVALID,
+    LAPSED,
     PROGRAMMING,
     RUNNING,
     WAITING_CONFIG,
@@ -42,12 +43,17 @@ from overlay.store.base import (
     LeaseLostError,
     LeaseStore,
     StopSignal,
+    StoreUnavailableError,
 )
 
 log = logging.getLogger(__name__)
 
 _RETRY_FIRST_S: Final = 0.5
 _RETRY_MOST_S: Final = 30.0
+_RETRY_CONNECTED_S: Final = 2.0  # at most, where the watch works and calls fail
+# etcd counts a lease on a clock of its own; those of two machines differ by 500 ppm at
+# most while NTP slews them.
+_OF_TTL: Final = 0.999
 _LATE_S: Final = 2.0  # for which a view may be older than our own claim
 _ASK_AGAIN_S: Final = 60.0  # whether the lease is ours, while the views do not show it
 
@@ -105,16 +111,23 @@ class Lessee:
         self._settled_at = 0  # views before this revision do not show the own lease as it is
         self._is_rival_sought = False
         self._renew_at = float("inf")
+        self._ends_at = float("inf")  # the lease, if it is not renewed
         self._look_at = float("inf")  # at the underlay; the first config makes the first look
         self._ask_at = float("inf")  # the store itself, because the views lack our claim
         self._must_look = False
         self._retry_s = 0.0
+        self._is_store_back = False
         self._claimed_at = ""
 
     def wake(self) -> None:
         """Make the thread look again now: at whether to stop, and at the underlay."""
         self._must_look = True
         self._bell.set()
+
+    def store_is_back(self) -> None:
+        """Try again now what failed, and from here on as if nothing had; for any thread."""
+        self._is_store_back = True
+        self.wake()
 
     def run(self, stop: StopSignal, failed: Callable[[], None]) -> None:
         """Work until ``stop`` is set.
@@ -125,6 +138,8 @@ class Lessee:
         """
         while not stop.is_set():
             self._bell.clear()
+            if self._is_store_back:
+                self._is_store_back, self._retry_s = False, 0.0
             try:
                 self._step()
                 is_asking = self._twins.is_asking  # a renewal that is due waits for the answer
@@ -142,7 +157,24 @@ class Lessee:
                 wake_at = self._trouble(exc)
             except OverlayError as exc:
                 wake_at = self._trouble(exc)
+            wake_at = min(wake_at, self._notice_end())
             self._bell.wait(max(0.0, min(wake_at - self._clock(), 3600.0)))
+
+    def _notice_end(self) -> float:
+        """Say so once the lease has run out; return when to look at that again.
+
+        The subnet may be another node's by then. Forwarding stays as it is.
+        """
+        site, phase = self._site, self._status.get().phase
+        if site is None or phase not in {PROGRAMMING, RUNNING}:
+            return float("inf")
+        if self._clock() >= self._ends_at:
+            text = f"{LAPSED}: pods get no addresses of {site.own.subnet} until the store answers"
+            log.error("%s; forwarding stays as it is", text)
+            self._note(Kind.LEASE_LAPSED, text)
+            self._status.update(phase=LAPSED)
+            return float("inf")
+        return self._ends_at
 
     def _may_pass(self, exc: OverlayError) -> bool:
         """Return whether what is wrong may mend itself.
@@ -154,11 +186,13 @@ class Lessee:
 
     def _trouble(self, exc: OverlayError) -> float:
         """Report what failed; return when to try again, or to renew if that comes first."""
-        text = str(exc)
-        if self._status.get().lessee_error != text:
+        text, before = str(exc), self._status.get()
+        if before.lessee_error != text:
             log.warning("%s", text)
         self._status.update(lessee_error=text)
-        self._retry_s = min(max(self._retry_s * 2, _RETRY_FIRST_S), _RETRY_MOST_S)
+        is_passing = isinstance(exc, StoreUnavailableError) and before.is_store_connected
+        most_s = _RETRY_CONNECTED_S if is_passing else _RETRY_MOST_S
+        self._retry_s = min(max(self._retry_s * 2, _RETRY_FIRST_S), most_s)
         now = self._clock()
         # A renewal that is due already is what failed, perhaps.
         retry_at = now + self._retry_s
@@ -292,6 +326,7 @@ class Lessee:
             assured=self._twins.assured() | ({known.mod_revision} if known is not None else set()),
         )
         self._twins.will_write(wanted.attributes)
+        asked_at = self._clock()
         try:
             own = self._store.acquire(claim)
         except ContestedLeaseError as exc:
@@ -314,7 +349,7 @@ class Lessee:
                 "subnet %s is lost to another node; this node now leases %s", previous, own.subnet
             )
         self._name_stranded(own.subnet)
-        self._written(own)
+        self._written(own, asked_at)
         self._hand_over(wanted, own)
 
     def _name_stranded(self, subnet: Subnet) -> None:
@@ -347,6 +382,7 @@ class Lessee:
             self._refuse_second(stored, view)
             is_changed = _is_changed(view, stored, own)
             own = replace(stored, attributes=own.attributes)
+            self._see_end(own)
         elif self._is_lost_in(view, own):
             self._claim(wanted, view)
             return
@@ -361,6 +397,7 @@ class Lessee:
         must_write = self._twins.must_answer(view, own) or is_changed
         if wanted.attributes != own.attributes or self._clock() >= self._renew_at or must_write:
             self._twins.will_write(wanted.attributes)
+            asked_at = self._clock()
             try:
                 own = self._store.renew(own, wanted.attributes, self._flags.lease_ttl_s)
             except LeaseLostError as exc:
@@ -369,7 +406,7 @@ class Lessee:
                 return
             log.info("renewed the lease of %s", own.subnet)
             self._note(Kind.LEASE_RENEWED, f"renewed the lease of {own.subnet}")
-            self._written(own)
+            self._written(own, asked_at)
         self._hand_over(wanted, own)
 
     def _is_lost_in(self, view: LeaseView, own: Lease) -> bool:
@@ -405,10 +442,32 @@ class Lessee:
                 raise
             self._is_rival_sought = False
 
-    def _written(self, own: Lease) -> None:
+    def _written(self, own: Lease, asked_at: float) -> None:
         self._twins.has_written(own.attributes)
         self._settled_at = own.mod_revision
         self._schedule(own)
+        self._end_at(self.end_of(own, asked_at))
+
+    def end_of(self, own: Lease, asked_at: float) -> float:
+        """Return when a lease that was asked for at a time ends at the earliest.
+
+        The store cannot have begun to count before it was asked.
+        """
+        return float("inf") if own.is_permanent else asked_at + _OF_TTL * self._flags.lease_ttl_s
+
+    def _end_at(self, ends_at: float) -> None:
+        self._ends_at = ends_at
+        self._status.update(lease_ends=ends_at)
+
+    def _see_end(self, own: Lease) -> None:
+        """Take note of a lease that became permanent, or is so no more."""
+        if own.is_permanent and self._ends_at != float("inf"):
+            self._end_at(float("inf"))
+            self._renew_at = float("inf")
+        elif not own.is_permanent and self._ends_at == float("inf"):
+            # Of a store that was put back; since when it counts is not known.
+            self._renew_at = now = self._clock()
+            self._end_at(now)
 
     def _schedule(self, own: Lease) -> None:
         due_s = self._flags.lease_ttl_s - self._flags.renew_margin_s

@@ -93,7 +93,9 @@ class Agent:
             if policies is not None
             else None
         )
-        self.cni = CniService(self.status, attachments, layer2, gate=self.policy)
+        self.cni = CniService(
+            self.status, attachments, layer2, gate=self.policy, clock=self._host.boot_clock
+        )
         self.lessee = Lessee(
             flags,
             store,
@@ -214,7 +216,7 @@ class Agent:
         if text is None and before.store_error is not None:
             log.info("the store answers again")
             self.status.events.note(Kind.STORE_BACK, "the store answers again")
-            self.lessee.wake()  # what it wanted to write waits for its next try otherwise
+            self.lessee.store_is_back()  # what it wanted to write waits for its next try else
         self.status.count(store_troubles=text is not None)
         self.status.update(
             store_error=text,

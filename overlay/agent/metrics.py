@@ -10,6 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from overlay import __version__
+from overlay.agent.host import boot_clock
 from overlay.agent.status import Snapshot, Status
 from overlay.agent.timings import BOUNDS_S, Histogram
 from overlay.model.event import Kind
@@ -114,6 +115,11 @@ def _snapshot(snapshot: Snapshot, stranded_pods: int) -> "Iterator[Metric]":
     yield _gauge("kernel_errors", "What the kernel refused last.", len(snapshot.kernel_errors))
     yield _gauge("mtu_bytes", "Largest packet that a pod may send.", snapshot.mtu)
     yield _gauge("reconcile_last_seconds", "Length of the last pass.", snapshot.last_pass_s)
+    yield _gauge(
+        "lease_remaining_seconds",
+        "Until the own lease ends unless it is renewed, 0 when it has; +Inf for one that does not.",
+        max(0.0, snapshot.lease_ends - boot_clock()),
+    )
     left_s = held.seconds_left(now) if held else 0.0
     kept = len(held.leases) if held else 0
     yield _gauge("peers_held", "Peers that vanished together and are held.", kept)

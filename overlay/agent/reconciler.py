@@ -19,7 +19,7 @@ from overlay.agent.hold import Hold
 from overlay.agent.layer2 import Layer2
 from overlay.agent.notify import notify
 from overlay.agent.pace import Pace
-from overlay.agent.status import PROGRAMMING, RUNNING, Bell, Mailbox, Status
+from overlay.agent.status import Bell, Mailbox, Status
 from overlay.kernel.base import Kernel, KernelError, OpFailure
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.notices import Change, Notice
@@ -354,8 +354,9 @@ class Reconciler:
             self._audit_at = retry_at if is_whole else min(self._audit_at, retry_at)
         if not is_whole:
             errors = (*before.kernel_errors, *new)
-        phase = RUNNING if before.phase == PROGRAMMING else before.phase
-        after = self._status.update(kernel_errors=errors, phase=phase)
+        self._status.update(kernel_errors=errors)
+        self._status.programmed()
+        after = self._status.get()
         if after.is_ready and not before.is_ready:
             subnet = after.site.own.subnet if after.site is not None else "?"
             log.info("ready: %d peers, subnet %s", after.peers, subnet)

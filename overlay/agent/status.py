@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import isinf
+from math import inf, isinf
 from typing import Any, Generic, Protocol, TypeVar
 
 from overlay.agent.events import Events
@@ -22,6 +22,7 @@ CONFIG_INVALID = "network config invalid"
 CLAIMING = "claiming a subnet"
 PROGRAMMING = "programming the kernel"
 RUNNING = "running"
+LAPSED = "own lease has run out and could not be renewed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Snapshot:
     kernel_errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     leased: Subnet | None = None  # by the store; ``site`` follows once the kernel does
+    lease_ends: float = inf  # on the boot clock, at the earliest, unless it is renewed
     site: Site | None = None
     view: LeaseView | None = None
     problems: tuple[Problem, ...] = ()
@@ -97,11 +99,15 @@ class Snapshot:
     policy_trouble: str | None = None  # why the source of policies does not answer
     counters: Counters = field(default_factory=Counters)
 
-    @property
-    def subnet(self) -> Subnet | None:
-        """Return the subnet that a pod gets an address of now; None while that is not settled."""
+    def subnet_at(self, now: float) -> Subnet | None:
+        """Return the subnet that a pod gets an address of; None while that is not settled.
+
+        ``now`` is of the boot clock: past the end of its lease the subnet may
+        be another node's, and nobody could tell this one (decision 0010).
+        """
         # A node that is claiming may be about to lose its subnet to another.
-        if self.site is None or self.mtu == 0 or self.phase == CLAIMING:
+        is_settled = self.phase not in {CLAIMING, LAPSED} and now < self.lease_ends
+        if self.site is None or self.mtu == 0 or not is_settled:
             return None
         known = self.site.own.subnet
         return known if self.leased in {None, known} else None
@@ -110,7 +116,7 @@ class Snapshot:
     def is_ready(self) -> bool:
         """Return whether a lease is held and the kernel is in step.
 
-        A store that is away is no reason: forwarding goes on without it.
+        A store that is away is no reason, but for longer than the lease lasts.
         """
         return self.phase == RUNNING and not self.kernel_errors and self.policy_error is None
 
@@ -167,6 +173,13 @@ class Status:
         with self._changed:
             self._changed.wait_for(lambda: is_enough(self._snapshot), timeout_s)
             return self._snapshot
+
+    def programmed(self) -> None:
+        """Note that the kernel is in step, where nothing but that was missing."""
+        with self._changed:
+            if self._snapshot.phase == PROGRAMMING:
+                self._snapshot = replace(self._snapshot, phase=RUNNING)
+                self._changed.notify_all()
 
     def count(self, **more: int) -> None:
         """Add to counters, each by its name; several threads may count at once."""

@@ -32,6 +32,7 @@ class Kind(StrEnum):
     DRIFT_REPAIRED = "drift-repaired"
     KERNEL_REFUSED = "kernel-refused"
     LEASE_CLAIMED = "lease-claimed"
+    LEASE_LAPSED = "lease-lapsed"
     LEASE_LOST = "lease-lost"
     LEASE_RENEWED = "lease-renewed"
     PEER_ADDED = "peer-added"
@@ -55,6 +56,7 @@ WARNINGS: Final = frozenset(
         Kind.CONFIG_REFUSED,
         Kind.DRIFT_REPAIRED,
         Kind.KERNEL_REFUSED,
+        Kind.LEASE_LAPSED,
         Kind.LEASE_LOST,
         Kind.PEER_HELD,
         Kind.POD_REFUSED,

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from etcd3.transactions import Get, Put
 
+from overlay.agent.main import Agent
 from overlay.kernel.base import OpFailure
 from overlay.model.kernel import KernelObject, Key, Op
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, format_attributes
@@ -23,6 +24,8 @@ from tests.sim.node import SimNode
 from tests.sim.store import MakeStore, SimStore
 from tests.sim.wire import FakeStream
 from tests.sim.world import World
+
+_NEVER_S: Final = 1e9
 
 
 class BlindRenewal(SimStore):
@@ -254,6 +257,22 @@ def _trust_wall_clock(node: SimNode) -> None:
     node.wants_wall_clock = True
 
 
+def _unfenced(node: SimNode) -> None:
+    """Believe in the own lease until somebody tells otherwise."""
+    node.amend = lambda agent: setattr(agent.lessee, "end_of", lambda _own, _at: _NEVER_S)
+
+
+def _late_fence(node: SimNode) -> None:
+    """Count the lease's time from when the store's answer came."""
+
+    def amend(agent: Agent) -> None:
+        end_of = agent.lessee.end_of
+        late = lambda own, _asked_at: end_of(own, node.boot_clock())  # noqa: E731
+        setattr(agent.lessee, "end_of", late)  # noqa: B010 - mypy knows no method to assign
+
+    node.amend = amend
+
+
 BUGS: Final[dict[str, Callable[[int, bool], World]]] = {
     "blind-renewal": _world(BlindRenewal),
     "clean-up-by-event": _world(amend=_with_kernel(_ForgetfulKernel)),
@@ -265,6 +284,8 @@ BUGS: Final[dict[str, Callable[[int, bool], World]]] = {
     "believed-revision": _world(BelievedRevision),
     "revision-only": _world(RevisionOnly),
     "unread-config": _world(UnreadConfig),
+    "no-fence": _world(amend=_unfenced),
+    "late-fence": _world(amend=_late_fence),
     "restless-watch": _world(RestlessWatch),
     "lost-event": _world(LostEvent),
     "stubborn-holder": _world(StubbornHolder),

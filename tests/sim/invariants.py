@@ -117,6 +117,7 @@ class Invariants:
                 self._judge_write(node, event)
             if author == "etcd" and event.before is not None:
                 self._judge_expiry(event.before)
+                self._judge_fence(event.before)
             if not event.is_delete:
                 self._note(event.kv)
                 if event.before is None:
@@ -291,6 +292,18 @@ class Invariants:
         calm_s = self._now() - max(node.calm_since, awake_since)
         if believed == lease.subnet and calm_s > _RENEWED_S:
             self.blame(f"{node.name} let its lease of {lease.subnet} run out although all was well")
+
+    def _judge_fence(self, before: etcd.KeyValue) -> None:
+        """Judge that the holder of a lease that etcd ends knew so by its own clock."""
+        lease = read_lease(before)
+        for node in self.nodes:
+            believed = node.believes()
+            if lease is None or believed != lease.subnet or _owner(lease) != node.name:
+                continue
+            site = node.agent.status.get().site if node.agent is not None else None
+            if site is not None and not site.own.is_permanent:
+                self.double_owners += 1
+                self.blame(f"{node.name} gives addresses of {believed}, whose lease has run out")
 
     def _note(self, kv: etcd.KeyValue) -> None:
         lease = read_lease(kv) if kv.key.startswith(SUBNETS) else None

@@ -114,6 +114,7 @@ class SimNode:
         self.starts = 0
         self.calm_since = 0.0  # since when nothing was wrong with it, its network or the store
         self.wants_wall_clock = False
+        self.amend: Callable[[Agent], None] = lambda _agent: None  # by a bug to plant
         self.on_view: Callable[[LeaseView], None] = lambda _view: None
         self.on_claim: Callable[[str, Lease], None] = lambda _author, _lease: None
         self._addresses: set[IPAddress] = set()  # all it ever had
@@ -161,6 +162,7 @@ class SimNode:
             write_file=self._write_file,
         )
         self.agent = agent = Agent(self.flags, store, self.clock, host)
+        self.amend(agent)
         process.spawn("watch", agent._watch)
         process.spawn("lessee", lambda: self._lease(agent))
         process.spawn("reconciler", lambda: agent.reconciler.run(agent.stop))
@@ -213,7 +215,7 @@ class SimNode:
         """Return the subnet that a pod would get an address of now."""
         if not self.is_running or self.agent is None:
             return None
-        return self.agent.status.get().subnet
+        return self.agent.status.get().subnet_at(self.boot_clock())
 
     def find_underlay(self, flags: UnderlayFlags, families: Iterable[Family]) -> Underlay:
         """Return the node's interface."""

@@ -6,7 +6,7 @@ from typing import Final
 from tests.sim import etcd
 from tests.sim.faults import flannel_value
 from tests.sim.invariants import CONFIG, SUBNETS
-from tests.sim.node import SimNode
+from tests.sim.node import TTL_S, SimNode
 from tests.sim.world import CONFIGS, World
 
 Scenario = Callable[[World], None]
@@ -62,6 +62,22 @@ def config_of_another_history(world: World) -> None:
     world.settle()
 
 
+def cut_off_past_the_end(world: World) -> None:
+    """A node whose claim was answered late is cut off; its lease ends, and others may have it."""
+    world.put(CONFIG, CONFIGS[0].encode())
+    one = world.nodes[0]
+    world.wire.delay = lambda: 0.7  # type: ignore[method-assign]  # each message's, in seconds
+    one.start()
+    world.advance(20)
+    assert one.believes() is not None
+    _cut_off(world, one)
+    world.advance(TTL_S + 5)
+    assert one.believes() is None or world.invariants.violations
+    del world.wire.delay
+    world.disturbed()
+    world.settle()
+
+
 def watches_stand_still(world: World) -> None:
     """Behind one address the watches reach a member that lags, and listings another one."""
     _begin(world)
@@ -83,6 +99,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         revision_given_out_twice,
         revision_overtaken,
         config_of_another_history,
+        cut_off_past_the_end,
         watches_stand_still,
     )
 }

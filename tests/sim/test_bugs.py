@@ -18,6 +18,7 @@ WITHIN = {
     "wall-clock": 60,
     "believed-history": 60,
     "lost-event": 10,
+    "no-fence": 30,
     "stubborn-holder": 10,
     "foreign-objects": 10,
 }

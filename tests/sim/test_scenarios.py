@@ -11,6 +11,7 @@ FINDS = {
     "revision-only": "revision_given_out_twice",
     "believed-revision": "revision_overtaken",
     "believed-history": "revision_overtaken",
+    "late-fence": "cut_off_past_the_end",
     "restless-watch": "watches_stand_still",
     "unread-config": "config_of_another_history",
 }

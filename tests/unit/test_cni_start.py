@@ -5,10 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 from overlay.agent.attachments import Attachments
 from overlay.agent.cni import CniService
+from overlay.agent.host import boot_clock
 from overlay.agent.layer2 import Layer2
-from overlay.agent.status import WAITING_STORE, Status
+from overlay.agent.status import LAPSED, RUNNING, WAITING_STORE, Status
 from tests.unit.worlds import site
 
 VARIABLES: Final = {
@@ -58,6 +61,17 @@ def test_add_is_told_to_come_again_when_there_is_none(tmp_path: Path) -> None:
     code, error = asked(service)
     assert (code, error["code"]) == (1, 11)
     assert error["msg"] == f"this node has no subnet: {WAITING_STORE}"
+
+
+@pytest.mark.parametrize(("command", "code"), [("ADD", 11), ("STATUS", 50)])
+def test_lease_that_has_run_out_gives_no_address(tmp_path: Path, command: str, code: int) -> None:
+    """Also where the lessee, which waits for the store, has not said so yet."""
+    status = Status()
+    ends = boot_clock() - 0.001
+    status.update(site=site(), mtu=1450, phase=RUNNING, lease_ends=ends, is_store_connected=True)
+    failed, error = asked(service_of(status, tmp_path, 0.05), CNI_COMMAND=command)
+    assert (failed, error["code"]) == (1, code)
+    assert error["msg"] == f"this node has no subnet: {LAPSED}"
 
 
 def test_status_does_not_wait(tmp_path: Path) -> None:

@@ -10,13 +10,23 @@ import pytest
 from overlay.agent.flags import parse_flags
 from overlay.agent.host import Host
 from overlay.agent.lessee import Lessee
-from overlay.agent.status import CLAIMING, RUNNING, Bell, Mailbox, Snapshot, Status
+from overlay.agent.status import (
+    CLAIMING,
+    LAPSED,
+    PROGRAMMING,
+    RUNNING,
+    Bell,
+    Mailbox,
+    Snapshot,
+    Status,
+)
 from overlay.kernel.base import DeviceConflictError
 from overlay.model.address import Family
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner
 from overlay.model.node import Underlay
 from overlay.plan.backend import UnderlayError
 from overlay.plan.planner import Site
+from overlay.store.base import StoreError, StoreUnavailableError
 from overlay.store.memory import MemoryLeaseStore
 from tests.unit.worlds import V4, lease, underlay
 
@@ -173,13 +183,109 @@ def test_no_pod_gets_an_address_of_a_subnet_that_was_lost(machine: Machine) -> N
     machine.run()
     own = machine.own()
     machine.status.update(site=machine.sites.get(), mtu=1450, phase=RUNNING)
-    assert machine.status.get().subnet == own.subnet
+    assert machine.status.get().subnet_at(machine.now) == own.subnet
     machine.store.put_lease(own.subnet, _NINE.attributes)
     machine.run()
     machine.status.update(phase=RUNNING)  # by a pass that began before
-    assert machine.status.get().subnet is None
+    assert machine.status.get().subnet_at(machine.now) is None
     machine.status.update(site=machine.sites.get())
-    assert machine.status.get().subnet == machine.own().subnet != own.subnet
+    assert machine.status.get().subnet_at(machine.now) == machine.own().subnet != own.subnet
+
+
+class SlowStore(MemoryLeaseStore):
+    """Answers a renewal ``answer_s`` later, or says why not."""
+
+    answer_s = 0.0
+    refusal: StoreError | None = None
+    machine: Machine
+
+    def renew(self, lease: Lease, attributes: LeaseAttributes, ttl_s: int) -> Lease:
+        if self.refusal is not None:
+            raise self.refusal
+        renewed = super().renew(lease, attributes, ttl_s)
+        self.machine.now += self.answer_s
+        return renewed
+
+
+@pytest.fixture
+def slow(machine: Machine) -> SlowStore:
+    store = SlowStore(clock=lambda: machine.now)
+    store.put_config(V4)
+    store.machine = machine
+    machine.store = machine.lessee._store = store
+    return store
+
+
+def test_no_pod_gets_an_address_once_the_lease_may_have_run_out(
+    machine: Machine, slow: SlowStore
+) -> None:
+    """A node that is cut off is told nothing; its own clock says enough."""
+    machine.run()
+    own, status = machine.own(), machine.status
+    status.update(site=machine.sites.get(), mtu=1450, phase=RUNNING)
+    claimed_at, machine.stale = machine.now, slow.view()
+    slow.refusal = StoreUnavailableError("no etcd answers")
+    status.update(is_store_connected=False)
+    for _ in range(200):
+        machine.run(lambda: machine.wait(min(30.0, machine.waits[-1])))
+        is_over = machine.now >= claimed_at + TTL_S
+        assert status.get().subnet_at(claimed_at + TTL_S) is None, "however late the thread is"
+        assert not is_over or status.get().phase == LAPSED
+        assert machine.waits[-1] > 0, "it spins"
+    assert machine.now > claimed_at + TTL_S
+    snapshot = status.get()
+    assert not snapshot.is_ready
+    assert LAPSED in snapshot.reasons
+    assert snapshot.site is not None, "forwarding stays"
+    assert snapshot.site.own.subnet == own.subnet
+    slow.refusal = machine.stale = None
+    slow.put_lease(own.subnet, own.attributes, TTL_S)  # etcd was late to end it
+    machine.lessee.store_is_back()
+    machine.run()
+    assert status.get().phase == PROGRAMMING
+    status.programmed()
+    assert status.get().subnet_at(machine.now) == own.subnet
+
+
+def test_time_of_a_lease_counts_from_before_the_question(machine: Machine, slow: SlowStore) -> None:
+    machine.run()
+    machine.wait(TTL_S - MARGIN_S)
+    asked_at, slow.answer_s = machine.now, 30.0
+    machine.run()
+    assert asked_at < machine.now
+    assert machine.status.get().lease_ends <= asked_at + TTL_S
+
+
+def test_permanent_lease_has_no_end(machine: Machine) -> None:
+    machine.run()
+    own = machine.own()
+    assert machine.status.get().lease_ends < machine.now + TTL_S
+    machine.store.put_lease(own.subnet, own.attributes)
+    machine.run()
+    assert machine.status.get().lease_ends == float("inf")
+    machine.store.put_lease(own.subnet, own.attributes, 60)  # it was put back, say
+    machine.run()
+    assert machine.status.get().lease_ends > machine.now + TTL_S / 2, "renewed at once"
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_what_fails_is_tried_again_soon_where_the_store_is_there(
+    machine: Machine, slow: SlowStore, is_connected: bool
+) -> None:
+    """Its space may be full, or it has no leader yet; one that is away tells its return."""
+    machine.run()
+    machine.status.update(is_store_connected=is_connected)
+    slow.refusal = StoreUnavailableError("mvcc: database space exceeded")
+    machine.wait(TTL_S - MARGIN_S)
+    machine.run(*[lambda: machine.wait(machine.waits[-1])] * 12)
+    assert machine.waits[-1] == pytest.approx(2.0 if is_connected else 30.0)
+    slow.refusal = None
+    machine.lessee.store_is_back()
+    machine.run()
+    slow.refusal = StoreUnavailableError("mvcc: database space exceeded")
+    machine.wait(TTL_S - MARGIN_S)
+    machine.run()
+    assert machine.waits[-1] == 0.5
 
 
 def test_node_that_finds_itself_as_it_was_does_not_lock_itself_out(machine: Machine) -> None:
