@@ -8,7 +8,7 @@ from typing import Protocol
 
 from overlay.kernel import iptables, sysctl
 from overlay.kernel.host import offload
-from overlay.kernel.nft import NftTable
+from overlay.kernel.nft import NftTable, OwnWrites
 from overlay.model.address import IPAddress, IPNetwork
 from overlay.model.errors import OverlayError
 from overlay.plan.planner import Site
@@ -48,12 +48,13 @@ class PacketFilter(Protocol):
 class Firewall:
     """The table ``inet overlay``, accept rules for iptables, sysctls of forwarding, offloads.
 
-    ``release`` is the kernel's, of which some spoil checksums.
+    ``own`` is shared with what else of the agent writes rules. ``release`` is
+    the kernel's, of which some spoil checksums.
     """
 
-    def __init__(self, release: str | None = None) -> None:
+    def __init__(self, own: OwnWrites | None = None, release: str | None = None) -> None:
         self._release = os.uname().release if release is None else release
-        self._table = NftTable()
+        self._table = NftTable(own=own if own is not None else OwnWrites())
         self._applied: Ruleset | None = None
         self._compiled: tuple[Site, frozenset[IPAddress], bool, Ruleset] | None = None
 
@@ -78,7 +79,7 @@ class Firewall:
             tuple(errors),
             applied=applied,
             repairs=("the table inet overlay",) if is_repair else (),
-            written=tuple(self._table.written),
+            written=self._table.own.made,
         )
 
     def _compile(self, site: Site, nodes: frozenset[IPAddress], *, direct: bool) -> Ruleset:

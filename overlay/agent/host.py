@@ -16,6 +16,7 @@ from overlay.agent.firewall import Firewall, PacketFilter
 from overlay.agent.status import Bell
 from overlay.kernel.base import Kernel
 from overlay.kernel.netlink import NetlinkKernel, check_devices
+from overlay.kernel.nft import OwnWrites
 from overlay.kernel.underlay import UnderlayFlags, find_underlay
 from overlay.model.address import Family
 from overlay.model.network import NetworkConfig
@@ -38,7 +39,7 @@ class Host:
     boot_clock: Callable[[], float] = boot_clock
     bell: Callable[[], Bell] = threading.Event
     kernel: Callable[[], Kernel] = NetlinkKernel
-    firewall: Callable[[], PacketFilter] = Firewall
+    firewall: Callable[[OwnWrites], PacketFilter] = Firewall
     load_backend: Callable[[NetworkConfig, NodeIdentity], Backend] = load_backend
     find_underlay: Callable[[UnderlayFlags, Iterable[Family]], Underlay] = find_underlay
     check_devices: Callable[[Tunnel, NodeIdentity, Underlay], None] = check_devices

@@ -18,7 +18,7 @@ from overlay.kernel.bridge import Bridge
 from overlay.kernel.bridge_diff import differences
 from overlay.kernel.bridge_ports import hold_ports, hold_proxies
 from overlay.kernel.links import list_links
-from overlay.kernel.nft import NftError
+from overlay.kernel.nft import NftError, OwnWrites
 from overlay.kernel.nft_ports import PortTable
 from overlay.kernel.notices import Change
 from overlay.kernel.pods import link_mac
@@ -34,12 +34,15 @@ log = logging.getLogger(__name__)
 
 
 class Layer2:
-    """For any thread: ADD and DEL bring it in step, the reconciler audits it."""
+    """For any thread: ADD and DEL bring it in step, the reconciler audits it.
 
-    def __init__(self, attachments: Attachments) -> None:
+    ``own`` is shared with what else of the agent writes rules.
+    """
+
+    def __init__(self, attachments: Attachments, own: OwnWrites | None = None) -> None:
         self._attachments = attachments
         self._lock = threading.Lock()
-        self._table = PortTable()
+        self._table = PortTable(own=own if own is not None else OwnWrites())
         self._is_there: bool | None = None  # unknown until the first look
 
     @property

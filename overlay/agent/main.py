@@ -36,6 +36,7 @@ from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_STORE, Status
 from overlay.kernel.links import load
 from overlay.kernel.monitor import Monitor
+from overlay.kernel.nft import OwnWrites
 from overlay.kernel.notices import UNDERLAY
 from overlay.kernel.underlay import find_underlay
 from overlay.model.errors import OverlayError, UsageError
@@ -76,12 +77,13 @@ class Agent:
         self._recorder = Recorder(self.status, Journal(flags.state_dir))
         attachments = Attachments(flags.state_dir / "attachments", flags.reserved)
         self.mesh = MeshPart(flags, store, self.status, self._host, clock, attachments.list)
-        layer2 = Layer2(attachments)
+        own = OwnWrites()
+        layer2 = Layer2(attachments, own)
         self.reconciler = Reconciler(
             flags,
             self.status,
             self._host.kernel,
-            self._host.firewall(),
+            self._host.firewall(own),
             clock,
             bell=self._host.bell(),
             write=self._host.write_file,
@@ -89,7 +91,7 @@ class Agent:
         )
         policies = store.policies() if flags.policy.is_on and host is None else None
         self.policy = (
-            PolicyPart(flags.policy, flags.node, attachments, self.status, policies)
+            PolicyPart(flags.policy, flags.node, attachments, self.status, policies, own)
             if policies is not None
             else None
         )

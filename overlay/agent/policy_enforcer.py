@@ -22,6 +22,7 @@ from overlay.model.attachment import BRIDGE, Attachment
 from overlay.model.errors import OverlayError
 from overlay.model.event import Kind
 from overlay.model.kernel import Key
+from overlay.model.lease import LeaseView
 from overlay.model.netpol import World
 from overlay.model.policy_view import PolicyView
 from overlay.policy.network.compile import CompileOptions, PolicyCompiler
@@ -99,6 +100,7 @@ class PolicyEnforcer:
         self._changed = threading.Condition()
         self._asked = self._done = 0  # tickets: what is asked for, what is in force
         self._view: PolicyView | None = None
+        self._leases: LeaseView | None = None
         self._selecting = Selecting(NOTHING)
         self._known: frozenset[str] = frozenset()  # addresses that the table tells apart
         self._error: str | None = None
@@ -122,11 +124,22 @@ class PolicyEnforcer:
             if not self._is_idle:
                 self._ask()
 
-    def doubt(self) -> None:
-        """Look whether somebody else changed the table."""
+    def follow(self, view: LeaseView) -> None:
+        """Leave what leases there are now: some policies are about addresses of nodes."""
         with self._changed:
-            self._is_doubtful = True
-            self._changed.notify_all()
+            self._leases = view
+            if self._selecting.is_about_nodes:
+                self._ask()
+
+    def doubt(self) -> None:
+        """Look whether somebody else changed the table, where there is one.
+
+        Each change of any table raises this doubt, our own for each lease among them.
+        """
+        with self._changed:
+            if not self._is_idle:
+                self._is_doubtful = True
+                self._changed.notify_all()
 
     def admit(self, attachment: Attachment) -> None:
         """Return once the kernel judges the packets of a pod that is about to start.
@@ -198,11 +211,15 @@ class PolicyEnforcer:
         return self._view is not None and (self._asked > self._done or self._is_doubtful)
 
     def _step(self, ticket: int, view: PolicyView, *, is_doubtful: bool) -> float | None:
-        """Bring the table in step; return when to try again where that failed."""
+        """Bring the table in step; return when to try again where that failed.
+
+        A mere doubt costs a look at the table, and nothing of the world behind it.
+        """
         begun_at = self._clock()
         try:
-            pause_s = self._look() if is_doubtful else 0.0
-            self._bring_in_step(view, begun_at)
+            pause_s = self._look() if is_doubtful else None
+            if pause_s is not None or ticket > self._done or self._error is not None:
+                self._bring_in_step(view, begun_at)
         except OverlayError as exc:
             delay_s = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
             self._failures += 1
@@ -219,7 +236,7 @@ class PolicyEnforcer:
             self._compiler, self._compile_options = PolicyCompiler(self._node, options), options
         # Attachments after the ticket was drawn: each of them that waits is among these.
         held = self._attachments.list()
-        world = self._maker.make(view, held, self._status.get().view)
+        world = self._maker.make(view, held, self._leases)
         ruleset = self._compiler.update(world)
         compiled_at = self._clock()
         if is_empty(ruleset):
@@ -247,10 +264,13 @@ class PolicyEnforcer:
             self._status.count(policy_applies=1)
             self._applied(world, options)
 
-    def _look(self) -> float:
-        """Have the table written anew where somebody changed it; return how long to wait then."""
+    def _look(self) -> float | None:
+        """Have the table written anew where somebody changed it; return how long to wait then.
+
+        None where nobody did.
+        """
         if not self._is_there or self._table.is_ours():
-            return 0.0
+            return None
         self._table.forget()
         now = self._clock()
         pause_s = self._pace.repaired(now, {_TABLE: f"the table {POLICY_TABLE}"})

@@ -13,6 +13,7 @@ from overlay.agent.policy_enforcer import PolicyEnforcer, PolicyOptions
 from overlay.agent.policy_flags import PolicyFlags
 from overlay.agent.policy_publisher import PodPublisher
 from overlay.agent.status import Status
+from overlay.kernel.nft import OwnWrites
 from overlay.kernel.nft_policy import NftPolicyTable
 from overlay.kernel.notices import OVERFLOW, Notice, RulesetChange
 from overlay.model.attachment import Attachment
@@ -42,10 +43,11 @@ class PolicyPart:
         attachments: Attachments,
         status: Status,
         store: PolicyStore,
+        own: OwnWrites,
     ) -> None:
         self._status, self._store = status, store
         options = LogOptions(flags.log_group) if flags.log_group else None
-        self._table = NftPolicyTable()
+        self._table = NftPolicyTable(own=own)
         self.cutter = ConnectionCutter(
             node.name, attachments, status, keeps=flags.keeps_established
         )
@@ -90,8 +92,9 @@ class PolicyPart:
         self.cutter.wake()
 
     def follow(self, view: LeaseView) -> None:
-        """Keep the pods bound to the node's own lease."""
+        """Keep the pods bound to the node's own lease, and what is about nodes in step."""
         self._publisher.follow(view)
+        self.enforcer.follow(view)
 
     def tell(self, notices: Sequence[Notice]) -> None:
         """Have the table looked at where somebody changed any rules."""

@@ -5,6 +5,7 @@ and which addresses they have. What an operator gives them comes from the store.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 from overlay.model.address import IPAddress
 from overlay.model.attachment import Attachment
 from overlay.model.lease import Lease, LeaseView
+from overlay.model.leases import changed_keys
 from overlay.model.netpol import Labels, NetworkPolicy, Pod, PodKey, World
 from overlay.model.policy_view import PolicyView
 from overlay.policy.network.subject import DEFAULT_NAMESPACE
@@ -51,16 +53,46 @@ def own_pods(attachments: Iterable[Attachment], node: str) -> dict[PodKey, Pod]:
 
 def node_addresses(leases: Mapping[str, Lease]) -> dict[str, frozenset[IPAddress]]:
     """Return what each node sends from: its public addresses, and the first of its subnet."""
-    return {
-        lease.node: frozenset(
-            {
-                *lease.attributes.public.values(),
-                *(network.network_address for network in lease.subnet.networks()),
-            }
-        )
-        for lease in leases.values()
-        if not lease.is_vacant
-    }
+    return {lease.node: _sources(lease) for lease in leases.values() if not lease.is_vacant}
+
+
+def _sources(lease: Lease) -> frozenset[IPAddress]:
+    firsts = (network.network_address for network in lease.subnet.networks())
+    return frozenset((*lease.attributes.public.values(), *firsts))
+
+
+class NodeAddresses:
+    """``node_addresses`` of one set of leases after another: a lease costs itself."""
+
+    def __init__(self) -> None:
+        self._leases: Mapping[str, Lease] = {}
+        self._holders: Counter[str] = Counter()  # leases by the name of their node
+        self.found: Mapping[str, frozenset[IPAddress]] = {}
+
+    def follow(self, leases: Mapping[str, Lease]) -> None:
+        """Take ``leases`` for all there is; ``found`` stays the same object while it is equal."""
+        before, self._leases = self._leases, leases
+        differing: set[str] = set()
+        fresh: dict[str, frozenset[IPAddress]] = {}
+        is_shared = False  # two leases of one node: which of them counts is asked of all
+        for key in changed_keys(before, leases):
+            for lease, change in ((before.get(key), -1), (leases.get(key), 1)):
+                if lease is None or lease.is_vacant:
+                    continue
+                is_shared |= self._holders[lease.node] > 1
+                self._holders[lease.node] += change
+                is_shared |= self._holders[lease.node] > 1
+                differing.add(lease.node)
+                if change > 0:
+                    fresh[lease.node] = _sources(lease)
+        if is_shared:
+            found = node_addresses(leases)
+            self.found = self.found if found == self.found else found
+        elif any(self.found.get(name) != fresh.get(name) for name in differing):
+            kept = dict(self.found)
+            for name in differing - fresh.keys():
+                kept.pop(name, None)
+            self.found = {**kept, **fresh}
 
 
 @dataclass(slots=True)
@@ -68,8 +100,7 @@ class WorldMaker:
     """Makes one world after another; what did not change stays the same object."""
 
     node: str
-    _leases: LeaseView | None = field(default=None, init=False)
-    _nodes: Mapping[str, frozenset[IPAddress]] = field(default_factory=dict, init=False)
+    _nodes: NodeAddresses = field(default_factory=NodeAddresses, init=False)
     _own: dict[PodKey, Pod] = field(default_factory=dict, init=False)
 
     @property
@@ -81,11 +112,7 @@ class WorldMaker:
         self, view: PolicyView, attachments: Iterable[Attachment], leases: LeaseView | None
     ) -> World:
         """Return the world of ``view``, with this node's pods as they are."""
-        if leases is not self._leases:
-            self._leases = leases
-            nodes = node_addresses(leases.leases) if leases is not None else {}
-            if nodes != self._nodes:
-                self._nodes = nodes
+        self._nodes.follow(leases.leases if leases is not None else {})
         fresh = own_pods(attachments, self.node)
         own: dict[PodKey, Pod] = {}
         for key, pod in fresh.items():
@@ -100,7 +127,7 @@ class WorldMaker:
             pods,
             view.namespaces,
             view.policies,
-            self._nodes,
+            self._nodes.found,
             cluster_policies=view.cluster_policies,
         )
 
@@ -116,6 +143,11 @@ class Selecting:
     def __post_init__(self) -> None:
         for policy in self.view.policies.values():
             self._by_namespace.setdefault(policy.namespace, []).append(policy)
+
+    @property
+    def is_about_nodes(self) -> bool:
+        """Return whether addresses of nodes may matter to what is enforced."""
+        return self.admin_tier and bool(self.view.cluster_policies)
 
     @property
     def is_idle(self) -> bool:

@@ -12,7 +12,9 @@ import re
 import socket
 import struct
 import subprocess
+import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Final
@@ -38,7 +40,7 @@ _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _FAMILY: Final = struct.Struct("=BBH")  # struct nfgenmsg
 
 _APPLY_ATTEMPTS: Final = 3
-_REMEMBERED: Final = 16  # generations that we made, to tell them from others' later
+_REMEMBERED: Final = 64  # generations that we made, to tell them from others' later
 _AT_LINE: Final = re.compile(r"^[^:\n]*:(\d+):\d+(?:-\d+)?: (.*)")
 _SET: Final = re.compile(r"\tset (?P<name>\S+) \{\n.*?\n\t\}\n", re.DOTALL)
 _ELEMENTS: Final = re.compile(r"\t\telements = \{(?P<elements>[^}]*)\}\n")
@@ -59,19 +61,64 @@ class NftError(OverlayError):
         super().__init__(f"nftables: {problem}{where}")
 
 
+class OwnWrites:
+    """Which generations this process made, whichever of its tables it wrote: for any thread.
+
+    A change of one table of ours makes nobody list the others.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: deque[int] = deque(maxlen=_REMEMBERED)
+
+    @property
+    def made(self) -> frozenset[int]:
+        """Return the last of them."""
+        return frozenset(self._made)
+
+    def write(self, change: Callable[[int], object]) -> tuple[int, int]:
+        """Make a change; return the generations before and after it. Raises what it raises.
+
+        ``change`` is given the generation before.
+        """
+        with self._lock:
+            before = generation()
+            change(before)
+            after = generation()
+            if after == next_generation(before):  # else somebody else wrote in between
+                self._made.append(after)
+        return before, after
+
+    def generation(self) -> int:
+        """Return the ruleset's generation, once no write of ours goes on."""
+        with self._lock:
+            return generation()
+
+    def are_all_since(self, before: int | None, now: int) -> bool:
+        """Return whether nobody else wrote from a generation to another one."""
+        made, step = self.made, before
+        for _ in range(len(made) + 1):
+            if step is None or step == now:
+                break
+            step = next_generation(step)
+            if step not in made:
+                return False
+        return step == now
+
+
 @dataclass(slots=True)
 class NftTable:
     """The table ``inet overlay``, and what we know of it since we last wrote it.
 
-    ``written`` has the last generations that our own transactions made. Not
-    for several threads at once.
+    ``own`` is shared with what else of this process writes rules. Not for
+    several threads at once.
     """
 
     timeout_s: float = 30.0
+    own: OwnWrites = field(default_factory=OwnWrites)
     _applied: Ruleset | None = field(default=None, init=False)
     _listing: str = field(default="", init=False)  # as nft lists ``_applied``, elements left out
     _generation: int | None = field(default=None, init=False)
-    written: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED), init=False)
 
     def apply(self, ruleset: Ruleset) -> None:
         """Replace the whole table; counters begin anew. Repeating it is safe.
@@ -80,16 +127,14 @@ class NftTable:
         times, so that what is remembered is surely ours. Raises NftError.
         """
         for _ in range(_APPLY_ATTEMPTS):
-            before = generation()
-            self._nft("-f", "-", text=ruleset.transaction)
+            before, _ = self.own.write(lambda _: self._nft("-f", "-", text=ruleset.transaction))
             listing = self._list()
-            after = generation()
             self._forget()
             if listing is not None:
                 self._applied, self._listing = ruleset, _parse_listing(listing)[0]
-            if after == next_generation(before):
-                self._generation = after
-                self.written.append(after)
+            now = self.own.generation()
+            if self.own.are_all_since(before, now):
+                self._generation = now
                 return
 
     def apply_delta(self, old: Ruleset, new: Ruleset) -> None:
@@ -105,33 +150,32 @@ class NftTable:
             return
         if not changes:
             return
-        before = generation()
-        try:
-            change_elements(TABLE, changes, before)
-            after = next_generation(before)
-        except ElementsRefusedError as exc:
-            log.debug("%s; nft is asked", exc)
-            self._nft("-f", "-", text="".join(map(str, changes)))
-            after = generation()
-        if after == next_generation(before):
-            self.written.append(after)
-        undisturbed = before == self._generation and after == next_generation(before)
-        self._generation = after if undisturbed else None
+
+        def change(before: int) -> None:
+            try:
+                change_elements(TABLE, changes, before)
+            except ElementsRefusedError as exc:
+                log.debug("%s; nft is asked", exc)
+                self._nft("-f", "-", text="".join(map(str, changes)))
+
+        _, after = self.own.write(change)
+        self._generation = after if self.own.are_all_since(self._generation, after) else None
         if self._applied is not None:
             self._applied = new if self._applied.shape == new.shape else None
 
     def is_ours(self, ruleset: Ruleset) -> bool:
         """Return whether the kernel holds ``ruleset`` as we wrote it.
 
-        12 microseconds while nobody changed any ruleset since; after that the
+        12 microseconds while nobody else changed any ruleset since; after that the
         table is listed and compared (without counters, elements in any order)
         and the new generation is remembered. False too when this object never
         applied such a ruleset: apply it. Raises NftError.
         """
         if self._applied is None or self._applied != ruleset:
             return False
-        now = generation()
-        if now == self._generation:
+        now = self.own.generation()
+        if self.own.are_all_since(self._generation, now):
+            self._generation = now
             return True
         listing = self._list()
         if listing is None:

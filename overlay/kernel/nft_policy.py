@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from overlay.kernel.nft import NftError, generation, listed, next_generation, run_nft
+from overlay.kernel.nft import NftError, OwnWrites, listed, run_nft
 from overlay.policy.network.table import POLICY_TABLE, PolicyRuleset
 
 _GONE: Final = f"table {POLICY_TABLE} {{}}\ndelete table {POLICY_TABLE}\n"
@@ -19,10 +19,12 @@ _GONE: Final = f"table {POLICY_TABLE} {{}}\ndelete table {POLICY_TABLE}\n"
 class NftPolicyTable:
     """What the kernel holds, as far as we know. One thread at a time.
 
-    All runs in the network namespace of the calling thread.
+    ``own`` is shared with what else of this process writes rules. All
+    runs in the network namespace of the calling thread.
     """
 
     timeout_s: float = 30.0
+    own: OwnWrites = field(default_factory=OwnWrites)
     _ruleset: PolicyRuleset | None = field(default=None, init=False)  # None: unknown
     _listing: str | None = field(default=None, init=False)  # as nft lists it, None: not asked
     _generation: int | None = field(default=None, init=False)  # when that was so
@@ -38,16 +40,18 @@ class NftPolicyTable:
         if text == "":
             self._ruleset = ruleset
             return False
-        before = generation()
-        is_undisturbed = before == self._generation
-        if text is None or not self._try(text):
-            self._ruleset = None
-            run_nft("-f", "-", text=ruleset.transaction, timeout_s=self.timeout_s)
-            is_undisturbed = True  # whatever was there before
-        after = generation()
-        is_ours = is_undisturbed and after == next_generation(before)
+        is_whole = text is None
+
+        def change(_before: int) -> None:
+            nonlocal is_whole
+            if text is None or not self._try(text):
+                is_whole, self._ruleset = True, None
+                run_nft("-f", "-", text=ruleset.transaction, timeout_s=self.timeout_s)
+
+        before, after = self.own.write(change)
+        known = before if is_whole else self._generation  # whole: whatever was there before
+        self._generation = after if self.own.are_all_since(known, after) else None
         self._ruleset, self._listing = ruleset, None
-        self._generation = after if is_ours else None
         return True
 
     def remember(self) -> None:
@@ -55,19 +59,21 @@ class NftPolicyTable:
         if self._ruleset is None or self._listing is not None or self._generation is None:
             return
         listing = listed(POLICY_TABLE, self.timeout_s)
-        if generation() == self._generation:
-            self._listing = listing
+        now = self.own.generation()
+        if self.own.are_all_since(self._generation, now):
+            self._listing, self._generation = listing, now
 
     def is_ours(self) -> bool:
         """Return whether the kernel surely holds what was applied last.
 
-        12 microseconds while nobody wrote any rule since; after that the table
-        is listed. Raises NftError.
+        12 microseconds while nobody else wrote any rule since; after that the
+        table is listed. Raises NftError.
         """
         if self._ruleset is None:
             return False
-        now = generation()
-        if now == self._generation:
+        now = self.own.generation()
+        if self.own.are_all_since(self._generation, now):
+            self._generation = now
             return True
         if self._listing is None or listed(POLICY_TABLE, self.timeout_s) != self._listing:
             return False
@@ -86,7 +92,7 @@ class NftPolicyTable:
         """Remove the table; return whether there was one. Raises NftError."""
         there = self.exists()
         if there:
-            run_nft("-f", "-", text=_GONE, timeout_s=self.timeout_s)
+            self.own.write(lambda _: run_nft("-f", "-", text=_GONE, timeout_s=self.timeout_s))
         self.forget()
         return there
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from overlay.kernel.nft import NftError, NftTable, generation
+from overlay.kernel.nft import NftError, NftTable, OwnWrites, generation
 from overlay.kernel.nft_elements import ElementsRefusedError, change_elements
-from overlay.model.address import Family
+from overlay.kernel.nft_ports import PortTable
+from overlay.model.address import Family, MacAddress
+from overlay.policy.ports import Port
 from overlay.policy.ruleset import TABLE, NamedSet, Ruleset, hosts, intervals
 from tests.kernel.netns import Netns
 
@@ -203,6 +205,21 @@ def test_delta_after_a_foreign_change_does_not_hide_it(netns: Netns) -> None:
     netns.nft("flush", "chain", "inet", "overlay", "ov_input")
     netns.call(lambda: table.apply_delta(old, new))
     assert not netns.call(lambda: table.is_ours(new))
+
+
+def test_writes_of_another_table_of_ours_make_nobody_list(
+    netns: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = OwnWrites()
+    table, other, mine = NftTable(own=own), PortTable(own=own), ruleset("192.0.2.2")
+    netns.call(lambda: table.apply(mine))
+    netns.call(lambda: other.hold([]))
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "")  # to list the table fails now
+        assert netns.call(lambda: table.is_ours(mine))
+    netns.nft("flush", "chain", "inet", "overlay", "ov_input")
+    netns.call(lambda: other.hold([Port("opod1", MacAddress("02:00:00:00:00:01"), ())]))
+    assert not netns.call(lambda: table.is_ours(mine))
 
 
 def test_delete_removes_our_table_alone(netns: Netns) -> None:

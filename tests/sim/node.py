@@ -154,7 +154,7 @@ class SimNode:
             boot_clock=self.boot_clock,
             bell=lambda: Bell(process),
             kernel=lambda: self.kernel,
-            firewall=lambda: self.filter,
+            firewall=lambda _own: self.filter,
             load_backend=_load_backend,
             find_underlay=self.find_underlay,
             check_devices=lambda _tunnel, _node, _underlay: None,

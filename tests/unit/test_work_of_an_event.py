@@ -1,0 +1,149 @@
+"""What one lease costs the agent: counted in objects that are looked at, not in time."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlay.agent.policy_enforcer import PolicyEnforcer, PolicyOptions
+from overlay.agent.policy_world import NodeAddresses, node_addresses
+from overlay.agent.status import Status
+from overlay.model.lease import Lease
+from overlay.model.leases import Journal, LeaseMap
+from overlay.model.policy_view import PolicyView
+from tests.kernel.netns import eventually
+from tests.unit.test_policy_idle import DENY, Counted, Table, add
+from tests.unit.worlds import by_key, lease
+
+
+class Watched(LeaseMap):
+    """Leases that count how often one of them is looked at."""
+
+    __slots__ = ("looks",)
+
+    def __init__(self, leases: Mapping[str, Lease], journal: Journal) -> None:
+        super().__init__(leases, journal)
+        self.looks = 0
+
+    def __getitem__(self, key: str) -> Lease:
+        self.looks += 1
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.looks += 1
+        return super().get(key, default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.looks += len(self)
+        return super().__iter__()
+
+    def values(self) -> Any:
+        self.looks += len(self)
+        return super().values()
+
+    def items(self) -> Any:
+        self.looks += len(self)
+        return super().items()
+
+
+class Store:
+    """Leases that come and go one by one, as views of a store show them."""
+
+    def __init__(self, count: int) -> None:
+        self._journal = Journal()
+        self._leases = by_key(*map(lease, range(2, count + 2)))
+        self.leases = Watched(self._leases, self._journal)
+
+    def put(self, found: Lease) -> Watched:
+        self._leases = {**self._leases, found.subnet.key: found}
+        return self._step(found.subnet.key)
+
+    def delete(self, key: str) -> Watched:
+        self._leases = {k: found for k, found in self._leases.items() if k != key}
+        return self._step(key)
+
+    def _step(self, key: str) -> Watched:
+        self._journal.add(frozenset({key}))
+        self.leases = Watched(self._leases, self._journal)
+        return self.leases
+
+
+def test_addresses_of_nodes_cost_the_lease_that_changed() -> None:
+    store, nodes = Store(100), NodeAddresses()
+    nodes.follow(store.leases)
+    before, first = store.leases.looks, nodes.found
+    after = store.put(lease(250))
+    nodes.follow(after)
+    assert (before > 100, after.looks) == (True, 1)
+    assert nodes.found == node_addresses(after)
+    same = store.put(lease(250, revision=999))
+    known = nodes.found
+    nodes.follow(same)
+    assert nodes.found is known, "a renewal is no news"
+    nodes.follow(store.delete(lease(250).subnet.key))
+    assert nodes.found == first
+
+
+leases = st.builds(
+    lambda i, public, node: lease(i, public=public, macs=f"n{node}"),
+    st.integers(2, 5),
+    st.integers(2, 9),
+    st.integers(2, 4),
+)
+
+
+@given(st.lists(st.lists(leases, max_size=4), max_size=6))
+def test_addresses_of_nodes_are_those_of_the_leases(steps: list[list[Lease]]) -> None:
+    nodes = NodeAddresses()
+    for step in steps:
+        found = by_key(*step)
+        nodes.follow(found)
+        assert nodes.found == node_addresses(found)
+
+
+def test_a_doubt_about_the_table_looks_at_no_pod(tmp_path: Path) -> None:
+    attachments, status, table = Counted(tmp_path), Status(), Looked()
+    enforcer = PolicyEnforcer("n1", attachments, status, table, PolicyOptions())
+    add(attachments, "pod")
+    stop = threading.Event()
+    thread = threading.Thread(target=enforcer.run, args=(stop,))
+    thread.start()
+    try:
+        enforcer.put(PolicyView(1))
+        eventually(lambda: status.get().policy is not None, timeout_s=20)
+        enforcer.doubt()
+        enforcer.put(PolicyView(2, policies={DENY.key: DENY}))
+        eventually(lambda: table.held is not None, timeout_s=20)
+        assert (attachments.looks, table.asked) == (2, 0), "without a table there is no doubt"
+        for number in range(1, 21):
+            enforcer.doubt()
+            eventually(partial(table.is_asked, number), timeout_s=20)
+        assert attachments.looks == 2
+        table.is_foreign = True
+        enforcer.doubt()
+        eventually(lambda: status.get().counters.repairs == 1, timeout_s=20)
+    finally:
+        stop.set()
+        enforcer.wake()
+        thread.join(20)
+    assert not thread.is_alive()
+    assert attachments.looks == 3, "what somebody else changed is written anew"
+
+
+class Looked(Table):
+    """A table that counts who asks whose it is."""
+
+    asked = 0
+    is_foreign = False
+
+    def is_asked(self, times: int) -> bool:
+        return self.asked == times
+
+    def is_ours(self) -> bool:
+        self.asked += 1
+        was, self.is_foreign = self.is_foreign, False
+        return not was
