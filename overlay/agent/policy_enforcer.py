@@ -8,16 +8,19 @@ leaves the table that is there, and the node is not ready until it is mended.
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from overlay.agent.attachments import Attachments
+from overlay.agent.doubts import NEVER, named
 from overlay.agent.pace import Pace
 from overlay.agent.policy_world import NOTHING, Selecting, WorldMaker, pod_key
 from overlay.agent.status import PolicyState, Status
 from overlay.kernel.base import KernelError
 from overlay.kernel.bridge_frames import show_bridged_frames
+from overlay.kernel.notices import RulesetChange
 from overlay.model.attachment import BRIDGE, Attachment
 from overlay.model.errors import OverlayError
 from overlay.model.event import Kind
@@ -35,7 +38,6 @@ log = logging.getLogger(__name__)
 
 _WAIT_S: Final = 10.0  # that an ADD waits for its pod's rules
 _RETRY_S: Final = (0.2, 1.0, 5.0, 15.0)  # after nft refused
-_QUIET_S: Final = 1.0  # without changes, before the table's listing is asked for
 _IDLE_S: Final = 3600.0
 NONE: Final = frozenset[str]()
 _TABLE: Final[Key] = ("table", POLICY_TABLE)
@@ -51,11 +53,8 @@ class PolicyTable(Protocol):
     def apply(self, ruleset: PolicyRuleset) -> bool:
         """Make the table this one; return whether anything was written. Raises NftError."""
 
-    def remember(self) -> None:
-        """Keep the listing for ``is_ours``. Raises NftError."""
-
-    def is_ours(self) -> bool:
-        """Return whether the kernel surely holds what was applied. Raises NftError."""
+    def is_own(self, number: int) -> bool:
+        """Return whether the transaction that made this generation, and touched it, is ours."""
 
     def forget(self) -> None:
         """Write all of it at the next ``apply``."""
@@ -106,7 +105,9 @@ class PolicyEnforcer:
         self._error: str | None = None
         self._failures = 0
         self._pace = Pace()
-        self._is_doubtful = False
+        self._tried = 0  # the last ticket that was taken up, whatever became of it
+        self._retry_at = self._repair_at = NEVER
+        self._doubts: deque[RulesetChange | str] = deque()
         self._is_there = True  # the table, as far as is known: one may be left from before
         self.world = World()
         self.denials: dict[str, Denial] = {}
@@ -131,15 +132,14 @@ class PolicyEnforcer:
             if self._selecting.is_about_nodes:
                 self._ask()
 
-    def doubt(self) -> None:
-        """Look whether somebody else changed the table, where there is one.
+    def doubt(self, doubts: Iterable[RulesetChange | str]) -> None:
+        """Have the table written anew where ``doubts`` are not about our own writes.
 
-        Each change of any table raises this doubt, our own for each lease among them.
+        Each is a transaction that touched it, or says what of it is found changed.
         """
         with self._changed:
-            if not self._is_idle:
-                self._is_doubtful = True
-                self._changed.notify_all()
+            self._doubts.extend(doubts)
+            self._changed.notify_all()
 
     def admit(self, attachment: Attachment) -> None:
         """Return once the kernel judges the packets of a pod that is about to start.
@@ -187,48 +187,64 @@ class PolicyEnforcer:
 
     def run(self, stop: StopSignal) -> None:
         """Keep the table in step until ``stop`` is set; it stays as it is then."""
-        retry_at: float | None = None
-        is_settled = True
         while not stop.is_set():
             with self._changed:
-                if retry_at is not None:
-                    self._changed.wait_for(stop.is_set, max(0.0, retry_at - self._clock()))
-                else:
-                    is_woken = self._changed.wait_for(
-                        lambda: self._is_due or stop.is_set(), _IDLE_S if is_settled else _QUIET_S
-                    )
-                    if not is_woken:
-                        is_settled = self._settle()
-                        continue
+                wake_at = min(self._retry_at, self._repair_at, self._clock() + _IDLE_S)
+                self._changed.wait_for(
+                    lambda: self._is_due or stop.is_set(), max(0.0, wake_at - self._clock())
+                )
                 ticket, view = self._asked, self._view
-                is_doubtful, self._is_doubtful = self._is_doubtful, False
-            if view is not None and not stop.is_set():
-                is_settled = False
-                retry_at = self._step(ticket, view, is_doubtful=is_doubtful)
+                doubts = list(self._doubts)
+                self._doubts.clear()
+            if view is None or stop.is_set():
+                continue
+            self._judge(doubts)
+            is_late = self._clock() >= min(self._retry_at, self._repair_at)
+            if is_late or ticket > self._tried:
+                self._step(ticket, view)
 
     @property
     def _is_due(self) -> bool:
-        return self._view is not None and (self._asked > self._done or self._is_doubtful)
+        return self._view is not None and (self._asked > self._tried or bool(self._doubts))
 
-    def _step(self, ticket: int, view: PolicyView, *, is_doubtful: bool) -> float | None:
-        """Bring the table in step; return when to try again where that failed.
+    def _judge(self, doubts: Iterable[RulesetChange | str]) -> None:
+        """Have the table written anew, at once or later, where somebody else changed it."""
+        others = [
+            each
+            for each in doubts
+            if isinstance(each, str) or not self._table.is_own(each.generation)
+        ]
+        if not others or not self._is_there:
+            return
+        self._table.forget()
+        if self._repair_at < NEVER:
+            return
+        self._repair_at = self._pace.next_at(self._clock(), _TABLE)
+        told = [each if isinstance(each, str) else each.by for each in others]
+        text = f"somebody else changed the table {POLICY_TABLE}{named(told)}; it is written anew"
+        log.warning("%s", text)
+        self._status.events.note(Kind.DRIFT_REPAIRED, text)
 
-        A mere doubt costs a look at the table, and nothing of the world behind it.
-        """
+    def _step(self, ticket: int, view: PolicyView) -> None:
+        """Bring the table in step; where that fails it is tried again later, or when asked."""
         begun_at = self._clock()
+        self._tried = ticket
+        is_repair = self._repair_at < NEVER
+        self._retry_at = self._repair_at = NEVER
         try:
-            pause_s = self._look() if is_doubtful else None
-            if pause_s is not None or ticket > self._done or self._error is not None:
-                self._bring_in_step(view, begun_at)
+            self._bring_in_step(view, begun_at)
         except OverlayError as exc:
             delay_s = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
             self._failures += 1
             self._table.forget()
+            self._retry_at = self._clock() + delay_s
             self._report(str(exc))
-            return self._clock() + delay_s
+            return
+        if is_repair:
+            self._pace.repaired(self._clock(), {_TABLE: f"the table {POLICY_TABLE}"})
+            self._status.count(repairs=1)
         self._failures = 0
         self._report(None, ticket)
-        return self._clock() + pause_s if pause_s else None
 
     def _bring_in_step(self, view: PolicyView, begun_at: float) -> None:
         options = CompileOptions(view.audited, self._options.admin_tier, self._options.log)
@@ -263,31 +279,6 @@ class PolicyEnforcer:
         if is_written:
             self._status.count(policy_applies=1)
             self._applied(world, options)
-
-    def _look(self) -> float | None:
-        """Have the table written anew where somebody changed it; return how long to wait then.
-
-        None where nobody did.
-        """
-        if not self._is_there or self._table.is_ours():
-            return None
-        self._table.forget()
-        now = self._clock()
-        pause_s = self._pace.repaired(now, {_TABLE: f"the table {POLICY_TABLE}"})
-        text = f"somebody else changed the table {POLICY_TABLE}; it is written anew"
-        log.warning("%s", text)
-        self._status.events.note(Kind.DRIFT_REPAIRED, text)
-        self._status.count(repairs=1)
-        return pause_s
-
-    def _settle(self) -> bool:
-        """Have the table's listing kept for the next doubt; there is time now."""
-        if self._is_there and self.world.policies:
-            try:
-                self._table.remember()
-            except OverlayError as exc:
-                log.debug("%s", exc)
-        return True
 
     def _report(self, error: str | None, ticket: int = 0) -> None:
         before = self._status.get().policy_error

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from overlay.agent.attachments import Attachments
+from overlay.agent.policy_audit import TableAudit
 from overlay.agent.policy_cutter import ConnectionCutter
 from overlay.agent.policy_denied import DenialCounts, DenialLog
 from overlay.agent.policy_enforcer import PolicyEnforcer, PolicyOptions
@@ -23,7 +24,7 @@ from overlay.model.node import NodeIdentity
 from overlay.model.policy_view import PolicyView
 from overlay.policy.network.compile import CompileOptions
 from overlay.policy.network.render import LogOptions
-from overlay.policy.network.table import Denial
+from overlay.policy.network.table import POLICY_TABLE, Denial
 from overlay.store.base import StopSignal, StoreError
 from overlay.store.policy_source import PolicyStore
 
@@ -59,6 +60,7 @@ class PolicyPart:
             PolicyOptions(options, flags.admin_tier),
             applied=self._applied,
         )
+        self._audit = TableAudit(self._table.difference, lambda found: self.enforcer.doubt([found]))
         self._publisher = PodPublisher(node, attachments, status, store, self._has_policies)
         self._counts = DenialCounts(NftPolicyTable().counters)
         self._counting = threading.Lock()
@@ -72,6 +74,7 @@ class PolicyPart:
         """Return what runs, by the name of its thread."""
         runs: dict[str, Callable[[StopSignal], None]] = {
             "policy": self.enforcer.run,
+            "policy-audit": self._audit.run,
             "policy-watch": self._watch,
             "policy-pods": self._publisher.run,
             "policy-cut": self.cutter.run,
@@ -97,9 +100,12 @@ class PolicyPart:
         self.enforcer.follow(view)
 
     def tell(self, notices: Sequence[Notice]) -> None:
-        """Have the table looked at where somebody changed any rules."""
-        if any(isinstance(n, RulesetChange) or n == OVERFLOW for n in notices):
-            self.enforcer.doubt()
+        """Have the table looked at where somebody touched it, or may have."""
+        touched = [n for n in notices if isinstance(n, RulesetChange) and POLICY_TABLE in n.tables]
+        if touched:
+            self.enforcer.doubt(touched)
+        if OVERFLOW in notices:
+            self._audit.wake()
 
     def calls(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """Return what the node's socket answers."""

@@ -16,15 +16,13 @@ from typing import Final
 
 from overlay.kernel import messages
 from overlay.kernel.links import list_links, names_by_index, parse_link
-from overlay.kernel.nft import parse_generations
+from overlay.kernel.nft_notices import RulesetNotices
 from overlay.kernel.notices import (
     OVERFLOW,
     SYSCTL,
     UNDERLAY,
     Change,
     Notice,
-    RulesetChange,
-    maker,
     probable_maker,
 )
 from overlay.kernel.pod_notices import PodLinks
@@ -69,6 +67,7 @@ class Monitor:
     def __init__(self) -> None:
         self._route = _listen(socket.NETLINK_ROUTE, _GROUPS)
         self._filter = _listen(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))
+        self._rulesets = RulesetNotices()
         self.own_port = 0  # netlink port whose changes are not told: those of our own kernel
         self._names: dict[int, str] = {}
         self._up: dict[int, bool] = {}
@@ -87,7 +86,7 @@ class Monitor:
         ready, _, _ = select.select([self._route, self._filter], [], [], timeout_s)
         notices: list[Notice] = []
         for source in ready:
-            read = _rulesets if source is self._filter else self._parse
+            read = self._rulesets.read if source is self._filter else self._parse
             try:
                 for _ in range(_AT_A_TIME):
                     notices += read(source.recv(LONGEST))
@@ -97,6 +96,7 @@ class Monitor:
                 if exc.errno != errno.ENOBUFS:
                     raise
                 self._learn_names()  # a new name may be among what was lost
+                self._rulesets.lose()
                 notices.append(OVERFLOW)
         return notices
 
@@ -226,15 +226,6 @@ def _stopped_forwarding(data: bytes, start: int, end: int) -> int:
     if any(parts.get(_NETCONFA_FORWARDING, b"\1")):
         return 0
     return int.from_bytes(parts.get(_NETCONFA_IFINDEX, b""), "little")
-
-
-def _rulesets(data: bytes) -> list[Notice]:
-    try:
-        found = parse_generations(data)
-    except MessageError as exc:
-        log.warning("%s", exc)
-        return [OVERFLOW]
-    return [RulesetChange(each.number, maker(each.pid, each.name)) for each in found]
 
 
 def _listen(protocol: int, groups: tuple[int, ...]) -> socket.socket:

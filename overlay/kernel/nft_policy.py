@@ -1,23 +1,42 @@
 """The table ``inet overlay_policy`` in the kernel: changed in transactions, checked for drift.
 
-Its elements change with every pod, so that what nft lists is not compared with
-what was written but with what nft listed after that.
+Others write rules all the time, kube-proxy with each Service, so that the
+ruleset's generation says little. The kernel tells whose table a transaction
+touched: those that touched ours in the generations of our own writes are ours,
+one for each write, and all others are somebody else's.
 """
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from overlay.kernel.nft import NftError, OwnWrites, listed, run_nft
+from overlay.policy.network.listed import difference
 from overlay.policy.network.table import POLICY_TABLE, PolicyRuleset
 
 _GONE: Final = f"table {POLICY_TABLE} {{}}\ndelete table {POLICY_TABLE}\n"
+_REMEMBERED: Final = 256  # writes; their notices come within milliseconds
+_WHOLE: Final = 1 << 32
+
+
+@dataclass(slots=True)
+class _Write:
+    """A transaction of ours: one of the generations after ``before``, up to ``after``."""
+
+    before: int
+    after: int
+    is_told: bool = False
+
+    def made(self, number: int) -> bool:
+        """Return whether it may have made a generation. They wrap."""
+        return 0 < (number - self.before) % _WHOLE <= (self.after - self.before) % _WHOLE
 
 
 @dataclass(slots=True)
 class NftPolicyTable:
-    """What the kernel holds, as far as we know. One thread at a time.
+    """What the kernel holds, as far as we know. One thread writes; ``difference`` is for another.
 
     ``own`` is shared with what else of this process writes rules. All
     runs in the network namespace of the calling thread.
@@ -26,8 +45,9 @@ class NftPolicyTable:
     timeout_s: float = 30.0
     own: OwnWrites = field(default_factory=OwnWrites)
     _ruleset: PolicyRuleset | None = field(default=None, init=False)  # None: unknown
-    _listing: str | None = field(default=None, init=False)  # as nft lists it, None: not asked
-    _generation: int | None = field(default=None, init=False)  # when that was so
+    _generation: int | None = field(default=None, init=False)  # when that was so, None: not sure
+    _writes: deque[_Write] = field(default_factory=lambda: deque(maxlen=_REMEMBERED), init=False)
+    _begun: int = field(default=0, init=False)  # writes, to tell whether one came between
 
     def apply(self, ruleset: PolicyRuleset) -> bool:
         """Make the table this one, in one transaction; return whether anything was written.
@@ -40,49 +60,57 @@ class NftPolicyTable:
         if text == "":
             self._ruleset = ruleset
             return False
+        self._begun += 1
         is_whole = text is None
 
         def change(_before: int) -> None:
             nonlocal is_whole
             if text is None or not self._try(text):
                 is_whole, self._ruleset = True, None
+                self._generation = None
                 run_nft("-f", "-", text=ruleset.transaction, timeout_s=self.timeout_s)
 
         before, after = self.own.write(change)
+        self._writes.append(_Write(before, after))
         known = before if is_whole else self._generation  # whole: whatever was there before
         self._generation = after if self.own.are_all_since(known, after) else None
-        self._ruleset, self._listing = ruleset, None
+        self._ruleset = ruleset
         return True
 
-    def remember(self) -> None:
-        """Ask nft how the table is listed, where only we wrote since; for when there is time."""
-        if self._ruleset is None or self._listing is not None or self._generation is None:
-            return
-        listing = listed(POLICY_TABLE, self.timeout_s)
-        now = self.own.generation()
-        if self.own.are_all_since(self._generation, now):
-            self._listing, self._generation = listing, now
+    def is_own(self, number: int) -> bool:
+        """Return whether the transaction that made this generation, and touched the table, is ours.
 
-    def is_ours(self) -> bool:
-        """Return whether the kernel surely holds what was applied last.
-
-        12 microseconds while nobody else wrote any rule since; after that the
-        table is listed. Raises NftError.
+        Ask once for each that the kernel tells of.
         """
-        if self._ruleset is None:
-            return False
-        now = self.own.generation()
-        if self.own.are_all_since(self._generation, now):
-            self._generation = now
-            return True
-        if self._listing is None or listed(POLICY_TABLE, self.timeout_s) != self._listing:
-            return False
-        self._generation = now
-        return True
+        for write in self._writes:
+            if not write.is_told and write.made(number):
+                write.is_told = True
+                return True
+        return False
+
+    def difference(self) -> str | None:
+        """Return what in the kernel is not as it was written last, None where all of it is.
+
+        12 microseconds where nobody wrote any rule since; else the table is
+        listed. For any thread; None also where it is not known what should be
+        there. Raises NftError, also where there was a write meanwhile.
+        """
+        begun, ruleset = self._begun, self._ruleset
+        if ruleset is None or self.own.are_all_since(self._generation, self.own.generation()):
+            return None
+        listing = listed(POLICY_TABLE, self.timeout_s)
+        if listing is None:
+            found: str | None = f"the table {POLICY_TABLE}"
+        else:
+            found = difference(ruleset, listing)
+        if begun != self._begun or ruleset is not self._ruleset:
+            msg = "the table was written while it was listed"
+            raise NftError(msg)
+        return found
 
     def forget(self) -> None:
         """Write the whole table at the next ``apply``."""
-        self._ruleset = self._listing = self._generation = None
+        self._ruleset = self._generation = None
 
     def exists(self) -> bool:
         """Return whether there is a table of our name. Raises NftError."""
@@ -91,8 +119,12 @@ class NftPolicyTable:
     def remove(self) -> bool:
         """Remove the table; return whether there was one. Raises NftError."""
         there = self.exists()
+        self._begun += 1
         if there:
-            self.own.write(lambda _: run_nft("-f", "-", text=_GONE, timeout_s=self.timeout_s))
+            window = self.own.write(
+                lambda _: run_nft("-f", "-", text=_GONE, timeout_s=self.timeout_s)
+            )
+            self._writes.append(_Write(*window))
         self.forget()
         return there
 

@@ -42,10 +42,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class RulesetChange:
-    """Some nftables transaction was carried out, ours or not; it made ``generation``."""
+    """Some nftables transaction was carried out, ours or not; it made ``generation``.
+
+    ``tables`` are those of our own that it changed anything of.
+    """
 
     generation: int
     by: str = ""
+    tables: frozenset[str] = frozenset()
 
 
 Notice: TypeAlias = Change | RulesetChange | str

@@ -27,6 +27,7 @@ from overlay.model.netpol import (
     World,
 )
 from overlay.policy.network.compile import CompileOptions, PolicyCompiler, compile_policies
+from overlay.policy.network.listed import difference
 from overlay.policy.network.render import LogOptions
 from overlay.policy.network.table import POLICY_TABLE, PolicyRuleset
 from tests.kernel.netns import MakeNetns, Netns, eventually, veth
@@ -83,6 +84,8 @@ def test_changes_lead_where_the_whole_table_leads(
         changed.nft("-f", "-", stdin=delta)
         whole.nft("-f", "-", stdin=new.transaction)
         assert listing(changed) == listing(whole)
+        text = changed.nft("--stateless", "list", "table", *POLICY_TABLE.split())
+        assert difference(new, text) is None
         last = new
 
 

@@ -27,6 +27,7 @@ from overlay.ipam.pool import Demand
 from overlay.kernel.conntrack import Connection, Endpoints
 from overlay.kernel.nflog import LoggedPacket
 from overlay.kernel.nft import NftError
+from overlay.kernel.notices import RulesetChange
 from overlay.model.attachment import Attachment, AttachmentKey, parse_attachment
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner
 from overlay.model.netpol import NetworkPolicy, Operator, Pod, Requirement, Selector, World
@@ -44,6 +45,7 @@ from tests.etcd.support import eventually
 SUBNET = parse_subnet("10.244.1.0/24")
 WEB = Selector((Requirement("app", Operator.IN, frozenset({"web"})),))
 DENY = NetworkPolicy("shop", "deny", WEB, ingress=())
+FOREIGN = 1000  # the generation from which on somebody else wrote
 DENYING = PolicyView(1, policies={DENY.key: DENY})
 
 
@@ -53,21 +55,17 @@ class Table:
     def __init__(self) -> None:
         self.held: PolicyRuleset | None = None
         self.refuses = False
-        self.is_foreign = False
         self.written = 0
 
     def apply(self, ruleset: PolicyRuleset) -> bool:
         if self.refuses:
             raise NftError("broken")
         is_new = ruleset != self.held
-        self.held, self.written, self.is_foreign = ruleset, self.written + is_new, False
+        self.held, self.written = ruleset, self.written + is_new
         return is_new
 
-    def remember(self) -> None:
-        return
-
-    def is_ours(self) -> bool:
-        return not self.is_foreign
+    def is_own(self, number: int) -> bool:
+        return number < FOREIGN
 
     def forget(self) -> None:
         if self.held is not None:
@@ -119,7 +117,7 @@ class Node:
             yield
         finally:
             stop.set()
-            self.enforcer.wake()
+            self.enforcer.doubt(())
             thread.join(20)
         assert not thread.is_alive()
 
@@ -182,11 +180,31 @@ def test_table_that_somebody_changed_is_written_anew(node: Node) -> None:
         node.enforcer.put(DENYING)
         node.enforcer.admit(node.add("a", {"app": "web"}))
         written = node.table.written
-        node.table.is_foreign = True
-        node.enforcer.doubt()
-        eventually(lambda: node.table.written > written, 20)
+        node.enforcer.doubt([RulesetChange(FOREIGN - 1)])  # our own write
+        node.enforcer.admit(node.add("b", {"app": "web"}))
+        assert node.table.written == written + 1
+        node.enforcer.doubt([RulesetChange(FOREIGN, "nft (pid 7)")])
+        eventually(lambda: node.table.written > written + 1, 20)
+        eventually(lambda: node.status.get().counters.repairs == 1, 20)
+        (event,) = node.status.events.flush()
+        assert "nft (pid 7)" in event.text
         node.enforcer.put(PolicyView(2))
         eventually(lambda: node.table.held is None, 20)
+
+
+def test_who_fights_for_the_table_delays_no_policy_and_no_pod(node: Node) -> None:
+    now = 0.0  # it stands still, so that no pause ends
+    node.enforcer._clock = lambda: now
+    with node.running():
+        node.enforcer.put(DENYING)
+        node.enforcer.admit(node.add("a", {"app": "web"}))
+        for number in range(1, 7):
+            node.enforcer.doubt([RulesetChange(FOREIGN)])
+            eventually(lambda: node.status.get().counters.repairs >= number, 20)  # noqa: B023
+        node.enforcer.doubt([RulesetChange(FOREIGN)])
+        pod = node.add("b", {"app": "web"})
+        node.enforcer.admit(pod)
+        assert node.table.isolates(pod)
 
 
 def test_several_interfaces_are_one_pod_and_odd_names_are_spelled_as_names() -> None:

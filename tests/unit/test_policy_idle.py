@@ -40,11 +40,8 @@ class Table:
         self.held = ruleset
         return True
 
-    def remember(self) -> None:
-        return
-
-    def is_ours(self) -> bool:
-        return True
+    def is_own(self, number: int) -> bool:
+        return number > 0
 
     def forget(self) -> None:
         return
@@ -92,6 +89,6 @@ def test_pods_are_looked_at_once_there_is_a_policy(tmp_path: Path) -> None:
     finally:
         stop.set()
         enforcer.wake()
-        enforcer.doubt()
+        enforcer.doubt(())
         thread.join(20)
     assert not thread.is_alive()

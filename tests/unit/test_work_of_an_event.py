@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from overlay.agent.policy_enforcer import PolicyEnforcer, PolicyOptions
 from overlay.agent.policy_world import NodeAddresses, node_addresses
 from overlay.agent.status import Status
+from overlay.kernel.notices import RulesetChange
 from overlay.model.lease import Lease
 from overlay.model.leases import Journal, LeaseMap
 from overlay.model.policy_view import PolicyView
 from tests.kernel.netns import eventually
 from tests.unit.test_policy_idle import DENY, Counted, Table, add
 from tests.unit.worlds import by_key, lease
+
+FOREIGN = 1000  # the generation from which on somebody else wrote
 
 
 class Watched(LeaseMap):
@@ -115,35 +118,32 @@ def test_a_doubt_about_the_table_looks_at_no_pod(tmp_path: Path) -> None:
     try:
         enforcer.put(PolicyView(1))
         eventually(lambda: status.get().policy is not None, timeout_s=20)
-        enforcer.doubt()
+        enforcer.doubt([RulesetChange(7)])
         enforcer.put(PolicyView(2, policies={DENY.key: DENY}))
         eventually(lambda: table.held is not None, timeout_s=20)
-        assert (attachments.looks, table.asked) == (2, 0), "without a table there is no doubt"
-        for number in range(1, 21):
-            enforcer.doubt()
-            eventually(partial(table.is_asked, number), timeout_s=20)
         assert attachments.looks == 2
-        table.is_foreign = True
-        enforcer.doubt()
+        for number in range(1, 21):
+            enforcer.doubt([RulesetChange(100 + number)])
+            eventually(partial(table.is_asked, 100 + number), timeout_s=20)
+        assert attachments.looks == 2
+        enforcer.doubt([RulesetChange(FOREIGN)])
         eventually(lambda: status.get().counters.repairs == 1, timeout_s=20)
     finally:
         stop.set()
-        enforcer.wake()
+        enforcer.doubt(())
         thread.join(20)
     assert not thread.is_alive()
     assert attachments.looks == 3, "what somebody else changed is written anew"
 
 
 class Looked(Table):
-    """A table that counts who asks whose it is."""
+    """A table that notes the last generation somebody asked about."""
 
     asked = 0
-    is_foreign = False
 
-    def is_asked(self, times: int) -> bool:
-        return self.asked == times
+    def is_asked(self, number: int) -> bool:
+        return self.asked == number
 
-    def is_ours(self) -> bool:
-        self.asked += 1
-        was, self.is_foreign = self.is_foreign, False
-        return not was
+    def is_own(self, number: int) -> bool:
+        self.asked = number
+        return number < FOREIGN

@@ -28,7 +28,7 @@ def guarded(ruleset: PolicyRuleset) -> PolicyRuleset:
         if f"ov_to{version}" in ruleset.maps
     }
     lines = [
-        f"ct state new tcp flags & (fin | syn | rst | ack) != syn {word} saddr "
+        f"ct state new tcp flags != syn / fin,syn,rst,ack {word} saddr "
         f"@ov_shut{version} counter drop"
         for version, (word, _) in _VERSIONS.items()
         if f"ov_shut{version}" in sets

@@ -109,7 +109,9 @@ def refuse(denial: Denial, log: LogOptions | None) -> Iterator[str]:
             f"limit rate {log.rate}/second burst {log.burst} packets "
             f'log prefix "{denial.log_prefix}" group {log.group} snaplen {log.snaplen}'
         )
-    yield f"counter name {denial.counter} {'return' if denial.audited else 'drop'}"
+    verdict = "return" if denial.audited else "drop"
+    # As nft lists it, quotes and all: see ``listed``.
+    yield f'counter name "{denial.counter}" {verdict}'
 
 
 def hooks() -> dict[str, tuple[str, ...]]:
