@@ -125,11 +125,21 @@ masquerade fully-random
 
 REJECT = "counter reject with icmpx admin-prohibited"
 
-GUARD = f"""\
+FORWARD = """\
 type filter hook forward priority filter - 10; policy accept;
-iifname "opod*" udp dport 8472 {REJECT} comment "a pod to the tunnel port"
-ip saddr @ov_own4 udp dport 8472 {REJECT} comment "a pod to the tunnel port"
-ip6 saddr @ov_own6 udp dport 8472 {REJECT} comment "a pod to the tunnel port"
+udp dport 8472 jump ov_guard
+"""
+
+INPUT = """\
+type filter hook input priority filter - 10; policy accept;
+udp dport 8472 jump ov_guard
+udp dport 8472 @th,96,24 0x1 goto ov_tunnel
+"""
+
+GUARD = f"""\
+iifname "opod*" {REJECT} comment "a pod to the tunnel port"
+ip saddr @ov_own4 {REJECT} comment "a pod to the tunnel port"
+ip6 saddr @ov_own6 {REJECT} comment "a pod to the tunnel port"
 """
 
 ISOLATED = """\
@@ -177,7 +187,9 @@ NO_RANGE = MASQUERADE.replace(
             {
                 "ov_postrouting": ISLAND,
                 "ov_masquerade": MASQUERADE,
-                "ov_forward": GUARD,
+                "ov_forward": FORWARD,
+                "ov_input": INPUT,
+                "ov_guard": GUARD,
                 "ov_from_pod": "",
             },
             id="island",
@@ -194,6 +206,7 @@ NO_RANGE = MASQUERADE.replace(
                 "ov_masquerade": NO_RANGE,
                 "ov_forward": "",
                 "ov_input": "",
+                "ov_guard": "",
             },
             id="island without a tunnel",
         ),
@@ -201,7 +214,8 @@ NO_RANGE = MASQUERADE.replace(
             plan("isolated"),
             {
                 "ov_postrouting": "",
-                "ov_forward": GUARD + ISOLATED,
+                "ov_forward": FORWARD + ISOLATED,
+                "ov_guard": GUARD,
                 "ov_from_pod": FROM_POD,
                 "ov_to_pod": TO_POD,
             },
@@ -217,16 +231,15 @@ NO_RANGE = MASQUERADE.replace(
         ),
         pytest.param(
             plan("flat"),
-            {"ov_postrouting": "", "ov_masquerade": "", "ov_forward": GUARD},
+            {"ov_postrouting": "", "ov_masquerade": "", "ov_forward": FORWARD, "ov_guard": GUARD},
             id="flat",
         ),
         pytest.param(
             replace(plan("flat"), pod_devices=("cni0",)),
             {
-                "ov_forward": GUARD.replace(
+                "ov_guard": GUARD.replace(
                     "ip saddr",
-                    f'iifname "cni0" udp dport 8472 {REJECT} comment "a pod to the tunnel port"\n'
-                    "ip saddr",
+                    f'iifname "cni0" {REJECT} comment "a pod to the tunnel port"\nip saddr',
                 )
             },
             id="pods on a bridge",
