@@ -22,6 +22,7 @@ BENCHES: Final[Mapping[str, str]] = {
     "idle": "memory and CPU of an agent that has nothing to do",
     "cni": "ADD and DEL, one by one and ten at a time; 110 pods on a node",
     "throughput": "pod to pod against node to node",
+    "datapath": "what stands between pod and wire, each part turned on or off",
     "nft": "the packet filter compiled and applied",
     "policy": "network policies of a cluster: compiled, applied, changed; traffic with and without",
     "kube": "N nodes of Kubernetes listed and watched: time, CPU, memory",

@@ -44,13 +44,26 @@ def echo_server(namespace: str) -> Iterator[None]:
         yield
 
 
-def tcp(path: Path, seconds: int, streams: int) -> float:
-    """Return the bits per second that arrive, in ``streams`` connections together.
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Bits per second that arrive, and processor seconds of both ends for a gigabyte.
 
-    In 0 seconds, a few megabytes are sent. Raises TrafficError.
+    What the kernel does in a softirq counts for whom it interrupts, mostly one of the two.
     """
-    report = _run(path, seconds, "--parallel", str(streams))
-    return float(report["end"]["sum_received"]["bits_per_second"])
+
+    bits_per_s: float
+    cpu_s_per_gb: float
+
+
+def tcp(path: Path, seconds: int, streams: int) -> Transfer:
+    """Send in ``streams`` connections together, for 0 seconds a few megabytes.
+
+    Raises TrafficError.
+    """
+    end = _run(path, seconds, "--parallel", str(streams))["end"]
+    received, used = end["sum_received"], end["cpu_utilization_percent"]
+    busy_s = (used["host_total"] + used["remote_total"]) / 100 * received["seconds"]
+    return Transfer(float(received["bits_per_second"]), busy_s / (received["bytes"] / 1e9))
 
 
 def udp(path: Path, seconds: int) -> float:

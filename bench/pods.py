@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Final
 
@@ -17,20 +18,29 @@ _BRIDGE: Final = "cni0"
 _FIRST: Final = 10  # host number of the first pod on a bridge
 
 
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod's namespace and IPv4 address."""
+
+    namespace: str
+    address: str
+
+
 @contextlib.contextmanager
-def pods(agent: AgentCommand, node: Node, count: int) -> Iterator[list[tuple[str, str]]]:
-    """Attach pods to a node whose agent is ready; yield namespace and IPv4 address of each."""
+def pods(agent: AgentCommand, node: Node, count: int, mode: str = "ptp") -> Iterator[list[Pod]]:
+    """Attach pods to a node whose agent is ready, ours in a ``mode``."""
     with contextlib.ExitStack() as stack:
         names = [stack.enter_context(namespace()) for _ in range(count)]
         if agent.is_ours:
-            yield [(name, _by_our_plugin(node, name)) for name in names]
+            yield [_by_our_plugin(node, name, mode) for name in names]
         else:
             yield _on_a_bridge(node, names)
 
 
-def _by_our_plugin(node: Node, name: str) -> str:
+def _by_our_plugin(node: Node, name: str, mode: str) -> Pod:
     socket = str(node.place / "state" / "cni.sock")
-    config = {"cniVersion": "1.0.0", "name": "bench", "type": "overlay", "socket": socket}
+    config = {"cniVersion": "1.0.0", "name": "bench", "type": "overlay", "mode": mode}
+    config["socket"] = socket
     done = netns.inside(
         node.namespace,
         lambda: subprocess.run(
@@ -47,10 +57,11 @@ def _by_our_plugin(node: Node, name: str) -> str:
             check=True,
         ),
     )
-    return str(IPv4Interface(json.loads(done.stdout)["ips"][0]["address"]).ip)
+    answer = json.loads(done.stdout)["ips"][0]["address"]
+    return Pod(name, str(IPv4Interface(answer).ip))
 
 
-def _on_a_bridge(node: Node, names: list[str]) -> list[tuple[str, str]]:
+def _on_a_bridge(node: Node, names: list[str]) -> list[Pod]:
     """Do what flannel's plugin has ``bridge`` and ``host-local`` do, by ``ip``."""
     file = read_subnet_file(node.place / "subnet.env")
     gateway = file.subnets[Family.IPV4]
@@ -82,5 +93,5 @@ def _on_a_bridge(node: Node, names: list[str]) -> list[tuple[str, str]]:
                 f"route add default via {gateway.ip}",
             ],
         )
-        made.append((name, str(address)))
+        made.append(Pod(name, str(address)))
     return made

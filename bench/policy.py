@@ -9,7 +9,6 @@ import contextlib
 import functools
 import json
 import resource
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench import iperf
+from bench import iperf, packets
 from bench.bed import namespace
 from bench.clusters import CLIENT, HERE, cluster, elsewhere, relabeled, server
 from bench.options import Options
@@ -42,32 +41,15 @@ table inet bench {
 	}
 }
 """
-_SINK: Final = 8080
-_ANSWER_S: Final = 30.0
 _OWN: Final = resource.RUSAGE_SELF
 _CHILDREN: Final = resource.RUSAGE_CHILDREN
 _TRAFFIC: Final = ("what", "without", "with", "of it")
 _TITLES: Final = {
     "tcp": ("TCP 1 stream Gbit/s", 1e-9, 2),
     "udp": ("UDP packets/s, thousands", 1e-3, 0),
-    "cost": ("CPU of a packet, sent and forwarded, us", 1e6, 2),
+    "answered": ("CPU of a packet, sent and forwarded, us", 1e6, 2),
     "unanswered": ("the same before the first answer, us", 1e6, 2),
 }
-# The node's part of a packet runs in the sender's time: veth hands it on in the same call.
-_SENDER: Final = """
-import os, socket, sys
-ask = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-ask.connect((sys.argv[1], 8080))
-count = int(sys.argv[2])
-if sys.argv[3] == "cost":
-    ask.send(b"hello")
-    ask.recv(16)
-began = os.times()
-for _ in range(count):
-    ask.send(b"x" * 64)
-ended = os.times()
-print((ended.user + ended.system - began.user - began.system) / count)
-"""
 
 
 @dataclass(slots=True)
@@ -172,7 +154,7 @@ def _traffic(size: tuple[int, int, int], options: Options) -> Table:
     """Return what an allowed connection gets with the table in its way, and without."""
     seconds = options.pick(0, 2, 5)
     rounds = options.pick(1, 5, 9)
-    packets = options.pick(1_000, 200_000, 500_000)
+    count = options.pick(1_000, 200_000, 500_000)
     world = cluster(*size)
     pod = server(world)
     ruleset = compile_policies(world, HERE)
@@ -183,10 +165,11 @@ def _traffic(size: tuple[int, int, int], options: Options) -> Table:
         for _ in range(rounds):
             for name, text in (("without", without), ("with", ruleset.transaction)):
                 netns.inside(node, functools.partial(nft, text))
-                found.setdefault(("tcp", name), []).append(iperf.tcp(path, seconds, 1))
+                found.setdefault(("tcp", name), []).append(iperf.tcp(path, seconds, 1).bits_per_s)
                 found.setdefault(("udp", name), []).append(iperf.udp(path, seconds))
-                for what in ("cost", "unanswered"):
-                    found.setdefault((what, name), []).append(_cost_s(path, packets, what))
+                for what in ("answered", "unanswered"):
+                    cost_s = packets.cost_s(path, count, is_answered=what == "answered")
+                    found.setdefault((what, name), []).append(cost_s)
     rows = []
     for key, (title, scale, digits) in _TITLES.items():
         bare, judged = (series(found[key, name]) for name in ("without", "with"))
@@ -197,35 +180,6 @@ def _traffic(size: tuple[int, int, int], options: Options) -> Table:
         {"what": what, "table": name, "samples": samples} for (what, name), samples in found.items()
     )
     return Table(_TRAFFIC, tuple(rows), records)
-
-
-def _cost_s(path: iperf.Path, packets: int, what: str) -> float:
-    """Return the processor seconds of one datagram to somebody who does not read it.
-
-    Of a connection that was answered once, or (``unanswered``) of one that
-    conntrack holds for new, so that each packet is judged by all chains.
-    """
-
-    def listening() -> socket.socket:
-        sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sink.bind((path.address, _SINK))
-        return sink
-
-    command = [sys.executable, "-c", _SENDER, path.address, str(packets), what]
-    with (
-        netns.inside(path.target, listening) as sink,
-        netns.inside(path.source, lambda: _started(command)) as sender,
-    ):
-        if what == "cost":
-            sink.settimeout(_ANSWER_S)
-            word, peer = sink.recvfrom(16)
-            sink.sendto(word, peer)
-        told, _ = sender.communicate()
-    return float(told)
-
-
-def _started(command: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 @contextlib.contextmanager

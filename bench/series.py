@@ -57,6 +57,15 @@ def series(samples: Sequence[float]) -> Series:
     return Series(tuple(samples))
 
 
+def paired(parts: Sequence[float], floors: Sequence[float]) -> Series:
+    """Return each round's own ratio: parts and floors were taken side by side.
+
+    >>> paired((3.0, 8.0), (2.0, 4.0)).samples
+    (1.5, 2.0)
+    """
+    return Series(tuple(part / floor for part, floor in zip(parts, floors, strict=True)))
+
+
 def ratio(part: float, floor: float, digits: int = 1) -> str:
     """Return ``part / floor`` as text, a dash where the floor is nothing.
 

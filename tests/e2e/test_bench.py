@@ -72,7 +72,7 @@ def test_bench_measures_another_agent_on_the_same_work(
     assert ours == others
 
 
-@pytest.mark.parametrize("name", ["idle", "cni", "nft", "policy", "kube", "growth"])
+@pytest.mark.parametrize("name", ["idle", "cni", "datapath", "nft", "policy", "kube", "growth"])
 def test_bench_measures(name: str, tmp_path: Path) -> None:
     bench(name, tmp_path / "result.json")
 
