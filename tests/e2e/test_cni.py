@@ -36,6 +36,7 @@ class Node:
         self.world, self.agent = world, agent
         self.socket = str(world.place / "state" / "cni.sock")
         self.pods: list[Netns] = []
+        self.plugin = PLUGIN
 
     def pod(self) -> Netns:
         self.pods.append(Netns())
@@ -67,7 +68,7 @@ class Node:
         }
         done = self.world.node.call(
             lambda: subprocess.run(
-                PLUGIN,
+                self.plugin,
                 input=json.dumps(self.config(**extra, **(config or {}))).encode(),
                 env=environment,
                 capture_output=True,
@@ -86,8 +87,13 @@ class Node:
 
 
 @contextlib.contextmanager
-def running_node(place: Path, *flags: str) -> Iterator[Node]:
-    """Run a node with an agent that is ready; the host is afterwards as it was."""
+def running_node(
+    place: Path, *flags: str, under: tuple[str, ...] = (), config: str = CONFIG
+) -> Iterator[Node]:
+    """Run a node with an agent that is ready; the host is afterwards as it was.
+
+    ``under`` is a command that runs the agent.
+    """
     made: list[Netns] = []
 
     def make() -> Netns:
@@ -97,8 +103,8 @@ def running_node(place: Path, *flags: str) -> Iterator[Node]:
     with host_unchanged():
         world = World(make, place)
         world.start_etcd()
-        world.put("config", CONFIG)
-        agent = world.agent(*flags)
+        world.put("config", config)
+        agent = world.agent(*flags, under=under)
         agent.wait_ready()
         here = Node(world, agent)
         yield here
