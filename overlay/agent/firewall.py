@@ -69,6 +69,8 @@ class Firewall:
         applied, is_repair = 0, False
         try:
             ruleset = self._compile(site, nodes, direct=direct)
+            if audit and not self._table.is_remembered:
+                self._applied = None  # others wrote while we did: written again, to be sure
             if audit and self._applied is not None:
                 is_repair = not self._table.is_ours(self._applied)
             applied = self._write(ruleset, is_changed=is_repair)

@@ -124,7 +124,8 @@ class NftTable:
         """Replace the whole table; counters begin anew. Repeating it is safe.
 
         When somebody else writes at the same moment it is done again, a few
-        times, so that what is remembered is surely ours. Raises NftError.
+        times, so that what is remembered is surely ours; where that was never
+        so, nothing is. Raises NftError.
         """
         for _ in range(_APPLY_ATTEMPTS):
             before, _ = self.own.write(lambda _: self._nft("-f", "-", text=ruleset.transaction))
@@ -136,6 +137,12 @@ class NftTable:
             if self.own.are_all_since(before, now):
                 self._generation = now
                 return
+        self._forget()  # what was listed may be what others made of it
+
+    @property
+    def is_remembered(self) -> bool:
+        """Return whether it is known how nft lists what was applied."""
+        return self._applied is not None
 
     def apply_delta(self, old: Ruleset, new: Ruleset) -> None:
         """Turn ``old``, which the kernel must hold, into ``new``.

@@ -67,6 +67,32 @@ def test_whole_table_is_replaced_and_known_as_ours(netns: Netns) -> None:
     assert "192.0.2.3" not in listed(netns)
 
 
+class Disturbed(NftTable):
+    """A table that somebody tampers with whenever it was written, until they stop."""
+
+    meddler: Netns | None = None
+    looks = 0
+
+    def _list(self) -> str | None:
+        self.looks += 1
+        if self.meddler is not None:
+            self.meddler.nft("insert", "rule", *TABLE.split(), "ov_input", "counter", "accept")
+        return super()._list()
+
+
+def test_table_that_others_change_while_it_is_written_is_never_taken_for_ours(netns: Netns) -> None:
+    wanted, table = ruleset("192.0.2.2"), Disturbed()
+    table.meddler = netns
+    netns.call(lambda: table.apply(wanted))
+    assert table.looks == 3
+    assert not table.is_remembered
+    assert not netns.call(lambda: table.is_ours(wanted))
+    table.meddler = None
+    netns.call(lambda: table.apply(wanted))
+    assert netns.call(lambda: table.is_ours(wanted))
+    assert "counter packets 0 bytes 0 accept\n" not in listed(netns)
+
+
 def test_delta_changes_one_element_and_lets_counters_run(netns: Netns) -> None:
     netns.ip("addr", "add", "192.0.2.2/32", "dev", "lo")
     table, old = NftTable(), ruleset("192.0.2.2", "2001:db8::1")
