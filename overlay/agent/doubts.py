@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final
 
-from overlay.agent.pace import Pace
+from overlay.agent.pace import Pace, rest_until
 from overlay.kernel.notices import OVERFLOW, SYSCTL, Change, Notice, RulesetChange, is_news
 from overlay.model.kernel import KernelObject, Key
 
@@ -37,6 +37,7 @@ class Doubts:
         self._makers: dict[Key, str] = {}
         self.look_at = NEVER  # at all of our kernel objects
         self.filter_at = NEVER  # at the table
+        self._rest_until = -NEVER  # others write rules all the time, perhaps
 
     def tell(self, notices: Sequence[Notice]) -> None:
         """Leave what the kernel told."""
@@ -54,7 +55,8 @@ class Doubts:
             notice = self._notices.popleft()
             if isinstance(notice, RulesetChange):
                 self._rulesets.append(notice)
-                self.filter_at = min(self.filter_at, self._pace.next_at(now, FILTER))
+                soonest_at = max(self._pace.next_at(now, FILTER), self._rest_until)
+                self.filter_at = min(self.filter_at, soonest_at)
             elif isinstance(notice, str):
                 is_lossy |= notice == OVERFLOW
                 doubtful |= {SYSCTLS if notice == SYSCTL else (notice,)} & {SYSCTLS, (OVERFLOW,)}
@@ -85,6 +87,10 @@ class Doubts:
         if is_due:
             self.filter_at = NEVER
         return is_due
+
+    def rest(self, begun_at: float, now: float) -> None:
+        """Look at the table no more for a while, in proportion to what a look takes."""
+        self._rest_until = max(self._rest_until, rest_until(begun_at, now))
 
     def looked_at_filter(self, own: Container[int]) -> list[str]:
         """Forget the doubts about the table; return who changed any ruleset but by ``own``."""

@@ -11,6 +11,19 @@ _PATIENCE: Final = 5  # repairs of one object in that time before they are made 
 _PAUSE_MOST_S: Final = 10.0  # between repairs, against one who keeps on changing
 
 
+_REST: Final = 10.0  # times as long as a look took
+_REST_MOST_S: Final = 0.5
+
+
+def rest_until(begun_at: float, now: float) -> float:
+    """Return when to look again at what others change all the time, after a look that took so long.
+
+    Looks then take a tenth of the time at most, and what somebody changed is
+    found half a second later at the latest.
+    """
+    return now + min(_REST * (now - begun_at), _REST_MOST_S)
+
+
 @dataclass(frozen=True, slots=True)
 class Fight:
     """An object that is changed again and again: repaired ``times``, last at ``at``."""

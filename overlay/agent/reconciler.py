@@ -126,9 +126,11 @@ class Reconciler:
         return all(devices.get(key) == self._mirror.get(key) for key in keys)
 
     def _check_filter(self, site: Site) -> None:
+        begun_at = self._clock()
         errors = self._filter(site, audit=True)
         if self._layer2 is not None:
             errors += self._layer2.audit_rules()
+        self._doubts.rest(begun_at, self._clock())
         if errors:
             self._report(errors, is_whole=False)
 
@@ -283,7 +285,10 @@ class Reconciler:
         assert self._planner is not None  # noqa: S101 - by _plan
         plan = self._planner.plan
         is_direct = site.backend.tunnel is None or plan.routes_to[site.underlay.device] > 0
+        begun_at = self._clock()
         outcome = self._firewall.filter(site, plan.addresses(), direct=is_direct, audit=audit)
+        if audit:
+            self._doubts.rest(begun_at, self._clock())
         self._status.count(ruleset_applies=outcome.applied)
         if outcome.applied:
             self._status.events.note(Kind.RULESET_APPLIED, "table inet overlay is in step")
