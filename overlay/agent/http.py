@@ -11,7 +11,7 @@ from overlay.agent.status import Status
 from overlay.model.address import IPAddress
 
 if TYPE_CHECKING:
-    from overlay.agent.http_pages import Extras, IsAlive, Stranded
+    from overlay.agent.http_pages import Extras, Stranded, Stuck
 
 _BACKLOG: Final = 128
 
@@ -24,7 +24,7 @@ class HttpServer:
         address: IPAddress,
         port: int,
         status: Status,
-        is_alive: "IsAlive",
+        stuck: "Stuck",
         stranded: "Stranded",
         extras: "Extras",
     ) -> None:
@@ -32,7 +32,7 @@ class HttpServer:
             # With the first client: http.server alone takes 15 ms.
             from overlay.agent.http_pages import handler
 
-            handler(status, is_alive, stranded, extras)(client)
+            handler(status, stuck, stranded, extras)(client)
 
         self._socket = _listen(address, port)
         Crew(self._socket, answer, "http")

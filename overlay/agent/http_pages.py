@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IsAlive = Callable[[], bool]
+Stuck = Callable[[], Sequence[str]]  # threads that hang, in words
 Stranded = Callable[[], Sequence[Attachment]]
 
 
@@ -45,7 +45,7 @@ class Extras(Protocol):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     status: ClassVar[Status]
-    is_alive: ClassVar[IsAlive]
+    stuck: ClassVar[Stuck]
     stranded: ClassVar[Stranded]
     extras: ClassVar[Extras]
     server_version = "overlayd"
@@ -56,8 +56,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Answer one of the pages."""
         path = self.path.partition("?")[0]
         if path == "/healthz":
-            alive = type(self).is_alive()
-            self._answer(200 if alive else 503, "text/plain", "ok\n" if alive else "stuck\n")
+            stuck = type(self).stuck()
+            text = f"stuck: {', '.join(stuck)}\n" if stuck else "ok\n"
+            self._answer(503 if stuck else 200, "text/plain", text)
         elif path == "/readyz":
             self._answer_ready()
         elif path == "/metrics":
@@ -119,7 +120,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def handler(
-    status: Status, is_alive: IsAlive, stranded: Stranded, extras: Extras
+    status: Status, stuck: Stuck, stranded: Stranded, extras: Extras
 ) -> Callable[[socket.socket], None]:
     """Return what answers one client, and closes its socket."""
     bound = type(
@@ -127,7 +128,7 @@ def handler(
         (_Handler,),
         {
             "status": status,
-            "is_alive": staticmethod(is_alive),
+            "stuck": staticmethod(stuck),
             "stranded": staticmethod(stranded),
             "extras": extras,
         },

@@ -158,7 +158,8 @@ class Lessee:
             except OverlayError as exc:
                 wake_at = self._trouble(exc)
             wake_at = min(wake_at, self._notice_end())
-            self._bell.wait(max(0.0, min(wake_at - self._clock(), 3600.0)))
+            most_s = self._flags.audit_interval_s
+            self._bell.wait(max(0.0, min(wake_at - self._clock(), most_s)))
 
     def _notice_end(self) -> float:
         """Say so once the lease has run out; return when to look at that again.

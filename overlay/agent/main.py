@@ -24,8 +24,10 @@ from overlay.agent.event_journal import Journal
 from overlay.agent.event_recorder import Recorder
 from overlay.agent.events import Events
 from overlay.agent.flags import Flags, parse_flags
+from overlay.agent.heartbeat import Heartbeats
 from overlay.agent.host import Host, boot_clock
 from overlay.agent.http import HttpServer
+from overlay.agent.kernel_watch import KernelWatch
 from overlay.agent.layer2 import Layer2
 from overlay.agent.lessee import Lessee
 from overlay.agent.logs import set_up_logs
@@ -35,9 +37,8 @@ from overlay.agent.policy_part import PolicyPart
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_STORE, Status
 from overlay.kernel.links import load
-from overlay.kernel.monitor import Monitor
 from overlay.kernel.nft import OwnWrites
-from overlay.kernel.notices import UNDERLAY
+from overlay.kernel.notices import UNDERLAY, Notice
 from overlay.kernel.underlay import find_underlay
 from overlay.model.errors import OverlayError, UsageError
 from overlay.model.event import Kind
@@ -48,10 +49,10 @@ from overlay.store.base import LeaseStore, StoreError
 
 log = logging.getLogger(__name__)
 
-_MONITOR_POLL_S: Final = 3600.0  # the thread is ended with the process
-_PODS_S: Final = 0.005  # between looks at notices, while all of them are about pods
 _LOAD_AFTER_S: Final = 1.0  # what is not needed for a start must not slow it down
 _STUCK_S: Final = 60.0  # beyond the audit interval, before /healthz says so
+# The same for who calls the store: a slow one's listing of all leases is many calls.
+_STUCK_CALLS_S: Final = 600.0
 
 
 class Agent:
@@ -72,6 +73,7 @@ class Agent:
         self._host = host if host is not None else Host()
         self._started_at = clock()
         self._fault: Exception | None = None
+        self._beats = Heartbeats(clock)
         self.stop = self._host.bell()
         self.status = Status(Events(self._host.wall_clock))
         self._recorder = Recorder(self.status, Journal(flags.state_dir))
@@ -184,7 +186,7 @@ class Agent:
                     flags.healthz_ip,
                     flags.healthz_port,
                     self.status,
-                    self._is_alive,
+                    self._stuck,
                     stranded,
                     self.mesh,
                 )
@@ -197,7 +199,8 @@ class Agent:
             stack.callback(http.close)
 
     def _watch(self) -> None:
-        self._store.watch(self._deliver, self._trouble, self.stop)
+        beat = self._beats.of("lease watch", self.stop, _STUCK_CALLS_S)
+        self._store.watch(self._deliver, self._trouble, beat)
 
     def _deliver(self, view: LeaseView) -> None:
         before = self.status.get()
@@ -228,23 +231,19 @@ class Agent:
             notify(f"STATUS={WAITING_STORE}: {text}")
 
     def _lease(self) -> None:
-        self.lessee.run(self.stop, self.end)
+        self.lessee.run(self._beats.of("lessee", self.stop, _STUCK_CALLS_S), self.end)
 
     def _monitor(self) -> None:
-        with contextlib.closing(Monitor()) as monitor:
-            while not self.stop.is_set():
-                monitor.own_port = self.reconciler.netlink_port
-                notices = monitor.wait(_MONITOR_POLL_S)
-                if not notices:
-                    # Each pod makes a dozen, one by one: to wake for each would cost a
-                    # tenth of attaching it.
-                    self.stop.wait(_PODS_S)
-                    continue
-                if UNDERLAY in notices and self.status.get().site is not None:
-                    self.lessee.wake()
-                self.reconciler.tell(notices)
-                if self.policy is not None:
-                    self.policy.tell(notices)
+        poll_s = self._flags.audit_interval_s
+        watch = KernelWatch(self._tell, lambda: self.reconciler.netlink_port, poll_s)
+        watch.run(self._beats.of("kernel monitor", self.stop, poll_s + _STUCK_S))
+
+    def _tell(self, notices: Sequence[Notice]) -> None:
+        if UNDERLAY in notices and self.status.get().site is not None:
+            self.lessee.wake()
+        self.reconciler.tell(notices)
+        if self.policy is not None:
+            self.policy.tell(notices)
 
     def _offer(self) -> None:
         flags = self._flags
@@ -255,9 +254,10 @@ class Agent:
         if not self.stop.wait(_LOAD_AFTER_S):
             load()
 
-    def _is_alive(self) -> bool:
+    def _stuck(self) -> Sequence[str]:
         quiet_s = self._clock() - self.reconciler.heartbeat
-        return quiet_s < self._flags.audit_interval_s + _STUCK_S
+        is_stuck = quiet_s > self._flags.audit_interval_s + _STUCK_S
+        return [*([f"reconciler for {quiet_s:.0f} s"] if is_stuck else []), *self._beats.stuck()]
 
     def _check(self, backend: Backend, underlay: Underlay) -> None:
         if backend.tunnel is not None:

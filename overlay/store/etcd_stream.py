@@ -18,8 +18,16 @@ import grpc.aio
 from overlay.store.base import StopSignal, StoreAccessError, StoreError, StoreUnavailableError
 from overlay.store.etcd_config import parse_endpoint
 from overlay.store.etcd_connection import CHANNEL_OPTIONS, Member
-from overlay.store.etcd_errors import CALL_ERRORS, CompactedError, TokenError, translate
+from overlay.store.etcd_errors import (
+    CALL_ERRORS,
+    CompactedError,
+    StaleConnectionError,
+    TokenError,
+    translate,
+)
 from overlay.store.etcd_keys import prefix_range
+
+_LOOP_HANGS_S: Final = 60.0  # above the deadline of any call
 
 Answer: TypeAlias = Any  # etcdrpc.WatchResponse, which has no types
 
@@ -139,9 +147,14 @@ class GrpcStream:
         """Return the answer to a linearizable read. See ``Stream``."""
         reading = asyncio.run_coroutine_threadsafe(self._read(key), _LOOP.get())
         try:
-            return reading.result()
+            # The call has a deadline of its own; this is for a loop that hangs.
+            return reading.result(_LOOP_HANGS_S)
         except (CancelledError, grpc.aio.UsageError) as exc:
             raise self._closed() from exc
+        except TimeoutError as exc:
+            reading.cancel()
+            msg = f"etcd at {self._url}: no answer, and no error, within {_LOOP_HANGS_S:.0f} s"
+            raise StaleConnectionError(msg) from exc
 
     async def _read(self, key: str) -> Answer:
         if self._channel is None:
