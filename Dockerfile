@@ -25,7 +25,8 @@ RUN apt-get update \
 COPY --from=build /opt/overlay /opt/overlay
 COPY --from=build /opt/shim/overlay /usr/lib/overlay/overlay
 COPY manifests/image/sbom.py manifests/image/trim /usr/lib/overlay/image/
-RUN /usr/lib/overlay/image/trim \
+RUN chmod a-w /opt/overlay \
+ && /usr/lib/overlay/image/trim \
  && python3 -I /usr/lib/overlay/image/sbom.py /opt/overlay > /usr/lib/overlay/sbom.cdx.json \
  && rm -r /usr/lib/overlay/image
 

@@ -82,10 +82,12 @@ man: setup ## write the man pages to build/man
 docs: setup ## write anew the pages of docs that are made of the code
 	@$(BIN)/python -m manual docs
 
-lock: setup ## write requirements.lock anew from the bounds in setup.cfg
+lock: setup ## write requirements.lock anew from the bounds in setup.cfg, and the image's from it
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --all-extras --allow-unsafe \
 	  --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-emit-options --output-file requirements.lock setup.cfg
+	$(BIN)/python manifests/image/lock.py requirements.lock setup.cfg \
+	  > manifests/image/requirements.lock
 
 clean: ## remove what was built; the sources and bench/results stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis \
