@@ -1,7 +1,8 @@
 """ADD, DEL, CHECK, GC and STATUS, carried out: addresses from the lease, a pair in the pod.
 
-A request that is cut off leaves a record and perhaps a pair; DEL, GC or the
-next start removes both. Each runs in the thread of its client.
+An ADD that fails is taken back before it is answered. One that is cut off
+leaves a record and perhaps a pair; DEL, GC or the next start removes both. Each
+runs in the thread of its client.
 """
 
 import logging
@@ -20,6 +21,7 @@ from overlay.agent.cni_request import (
     BAD_VARIABLE,
     CHECK_FAILED,
     EXISTS,
+    FAULT,
     IO_FAILURE,
     NO_ADDRESS,
     TRY_LATER,
@@ -36,12 +38,12 @@ from overlay.agent.cni_request import (
     wanted_mac,
 )
 from overlay.agent.cni_result import format_error, format_ipam_result, format_result
-from overlay.agent.cni_witness import attached, detached
+from overlay.agent.cni_teardown import Teardown, addresses_in_use
+from overlay.agent.cni_witness import attached
 from overlay.agent.host import boot_clock
 from overlay.agent.layer2 import Layer2
 from overlay.agent.policy_gate import PolicyGate
 from overlay.agent.status import LAPSED, Status
-from overlay.agent.turns import Turns
 from overlay.ipam.pool import (
     AddressOutsideError,
     AddressTakenError,
@@ -49,13 +51,12 @@ from overlay.ipam.pool import (
 )
 from overlay.kernel import pods
 from overlay.kernel.base import KernelError
-from overlay.kernel.netns import namespace_of, own_namespace
+from overlay.kernel.netns import inode_at, namespace_of, own_namespace
 from overlay.kernel.pod_faults import faults
 from overlay.kernel.pod_namespace import PodNamespace
-from overlay.kernel.rtnl import RtnlSocket
 from overlay.kernel.rtnl_pool import RtnlPool
-from overlay.model.address import IPAddress
-from overlay.model.attachment import BRIDGE, PTP, Attachment, AttachmentKey
+from overlay.model.address import Family, IPAddress, family_of
+from overlay.model.attachment import BRIDGE, PTP, Attachment
 from overlay.model.event import Kind
 from overlay.model.subnet import Subnet
 
@@ -69,8 +70,8 @@ class CniService:
 
     An ADD waits ``start_s`` seconds for the node's subnet: an agent that was
     started again has none yet, and not every runtime asks twice. ADD, DEL and
-    whatever else makes or removes an attachment take turns for each key: a DEL
-    that comes in the middle of an ADD waits for its end.
+    whatever else makes or removes an attachment take turns for each container: a
+    DEL that comes in the middle of an ADD waits for its end.
     """
 
     def __init__(
@@ -87,9 +88,9 @@ class CniService:
         self._home = own_namespace()
         self._attachments = attachments
         self._layer2 = layer2
-        self._turns = Turns()
         self._sockets = RtnlPool()
         self._note = status.events.note_later
+        self._teardown = Teardown(attachments, layer2, self._sockets, self._note, gate)
         self._commands: Mapping[str, Callable[[CniRequest, PodNamespace | None], bytes]] = {
             "ADD": self._add,
             "DEL": self._delete,
@@ -97,6 +98,7 @@ class CniService:
             "GC": self._collect,
             "STATUS": self._tell_status,
         }
+        self.recover = self._teardown.recover
 
     def answer(
         self, variables: Mapping[str, str], text: bytes, netns: PodNamespace | None
@@ -105,40 +107,14 @@ class CniService:
         try:
             request = parse_request(variables, text)
             return 0, self._commands[request.command](request, netns)
-        except CniError as exc:
-            error = exc
-        except AttachmentExistsError as exc:
-            error = CniError(EXISTS, str(exc), "delete it first; the first one is kept")
-        except AttachmentUnreadError as exc:
-            error = CniError(EXISTS, str(exc), "delete it first")
-        except AttachmentGoneError as exc:
-            error = CniError(TRY_LATER, str(exc))
-        except PoolExhaustedError as exc:
-            error = CniError(NO_ADDRESS, str(exc))
-        except (AddressTakenError, AddressOutsideError) as exc:
-            error = CniError(BAD_CONFIG, str(exc))
-        except KernelError as exc:
-            error = CniError(WIRING, str(exc))
-        except OSError as exc:
-            error = CniError(IO_FAILURE, f"attachment cannot be written: {exc.strerror}")
-        log.warning("CNI %s: %s", variables.get("CNI_COMMAND", "?"), error)
+        except Exception as exc:  # noqa: BLE001 - whoever waits for an answer gets one
+            error = _told(exc)
+        command = variables.get("CNI_COMMAND", "?")
+        if error.code == FAULT:
+            log.error("CNI %s: %s", command, error, exc_info=error.__cause__)
+        else:
+            log.warning("CNI %s: %s", command, error)
         return 1, format_error(error, version_for_errors(text))
-
-    def recover(self) -> None:
-        """Undo what was cut off, and forget pods that went while nobody looked."""
-        with RtnlSocket() as rtnl:
-            links = pods.host_links(rtnl)
-        for attachment in self._attachments.list():
-            is_there = not attachment.link or attachment.link in links
-            if attachment.is_complete and is_there:
-                continue
-            try:
-                self._drop(attachment.key, attachment.link, "it went while the agent was away")
-            except OSError as exc:
-                log.warning("%s is gone, its record stays: %s", attachment.key, exc)
-                continue
-            log.info("%s is gone; its addresses are free again", attachment.key)
-        self._attachments.settle(_addresses_in_use)
 
     def stranded(self) -> Sequence[Attachment]:
         """Return the pods that have an address which this node's subnet has not."""
@@ -151,20 +127,12 @@ class CniService:
 
     def _list(self, given: Mapping[str, Any]) -> dict[str, Any]:
         del given
-        links, held, strays = self._look()
+        links, held, strays = self._teardown.look()
         return {
             "attachments": [{**a.to_json(), "live": not a.link or a.link in links} for a in held],
             "strays": strays,
             "ranges": self._ranges(),
         }
-
-    def _look(self) -> tuple[set[str], list[Attachment], list[str]]:
-        """Return the pods' links, the attachments, and the links that none is known for."""
-        with RtnlSocket() as rtnl:
-            links = set(pods.host_links(rtnl))
-        # Links first: an attachment is known before its link is made.
-        held = self._attachments.list()
-        return links, held, sorted(links - {attachment.link for attachment in held})
 
     def _ranges(self) -> list[dict[str, Any]]:
         site = self._status.get().site
@@ -178,39 +146,20 @@ class CniService:
     def _release(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Detach and release every interface of a container, or every link nobody knows."""
         if given.get("strays") is True:
-            _, _, strays = self._look()
-            for name in strays:
-                pods.detach(name)
-                log.info("link %s, of no known attachment, is removed by hand", name)
-            return {"released": [], "links": strays}
-        container = given.get("container")
-        found = [a for a in self._attachments.list() if a.key.container == container]
-        for attachment in found:
-            with self._turns.of(attachment.key):
-                self._drop(attachment.key, attachment.link, "released by hand")
-            log.info("%s is released by hand", attachment.key)
+            return {"released": [], "links": self._teardown.release_strays()}
+        found = self._teardown.release(given.get("container"))
         return {"released": [a.to_json() for a in found], "links": []}
 
     def _add(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
         subnet, mtu = self._ready(wait_s=self._start_s)
-        with self._turns.of(request.key):
-            return self._attach(request, netns, subnet, mtu)
-
-    def _attach(
-        self, request: CniRequest, netns: PodNamespace | None, subnet: Subnet, mtu: int
-    ) -> bytes:
         previous_result(request.config)  # before anything is made
-        if request.is_ipam:
-            allocated = self._allocate(request, subnet, mtu, link="")
-            try:
-                self._isolate(allocated)
-            except KernelError:
-                self._undo(allocated)
-                raise
-            found = self._attachments.complete(allocated)
-            self._note(Kind.POD_ATTACHED, lambda: attached(found))
-            return format_ipam_result(request, found, subnet)
-        mode = wanted_mode(request)
+        with self._teardown.turns.of(request.key.container):
+            if request.is_ipam:
+                return self._give(request, netns, subnet, mtu)
+            return self._attach(request, self._pod(request, netns), subnet, mtu)
+
+    def _pod(self, request: CniRequest, netns: PodNamespace | None) -> PodNamespace:
+        """Return the pod's namespace. Raises CniError for any other."""
         if netns is None:
             raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} could not be opened")
         try:
@@ -218,29 +167,56 @@ class CniService:
                 raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} is the host's own")
         except KernelError as exc:
             raise CniError(BAD_VARIABLE, f"CNI_NETNS {request.netns!r} is {exc}") from exc
-        link = pods.link_name(request.key)
+        return netns
+
+    def _give(
+        self, request: CniRequest, netns: PodNamespace | None, subnet: Subnet, mtu: int
+    ) -> bytes:
+        """Return addresses alone, for another plugin."""
+        inode = _seen(request.netns, netns)
+        attachment = self._allocate(request, subnet, mtu, link="", inode=inode)
+        try:
+            result = format_ipam_result(request, attachment, subnet)
+            self._isolate(attachment)
+            attachment = self._attachments.complete(attachment)
+            self._note(Kind.POD_ATTACHED, lambda: attached(attachment))
+        except BaseException:
+            self._teardown.undo(attachment, has_link=False)
+            raise
+        return result
+
+    def _attach(self, request: CniRequest, netns: PodNamespace, subnet: Subnet, mtu: int) -> bytes:
+        mode, link = wanted_mode(request), pods.link_name(request.key)
         attachment = self._allocate(request, subnet, mtu, link=link, mode=mode)
         try:
+            result = format_result(request, attachment, subnet)  # may be too long: before wiring
             self._isolate(attachment)
-            with self._sockets.lent() as rtnl:
-                bridge = self._layer2.prepare(rtnl, subnet, mtu) if mode == BRIDGE else None
-                own, *beside = (
-                    pods.pod_link(each, subnet) for each in (attachment, *self._beside(attachment))
-                )
-                defaults = pods.attach(rtnl, netns, own, beside, bridge)
-                if mode != BRIDGE:
-                    self._layer2.follow(rtnl)
-        except KernelError:
-            self._undo(attachment)
-            raise
-        try:
+            defaults = self._wire(attachment, netns, subnet, mtu)
             attachment = self._attachments.complete(attachment)
-        except (OSError, AttachmentGoneError):
-            pods.detach(attachment.link)
-            self._undo(attachment)
+            if defaults != {family_of(address) for address in attachment.addresses}:
+                result = format_result(request, attachment, subnet, defaults)
+            self._note(Kind.POD_ATTACHED, lambda: attached(attachment))
+        except BaseException as exc:
+            # A link that was there before is somebody's.
+            has_link = not isinstance(exc, pods.InterfaceExistsError)
+            self._teardown.undo(attachment, has_link=has_link)
             raise
-        self._note(Kind.POD_ATTACHED, lambda: attached(attachment))
-        return format_result(request, attachment, subnet, defaults)
+        return result
+
+    def _wire(
+        self, attachment: Attachment, netns: PodNamespace, subnet: Subnet, mtu: int
+    ) -> frozenset[Family]:
+        """Make the pair; return the families whose default route it has. Raises KernelError."""
+        is_bridged = attachment.mode == BRIDGE
+        with self._sockets.lent() as rtnl:
+            bridge = self._layer2.prepare(rtnl, subnet, mtu) if is_bridged else None
+            own, *beside = (
+                pods.pod_link(each, subnet) for each in (attachment, *self._beside(attachment))
+            )
+            defaults = pods.attach(rtnl, netns, own, beside, bridge)
+            if not is_bridged:
+                self._layer2.follow(rtnl)
+        return defaults
 
     def _isolate(self, attachment: Attachment) -> None:
         """Wait until policies are in force for what does not send yet. Raises KernelError."""
@@ -259,7 +235,13 @@ class CniService:
         ]
 
     def _allocate(
-        self, request: CniRequest, subnet: Subnet, mtu: int, link: str, mode: str = PTP
+        self,
+        request: CniRequest,
+        subnet: Subnet,
+        mtu: int,
+        link: str,
+        mode: str = PTP,
+        inode: int = 0,
     ) -> Attachment:
         mac, labels = wanted_mac(request), wanted_labels(request)
 
@@ -274,6 +256,7 @@ class CniService:
                 arguments=dict(request.arguments),
                 mode=mode,
                 labels=labels,
+                netns_inode=inode,
             )
 
         wanted = demand(request, subnet)
@@ -281,39 +264,14 @@ class CniService:
             return self._attachments.add(subnet, wanted, request.key, make)
         except (PoolExhaustedError, AddressTakenError):
             # Links without a record may have gone meanwhile: nobody is told of that.
-            self._attachments.settle(_addresses_in_use)
+            self._attachments.settle(addresses_in_use)
             return self._attachments.add(subnet, wanted, request.key, make)
-
-    def _undo(self, attachment: Attachment) -> None:
-        self._attachments.undo(attachment)
-        self._follow()
-
-    def _drop(self, key: AttachmentKey, link: str, why: str) -> None:
-        """Remove link and record, in the turn of ``key``. Repeating it is safe."""
-        if link:
-            pods.detach(link)
-        released = self._attachments.release(key)
-        if released is not None:  # a DEL may come for what never was
-            self._note(Kind.POD_DETACHED, lambda: detached(released, why))
-        self._follow()
-
-    def _follow(self) -> None:
-        """Take what is gone off all rules; what fails is done by the next audit."""
-        if self._gate is not None:
-            self._gate.wake()
-        if not self._layer2.is_there:
-            return
-        try:
-            with self._sockets.lent() as rtnl:
-                self._layer2.follow(rtnl)
-        except KernelError as exc:
-            log.warning("%s", exc)
 
     def _delete(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
         del netns  # the host's end is found without it
         link = "" if request.is_ipam else pods.link_name(request.key)
-        with self._turns.of(request.key):
-            self._drop(request.key, link, "the runtime says so")
+        with self._teardown.turns.of(request.key.container):
+            self._teardown.drop(request.key, link, "the runtime says so")
         return b""
 
     def _check(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
@@ -336,18 +294,8 @@ class CniService:
     def _collect(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
         del netns
         kept = valid_attachments(request.config)
-        if kept is None:
-            return b""
-        for attachment in self._attachments.list(request.key.network):
-            key = attachment.key
-            if (key.container, key.interface) in kept:
-                continue
-            with self._turns.of(key):
-                # One that changed meanwhile was being attached: the runtime's
-                # list is older than it.
-                if self._attachments.get(key) is attachment:
-                    self._drop(key, attachment.link, "the runtime does not know it any more")
-                    log.info("%s is collected", key)
+        if kept is not None:
+            self._teardown.collect(request.key.network, kept)
         return b""
 
     def _tell_status(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
@@ -370,6 +318,41 @@ class CniService:
         return subnet, snapshot.mtu
 
 
-def _addresses_in_use() -> Mapping[str, Sequence[IPAddress]]:
-    with RtnlSocket() as rtnl:
-        return pods.addresses_in_use(rtnl)
+def _seen(path: str, netns: PodNamespace | None) -> int:
+    """Return the inode of the namespace where it lies at ``path`` for us too, else 0.
+
+    Then the next start can tell whether it is gone.
+    """
+    try:
+        inode = namespace_of(netns.descriptor).inode if netns is not None else 0
+    except KernelError:
+        return 0
+    return inode if inode_at(path) == inode else 0
+
+
+def _told(exc: Exception) -> CniError:
+    """Return an exception as what the runtime is told."""
+    match exc:
+        case CniError():
+            return exc
+        case AttachmentExistsError():
+            return CniError(EXISTS, str(exc), "delete it first; the first one is kept")
+        case AttachmentUnreadError():
+            return CniError(EXISTS, str(exc), "delete it first")
+        case AttachmentGoneError():
+            return CniError(TRY_LATER, str(exc))
+        case PoolExhaustedError():
+            return CniError(NO_ADDRESS, str(exc))
+        case AddressTakenError() | AddressOutsideError():
+            return CniError(BAD_CONFIG, str(exc))
+        case KernelError():
+            return CniError(WIRING, str(exc))
+        case OSError():
+            return CniError(IO_FAILURE, f"attachment cannot be written: {exc.strerror}")
+    error = CniError(
+        FAULT,
+        f"a fault of the agent: {type(exc).__name__}: {exc}",
+        "what was begun is undone; the agent's log has more, please report it",
+    )
+    error.__cause__ = exc
+    return error

@@ -25,6 +25,7 @@ INCOMPATIBLE, UNSUPPORTED, UNKNOWN_CONTAINER, BAD_VARIABLE = 1, 2, 3, 4
 IO_FAILURE, UNDECODABLE, BAD_CONFIG, TRY_LATER = 5, 6, 7, 11
 UNAVAILABLE, LIMITED = 50, 51
 EXISTS, NO_ADDRESS, WIRING, CHECK_FAILED = 100, 101, 102, 103  # ours, as the specification allows
+FAULT: Final = 999  # of the agent itself: libcni's ErrInternal
 
 _COMMANDS: Final = ("ADD", "DEL", "CHECK", "GC", "STATUS")
 _SINCE: Final = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}

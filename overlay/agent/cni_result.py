@@ -4,7 +4,14 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from overlay.agent.cni_request import VERSIONS, CniError, CniRequest, previous_result
+from overlay.agent.cni_request import (
+    BAD_CONFIG,
+    VERSIONS,
+    CniError,
+    CniRequest,
+    previous_result,
+)
+from overlay.agent.cni_wire import LONGEST_ANSWER
 from overlay.kernel.pod_gateway import GATEWAY
 from overlay.kernel.pods import link_mac
 from overlay.model.address import FAMILIES, Family, IPAddress, family_of
@@ -17,12 +24,18 @@ _OWN_GATEWAY: Final = {
 }  # of a routed pod
 
 
+_LONGEST_TEXT: Final = 4096  # characters of an error's message
+
+
 def format_error(error: CniError, version: str) -> bytes:
-    """Return the error form."""
-    document = {"cniVersion": version, "code": error.code, "msg": str(error)}
+    """Return the error form; what is very long in it is cut."""
+    text = str(error)
+    if len(text) > _LONGEST_TEXT:
+        text = f"{text[: _LONGEST_TEXT - 3]}..."
+    document = {"cniVersion": version, "code": error.code, "msg": text}
     if error.details:
         document["details"] = error.details
-    return json.dumps(document).encode()
+    return _dumped(document)
 
 
 def format_result(
@@ -34,7 +47,8 @@ def format_result(
     """Return the result of an ADD, what earlier plugins of a chain did before ours.
 
     ``subnet`` is the node's own. ``defaults`` are the families whose default
-    route was made: another interface of the pod may have brought one.
+    route was made: another interface of the pod may have brought one. Raises
+    CniError for one that the plugin would not take.
     """
     before = previous_result(request.config)
     pod = {"name": attachment.key.interface, "mac": attachment.mac, "sandbox": attachment.sandbox}
@@ -105,7 +119,17 @@ def _result(request: CniRequest, before: Mapping[str, Any], **parts: Any) -> byt
     document = {"cniVersion": request.version, **parts}
     if isinstance(dns, dict) and dns:
         document["dns"] = dns
-    return json.dumps(document).encode()
+    text = _dumped(document)
+    if len(text) > LONGEST_ANSWER:
+        msg = f'"prevResult": with it the result has {len(text)} bytes, of {LONGEST_ANSWER} at most'
+        raise CniError(BAD_CONFIG, msg)
+    return text
+
+
+def _dumped(document: Mapping[str, Any]) -> bytes:
+    """Return JSON in UTF-8, not longer than it came in. Half a surrogate pair stays an escape."""
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return text.encode(errors="backslashreplace")
 
 
 def _version_key(version: str, family: int) -> dict[str, str]:

@@ -17,13 +17,19 @@ _REQUEST: Final = struct.Struct("<4sIII")  # magic, flags, bytes of variables, b
 _RESPONSE: Final = struct.Struct("<4sII")  # magic, exit status, bytes of output
 # Each bit stands for a descriptor; they come in this order, the namespace's own first.
 _HAS_NETNS, _HAS_RTNL, _HAS_SYSCTLS = 1, 2, 4
+_ANY: Final = _HAS_NETNS | _HAS_RTNL | _HAS_SYSCTLS
 _LONGEST_VARIABLES: Final = 64 * 1024  # bytes
 _LONGEST_INPUT: Final = 1 << 20  # bytes
+LONGEST_ANSWER: Final = 1 << 20  # bytes
 _READ_S: Final = 10.0
 
 
 class WireError(OverlayError):
     """What came is not a request."""
+
+
+class DescriptorLostError(OverlayError):
+    """The namespace's descriptor did not come through: we have no room for one."""
 
 
 @dataclass(slots=True)
@@ -32,6 +38,7 @@ class Opening:
 
     data: bytes = b""
     descriptors: list[int] = field(default_factory=list)
+    is_cut: bool = False  # the kernel could not hand over all descriptors
 
 
 @contextlib.contextmanager
@@ -39,8 +46,8 @@ def opened(client: socket.socket) -> Iterator[Opening]:
     """Receive a client's first bytes; its descriptors are closed at the end."""
     opening = Opening()
     try:
-        data, ancillary, _flags, _address = client.recvmsg(65536, socket.CMSG_SPACE(16))
-        opening.data = data
+        data, ancillary, flags, _address = client.recvmsg(65536, socket.CMSG_SPACE(16))
+        opening.data, opening.is_cut = data, bool(flags & socket.MSG_CTRUNC)
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 whole = len(payload) - len(payload) % 4
@@ -55,7 +62,10 @@ def opened(client: socket.socket) -> Iterator[Opening]:
 def read_request(
     client: socket.socket, opening: Opening
 ) -> tuple[dict[str, str], bytes, PodNamespace | None]:
-    """Return variables, input and the pod's namespace, if any. Raises WireError, OSError."""
+    """Return variables, input and the pod's namespace, if any.
+
+    Raises WireError, DescriptorLostError, OSError.
+    """
     deadline = time.monotonic() + _READ_S
     data = bytearray(opening.data)
     _fill(client, data, _REQUEST.size, deadline)
@@ -67,6 +77,9 @@ def read_request(
     _fill(client, data, end, deadline)
     block = bytes(data[_REQUEST.size : _REQUEST.size + variables])
     pairs = (item.partition(b"=") for item in block.split(b"\0") if item)
+    if opening.is_cut and len(opening.descriptors) < (flags & _ANY).bit_count():
+        msg = "the descriptor of the namespace is lost: too many files are open in the agent"
+        raise DescriptorLostError(msg)
     return (
         {_text(name): _text(value) for name, _, value in pairs},
         bytes(data[_REQUEST.size + variables : end]),

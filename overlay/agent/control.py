@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from overlay import __version__
-from overlay.agent.cni_request import IO_FAILURE, LATEST, CniError
+from overlay.agent.cni_request import IO_FAILURE, LATEST, TRY_LATER, CniError
 from overlay.agent.cni_result import format_error
 from overlay.agent.cni_wire import (
     MAGIC,
+    DescriptorLostError,
     Opening,
     WireError,
     format_response,
@@ -88,18 +89,25 @@ class ControlServer:
             client.settimeout(_TIMEOUT_S)
             credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
             _pid, uid, _gid = _UCRED.unpack(credentials)
-            with opened(client) as opening:
-                client.sendall(self._respond(client, opening, is_root=uid == 0))
+            try:
+                with opened(client) as opening:
+                    client.sendall(self._respond(client, opening, is_root=uid == 0))
+            except TimeoutError:
+                text = f"no request came within {_TIMEOUT_S:g} s"
+                client.sendall(format_response(1, _cni_refusal(IO_FAILURE, text)))
 
     def _respond(self, client: socket.socket, opening: Opening, *, is_root: bool) -> bytes:
         if opening.data[:1] == MAGIC[:1] and self._cni is not None:
             if not is_root:
-                return format_response(1, _cni_refusal("only root may attach pods"))
+                return format_response(1, _cni_refusal(IO_FAILURE, "only root may attach pods"))
             try:
                 return format_response(*self._cni(*read_request(client, opening)))
             except WireError as exc:
                 log.warning("CNI: %s", exc)
-                return format_response(1, _cni_refusal(str(exc)))
+                return format_response(1, _cni_refusal(IO_FAILURE, str(exc)))
+            except DescriptorLostError as exc:
+                log.warning("CNI: %s", exc)
+                return format_response(1, _cni_refusal(TRY_LATER, str(exc)))
         answer = self._answer(client, opening.data) if is_root else _error("forbidden", "root only")
         return json.dumps(answer).encode() + b"\n"
 
@@ -119,6 +127,9 @@ class ControlServer:
             result = call(given if isinstance(given, dict) else {})
         except OverlayError as exc:
             return _error("failed", str(exc))
+        except Exception as exc:
+            log.exception("the call %s", name)
+            return _error("fault", f"{type(exc).__name__}: {exc}; the agent's log has more")
         return {"overlay": PROTOCOL, "ok": True, "result": result}
 
 
@@ -273,8 +284,8 @@ def _read_line(client: socket.socket, data: bytes) -> bytes:
     return data[:_LONGEST]
 
 
-def _cni_refusal(text: str) -> bytes:
-    return format_error(CniError(IO_FAILURE, text), LATEST)
+def _cni_refusal(code: int, text: str) -> bytes:
+    return format_error(CniError(code, text), LATEST)
 
 
 def _error(code: str, message: str) -> dict[str, Any]:

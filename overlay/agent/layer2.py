@@ -170,5 +170,5 @@ def _tell(changes: Iterable[str]) -> None:
 def _as_kernel_error() -> Iterator[None]:
     try:
         yield
-    except NftError as exc:
+    except (NftError, OSError) as exc:
         raise KernelError(str(exc)) from exc

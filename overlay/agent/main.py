@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -49,6 +50,7 @@ from overlay.store.base import LeaseStore, StoreError
 
 log = logging.getLogger(__name__)
 
+_OPEN_FILES: Final = 65536  # some 6 for each of as many clients as may wait (control)
 _LOAD_AFTER_S: Final = 1.0  # what is not needed for a start must not slow it down
 _STUCK_S: Final = 60.0  # beyond the audit interval, before /healthz says so
 # The same for who calls the store: a slow one's listing of all leases is many calls.
@@ -270,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = parse_flags(sys.argv[1:] if argv is None else argv)
         set_up_logs(flags.log_format, flags.log_level)
         _require_root()
+        _raise_file_limit()
         find_underlay(flags.underlay, ())  # a wrong --iface shows at once, whatever the store does
         agent = _agent(flags)
         log.info("overlayd %s on node %s", __version__, flags.node.name)
@@ -294,6 +297,14 @@ def _require_root() -> None:
     if os.geteuid() != 0:
         msg = "overlayd sets routes and devices: run it as root"
         raise UsageError(msg)
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the host lets us: each pod that is attached needs some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _agent(flags: Flags) -> Agent:

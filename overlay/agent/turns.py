@@ -1,21 +1,22 @@
-"""One at a time for each attachment, any number side by side for different ones."""
+"""One at a time for each key, any number side by side for different ones."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
-from overlay.model.attachment import AttachmentKey
+K = TypeVar("K", bound=Hashable)
 
 
-class Turns:
+class Turns(Generic[K]):
     """A lock a key, there as long as somebody holds it or waits for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._turns: dict[AttachmentKey, tuple[threading.Lock, int]] = {}
+        self._turns: dict[K, tuple[threading.Lock, int]] = {}
 
     @contextmanager
-    def of(self, key: AttachmentKey) -> Iterator[None]:
+    def of(self, key: K) -> Iterator[None]:
         """Wait until nobody else works on ``key``, and keep others waiting meanwhile."""
         with self._lock:
             turn, count = self._turns.get(key, (threading.Lock(), 0))

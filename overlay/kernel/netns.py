@@ -10,9 +10,10 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from overlay.kernel.base import KernelError
@@ -75,17 +76,39 @@ def entered(descriptor: int, home: int | None = None) -> Iterator[None]:
             _enter(own)
 
 
+def inode_at(path: str) -> int:
+    """Return the inode of what lies at ``path``, as we see it; 0 where nothing does.
+
+    All namespaces are on one file system, so it tells them apart (fs/nsfs.c).
+    """
+    try:
+        return os.stat(path).st_ino  # noqa: PTH116 - pathlib takes no NUL
+    except (OSError, ValueError):
+        return 0
+
+
+def inhabited_namespaces() -> frozenset[int]:
+    """Return the inodes of the network namespaces that processes live in, as far as we see any."""
+    processes = (path for path in Path("/proc").iterdir() if path.name.isdecimal())
+    return frozenset(inode_at(f"{path}/ns/net") for path in processes) - {0}
+
+
+def is_namespace_gone(path: str, inode: int, inhabited: Collection[int]) -> bool:
+    """Return whether the namespace that lay at ``path`` surely is gone: with 0 for it, no.
+
+    Where its folder is not to be seen, nothing can be said.
+    """
+    is_visible = inode != 0 and os.path.isdir(os.path.dirname(path))  # noqa: PTH112, PTH120
+    return is_visible and inode_at(path) != inode and inode not in inhabited
+
+
 def open_rtnl(descriptor: int) -> RtnlSocket:
     """Return a socket inside the namespace; the calling thread is back outside afterwards.
 
     Raises KernelError when the namespace cannot be entered.
     """
     with entered(descriptor):
-        try:
-            return RtnlSocket()
-        except OSError as exc:
-            msg = f"no netlink socket in the namespace: {exc}"
-            raise KernelError(msg) from exc
+        return RtnlSocket()
 
 
 def open_socket(descriptor: int, family: int, kind: int, protocol: int) -> socket.socket:
@@ -110,7 +133,11 @@ def enter_new() -> None:
 
 @contextmanager
 def _own_descriptor() -> Iterator[int]:
-    descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        msg = f"/proc/thread-self/ns/net: {exc.strerror}"
+        raise KernelError(msg) from exc
     try:
         yield descriptor
     finally:

@@ -76,7 +76,11 @@ def open_pod_rtnl(
 
 def _adopted(descriptor: int, namespace: int) -> RtnlSocket:
     """Return the socket that was handed over, once it is known to be one of the namespace."""
-    own = os.dup(descriptor)
+    try:
+        own = os.dup(descriptor)
+    except OSError as exc:
+        msg = f"the plugin's socket in the pod's namespace cannot be used: {exc.strerror}"
+        raise KernelError(msg) from exc
     try:
         given = socket.socket(fileno=own)
     except OSError as exc:

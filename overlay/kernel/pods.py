@@ -47,6 +47,7 @@ from overlay.model.subnet import Subnet
 # Threads that wait until the kernel is done with a link; each for some 20 ms. With
 # 16 of them a DEL in ten waited for one (November 2026).
 _DELETING: Final = ThreadPoolExecutor(max_workers=64, thread_name_prefix="dellink")
+_GONE: Final = frozenset((errno.ENODEV, errno.ENOENT))
 _FORWARDING_S: Final = 1.0  # at most, until a port carries frames; some milliseconds mostly
 # Some runtimes switch IPv6 off for all that comes, and still ask for a dual-stack network.
 _IPV6_SYSCTLS: Final = (("disable_ipv6", "0"),)
@@ -119,10 +120,9 @@ def attach(
         msg = f"{link.interface!r} is not the name of an interface"
         raise KernelError(msg)
     host, pod = (link.host_interface, link.host_mac), (link.interface, link.mac)
-    refusal, told = rtnl.send_heard(pod_requests.pair(host, pod, link.mtu, netns.descriptor))
-    if refusal is not None:
-        raise _made(refusal, link)
     try:
+        refusal, told = rtnl.send_heard(pod_requests.pair(host, pod, link.mtu, netns.descriptor))
+        _expect_made(refusal, link)
         if told is not None:
             index, peer = pod_requests.ends(told)
         else:
@@ -135,8 +135,10 @@ def attach(
             _set_up_host(rtnl, link, index)
         else:
             _await_forwarding(rtnl, link, index)
-    except KernelError:
-        detach(link.host_interface)
+    except InterfaceExistsError:
+        raise
+    except BaseException:
+        _take_back(rtnl, link.host_interface)
         raise
     return defaults
 
@@ -151,10 +153,21 @@ def detach(host_interface: str) -> bool:
     refusal = RtnlSocket().send_echoed(request, _DELETING.submit)
     if refusal is None:
         return True
-    if refusal.errno in {errno.ENODEV, errno.ENOENT}:
+    if refusal.errno in _GONE:
         return False
     msg = f"{host_interface}: {refusal.text}"
     raise KernelError(msg)
+
+
+def _take_back(rtnl: RtnlSocket, host_interface: str) -> None:
+    """Remove a pair as ``detach`` does, or slower: with ``rtnl``, where nothing new can be had."""
+    try:
+        detach(host_interface)
+    except KernelError:
+        for refusal in rtnl.send([pod_requests.removal(host_interface)]):
+            if refusal.errno not in _GONE:
+                msg = f"{host_interface}: {refusal.text}"
+                raise KernelError(msg) from None
 
 
 def host_links(rtnl: RtnlSocket) -> dict[str, LinkInfo]:
@@ -270,11 +283,12 @@ def _set_up_pod(
 
 def _part_ways(inside: RtnlSocket, links: Iterable[PodLink]) -> None:
     """Lead each address out by its own interface; repeating it is safe."""
-    there = list_links(inside)
+    # Somebody may have removed another one meanwhile, or set it down: no route goes by that.
+    there = {name: info for name, info in list_links(inside).items() if info.is_up}
     requests = [
         request
         for link in links
-        if link.interface in there  # somebody may have removed another one meanwhile
+        if link.interface in there
         for address in link.addresses
         for request in path_of(
             there[link.interface].index,
@@ -304,9 +318,11 @@ def _index(rtnl: RtnlSocket, name: str) -> int:
     return parse_link(*answer).index
 
 
-def _made(refusal: Refusal, link: PodLink) -> KernelError:
+def _expect_made(refusal: Refusal | None, link: PodLink) -> None:
+    if refusal is None:
+        return
     if refusal.errno == errno.EEXIST:
         msg = f"interface {link.interface}, or {link.host_interface} of the host, exists already"
-        return InterfaceExistsError(msg)
+        raise InterfaceExistsError(msg)
     msg = f"{link.interface}: veth pair: {refusal.text}"
-    return KernelError(msg)
+    raise KernelError(msg)

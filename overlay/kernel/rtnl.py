@@ -147,15 +147,26 @@ class Refusal:
 class RtnlSocket:
     """A socket in the network namespace of the thread that made it; one thread uses it.
 
-    ``given`` is one that was made elsewhere, not yet bound, and is closed with this.
+    ``given`` is one that was made elsewhere, not yet bound, and is closed with
+    this. Raises KernelError where there is none to be had: no descriptor is
+    left, most of all.
     """
 
     def __init__(self, given: socket.socket | None = None) -> None:
-        if given is None:
-            given = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        else:
-            given.settimeout(None)  # whatever its maker left it in
-        self._socket = given
+        try:
+            if given is None:
+                given = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            else:
+                given.settimeout(None)  # whatever its maker left it in
+            self._socket = given
+            self._set_up()
+        except OSError as exc:
+            if given is not None:
+                given.close()
+            msg = f"no rtnetlink socket: {exc.strerror}"
+            raise KernelError(msg) from exc
+
+    def _set_up(self) -> None:
         self._sequence = 0
         self._socket.bind((0, 0))
         # In notifications of our own changes the kernel names it.
@@ -188,9 +199,16 @@ class RtnlSocket:
             self._namespace = -1
 
     def namespace(self) -> int:
-        """Return a descriptor of the network namespace that it lives in, closed with the socket."""
+        """Return a descriptor of the network namespace that it lives in, closed with the socket.
+
+        Raises KernelError.
+        """
         if self._namespace < 0:
-            self._namespace = fcntl.ioctl(self._socket, _SIOCGSKNS)
+            try:
+                self._namespace = fcntl.ioctl(self._socket, _SIOCGSKNS)
+            except OSError as exc:
+                msg = f"no descriptor of the host's namespace: {exc.strerror}"
+                raise KernelError(msg) from exc
         return self._namespace
 
     def send(self, requests: Sequence[Request]) -> list[Refusal]:
@@ -293,21 +311,32 @@ class RtnlSocket:
         To delete a link takes 16 to 24 ms, for the kernel waits for its
         readers, but the deletion is told to listeners (NLM_F_ECHO) after less
         than one. So ``run`` sends in another thread, and this one listens. The
-        socket is closed by that thread and cannot be used again.
+        socket is closed by that thread and cannot be used again. Raises
+        KernelError, also where there is no room for that thread.
         """
         self._sequence += 1
         wanted = self._sequence
         flags = request.flags | NLM_F_REQUEST | NLM_F_ACK | _NLM_F_ECHO
         header = _HEADER.pack(16 + len(request.body), request.kind, flags, wanted, 0)
-        told = socket.socket(fileno=os.dup(self._socket.fileno()))
         data = header + request.body
 
         def work() -> None:
             with contextlib.suppress(OSError), contextlib.closing(self._socket):
                 self._socket.send(data)
 
-        run(work)
+        try:
+            told = socket.socket(fileno=os.dup(self._socket.fileno()))
+        except OSError as exc:
+            self._socket.close()
+            msg = f"rtnetlink: {exc.strerror}"
+            raise KernelError(msg) from exc
         with contextlib.closing(told):
+            try:
+                run(work)
+            except RuntimeError as exc:
+                self._socket.close()
+                msg = f"rtnetlink: {exc}"
+                raise KernelError(msg) from exc
             return _await_echo(told, request.kind, wanted)
 
     def dump(self, kind: int, body: bytes) -> list[Message]:

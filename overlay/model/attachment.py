@@ -49,6 +49,7 @@ class Attachment:
     is_complete: bool = False  # False while, or if, it was cut off half way
     mode: str = PTP  # one of ``MODES``
     labels: Mapping[str, str] = field(default_factory=dict)  # for policies, of the configuration
+    netns_inode: int = 0  # of what the agent saw at ``sandbox``, for addresses alone; 0: nothing
 
     @property
     def shown(self) -> str:
@@ -72,6 +73,7 @@ class Attachment:
             "mtu": self.mtu,
             "arguments": dict(self.arguments),
             **({"labels": dict(self.labels)} if self.labels else {}),
+            **({"netns_inode": self.netns_inode} if self.netns_inode else {}),
             "mode": self.mode,
             "complete": self.is_complete,  # last: see overlay.agent.records
         }
@@ -102,6 +104,9 @@ def parse_attachment(document: Any) -> Attachment:
     labels = document.get("labels", {})
     if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
         raise _unreadable("labels", labels)
+    inode = document.get("netns_inode", 0)
+    if isinstance(inode, bool) or not isinstance(inode, int) or inode < 0:
+        raise _unreadable("netns_inode", inode)
     mode = document.get("mode", PTP)  # written since there is another
     if mode not in MODES:
         raise _unreadable("mode", mode)
@@ -120,6 +125,7 @@ def parse_attachment(document: Any) -> Attachment:
         is_complete=document.get("complete") is True,
         mode=mode,
         labels=labels,
+        netns_inode=inode,
     )
 
 

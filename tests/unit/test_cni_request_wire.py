@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import socket
 import struct
 import threading
@@ -10,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overlay.agent.cni_wire import MAGIC, WireError, format_response, opened, read_request
+from overlay.agent.cni_wire import (
+    MAGIC,
+    DescriptorLostError,
+    WireError,
+    format_response,
+    opened,
+    read_request,
+)
 from overlay.kernel.pod_namespace import PodNamespace
 
 Read = tuple[dict[str, str], bytes, PodNamespace | None]
@@ -134,3 +142,19 @@ def test_response_is_magic_status_length_output(status: int, output: bytes) -> N
     data = format_response(status, output)
     assert struct.unpack_from("<4sII", data) == (MAGIC, status, len(output))
     assert data[12:] == output
+
+
+def test_descriptor_that_there_is_no_room_for_is_told() -> None:
+    """The kernel then hands over none, and says so (MSG_CTRUNC)."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with near, far, open(os.devnull, "rb") as file:  # noqa: PTH123 - its descriptor alone counts
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", file.fileno()))]
+        near.sendmsg([request(b"A=b\0", b"{}", flags=1)], rights)
+        near.shutdown(socket.SHUT_WR)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with opened(far) as opening, pytest.raises(DescriptorLostError, match="too many files"):
+                read_request(far, opening)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -28,6 +28,13 @@ def request_of(version: str = "1.1.0", **keys: Any) -> CniRequest:
     return parse_request(VARIABLES, json.dumps(document).encode())
 
 
+CONFIG = {"cniVersion": "1.1.0", "name": "fabric", "type": "overlay"}
+
+
+def attachment_of(request: CniRequest) -> Attachment:
+    return Attachment(request.key, request.netns, (ip_address("10.1.0.2"),), link="opod1")
+
+
 def result(request: CniRequest, *addresses: str, mode: str = "ptp") -> Any:
     attachment = Attachment(
         key=request.key,
@@ -155,3 +162,38 @@ def test_places_count_what_came_before_in_the_chain() -> None:
     previous = {"interfaces": [{"name": "x"}, {"name": "y"}]}
     found = result(request_of(prevResult=previous), "10.1.0.2", mode="bridge")
     assert found["interfaces"][found["ips"][0]["interface"]]["name"] == "eth0"
+
+
+def test_what_came_in_does_not_grow() -> None:
+    """Every letter takes two bytes, and six as an escape."""
+    previous = {"interfaces": [{"name": "\N{CYRILLIC SMALL LETTER ZHE}" * 300_000}]}
+    text = json.dumps(
+        {**CONFIG, "prevResult": previous}, ensure_ascii=False, separators=(",", ":")
+    ).encode()
+    request = parse_request(VARIABLES, text)
+    found = format_result(request, attachment_of(request), SUBNET)
+    assert json.loads(found)["interfaces"][0] == previous["interfaces"][0]
+    assert len(found) < len(text) + 1000
+
+
+def test_half_a_surrogate_pair_stays_what_it_was() -> None:
+    text = json.dumps({**CONFIG, "prevResult": {"interfaces": [{"name": "\ud800"}]}}).encode()
+    request = parse_request(VARIABLES, text)
+    assert b'"\\ud800"' in format_result(request, attachment_of(request), SUBNET)
+
+
+def test_result_that_the_plugin_would_not_take_is_refused() -> None:
+    """Numbers grow: 1e15 becomes 1000000000000000.0."""
+    listed = b",".join([b'{"a":1e15}'] * 90_000)
+    text = json.dumps(CONFIG).encode()[:-1] + b',"prevResult":{"routes":[' + listed + b"]}}"
+    assert len(text) < 1 << 20
+    request = parse_request(VARIABLES, text)
+    with pytest.raises(CniError, match=r'"prevResult": with it the result has \d+ bytes') as caught:
+        format_result(request, attachment_of(request), SUBNET)
+    assert caught.value.code == 7
+
+
+def test_long_errors_are_cut() -> None:
+    text = format_error(CniError(103, "route is missing; " * 100_000), "1.1.0")
+    assert len(text) < 5000
+    assert json.loads(text)["msg"].endswith("...")

@@ -24,10 +24,15 @@ def refuse(given: Any) -> Any:
     raise OverlayError(msg)
 
 
+def stumble(given: Any) -> Any:
+    msg = "of our own"
+    raise LookupError(msg)
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("control") / "agent.sock"
-    server = ControlServer(path, {"echo": echo, "refuse": refuse})
+    server = ControlServer(path, {"echo": echo, "refuse": refuse, "stumble": stumble})
     yield path
     server.close()
 
@@ -94,6 +99,7 @@ def test_arguments_come_through_or_the_request_is_refused(path: Path, given: Any
     ("request_", "code"),
     [
         (b'{"overlay": 1, "call": "refuse"}\n', "failed"),
+        (b'{"overlay": 1, "call": "stumble"}\n', "fault"),
         (b'{"overlay": 2, "call": "echo"}\n', "bad-version"),
         (b'{"overlay": 1, "call": "reboot"}\n', "bad-call"),
         (b'{"overlay": 1, "call": null}\n', "bad-call"),

@@ -12,7 +12,7 @@ ONE, OTHER = AttachmentKey("n", "one", "eth0"), AttachmentKey("n", "other", "eth
 
 
 def test_one_at_a_time_for_each_key() -> None:
-    turns = Turns()
+    turns: Turns[AttachmentKey] = Turns()
     inside: dict[AttachmentKey, int] = {ONE: 0, OTHER: 0}
     worst: list[int] = []
 
@@ -30,7 +30,8 @@ def test_one_at_a_time_for_each_key() -> None:
 
 
 def test_other_keys_do_not_wait() -> None:
-    turns, is_done = Turns(), threading.Event()
+    turns: Turns[AttachmentKey] = Turns()
+    is_done = threading.Event()
 
     def work() -> None:
         with turns.of(OTHER):
@@ -42,7 +43,7 @@ def test_other_keys_do_not_wait() -> None:
 
 
 def test_turn_ends_with_an_error_too() -> None:
-    turns = Turns()
+    turns: Turns[AttachmentKey] = Turns()
     for _ in range(2):
         with pytest.raises(ValueError, match="of the work"), turns.of(ONE):
             raise ValueError("of the work")
