@@ -37,7 +37,6 @@ from overlay.agent.notify import notify
 from overlay.agent.policy_part import PolicyPart
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_STORE, Status
-from overlay.kernel.links import load
 from overlay.kernel.nft import OwnWrites
 from overlay.kernel.notices import UNDERLAY, Notice
 from overlay.kernel.underlay import find_underlay
@@ -51,7 +50,6 @@ from overlay.store.base import LeaseStore, StoreError
 log = logging.getLogger(__name__)
 
 _OPEN_FILES: Final = 65536  # some 6 for each of as many clients as may wait (control)
-_LOAD_AFTER_S: Final = 1.0  # what is not needed for a start must not slow it down
 _STUCK_S: Final = 60.0  # beyond the audit interval, before /healthz says so
 # The same for who calls the store: a slow one's listing of all leases is many calls.
 _STUCK_CALLS_S: Final = 600.0
@@ -124,7 +122,6 @@ class Agent:
                 "watch": self._watch,
                 "lessee": self._lease,
                 "monitor": self._monitor,
-                "load": self._load,
                 "mesh": functools.partial(self.mesh.run, self.stop),
                 "conflist": self._offer,
             }
@@ -251,10 +248,6 @@ class Agent:
         flags = self._flags
         file = ConfigFile(flags.cni, flags.cni_socket, flags.audit_interval_s)
         file.run(self.status, self.stop)
-
-    def _load(self) -> None:
-        if not self.stop.wait(_LOAD_AFTER_S):
-            load()
 
     def _stuck(self) -> Sequence[str]:
         quiet_s = self._clock() - self.reconciler.heartbeat

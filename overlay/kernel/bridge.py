@@ -20,7 +20,8 @@ from typing import Final
 
 from overlay.kernel import messages, sysctl
 from overlay.kernel.base import DeviceConflictError, KernelError
-from overlay.kernel.links import RTM_GETLINK, LinkInfo, parse_link
+from overlay.kernel.link_requests import RTM_GETLINK
+from overlay.kernel.links import LinkInfo, parse_link
 from overlay.kernel.rtnl import (
     NLM_F_CREATE,
     NLM_F_EXCL,

@@ -8,7 +8,8 @@ from typing import Final
 
 from overlay.kernel import messages
 from overlay.kernel.base import KernelError
-from overlay.kernel.links import RTM_GETLINK, LinkInfo
+from overlay.kernel.link_requests import RTM_GETLINK
+from overlay.kernel.links import LinkInfo
 from overlay.kernel.rtnl import (
     NLM_F_CREATE,
     NLM_F_REPLACE,

@@ -1,30 +1,24 @@
-"""VXLAN devices: listed by hand, made and changed through pyroute2.
+"""VXLAN devices: listed and made by hand, taken apart and rebuilt through pyroute2.
 
 Layouts: linux/if_link.h (ifinfomsg, IFLA_*, IFLA_VXLAN_*).
 """
 
 import errno
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
-from overlay.kernel.rtnl import RtnlSocket, attributes, decoder, head
+from overlay.kernel import link_requests as asked
+from overlay.kernel.rtnl import Request, RtnlSocket, attributes, decoder, head
 from overlay.model.address import Family, IPAddress, MacAddress, family_of
 from overlay.model.kernel import LINK_ALIAS, VxlanLink
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-RTM_GETLINK: Final = 18
-_IFINFOMSG: Final = struct.Struct("=BBHiII")
-_IFF_UP: Final = 1
 _IFF_LOWER_UP: Final = 1 << 16
-_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS = 1, 3, 4, 10, 18, 20
-_INFO_KIND, _INFO_DATA = 1, 2
-_ID, _LOWER, _LOCAL, _LEARNING, _PORT, _LOCAL6, _GBP = 1, 3, 4, 7, 15, 17, 23
-_ADDRGEN_NONE: Final = 1  # linux/if_link.h, IN6_ADDR_GEN_MODE_NONE
+_MASTER: Final = 10
 _IPV6_MIN_MTU: Final = 1280  # bytes (RFC 8200, section 5)
 _FLANNEL: Final = "flannel"
 
@@ -94,7 +88,7 @@ def list_links(rtnl: RtnlSocket) -> dict[str, LinkInfo]:
     """Return every interface of the namespace by name."""
     links = (
         parse_link(*message)
-        for message in rtnl.dump(RTM_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0, 0))
+        for message in rtnl.dump(asked.RTM_GETLINK, asked.IFINFOMSG.pack(0, 0, 0, 0, 0, 0))
     )
     return {link.name: link for link in links}
 
@@ -102,40 +96,41 @@ def list_links(rtnl: RtnlSocket) -> dict[str, LinkInfo]:
 @decoder
 def parse_link(data: bytes, start: int, end: int) -> LinkInfo:
     """Return the interface that one link message describes. Raises MessageError."""
-    _family, _pad, _type, index, flags, _change = head(_IFINFOMSG, data, start, end)
+    _family, _pad, _type, index, flags, _change = head(asked.IFINFOMSG, data, start, end)
     parts = attributes(data, start + 16, end)
-    info = attributes(parts[_LINKINFO], 0, len(parts[_LINKINFO])) if _LINKINFO in parts else {}
+    nested = parts.get(asked.LINKINFO, b"")
+    info = attributes(nested, 0, len(nested))
     return LinkInfo(
         index=index,
-        name=_text(parts.get(_IFNAME)),
-        is_up=bool(flags & _IFF_UP),
-        mtu=_u32(parts.get(_MTU)),
-        mac=parts.get(_ADDRESS, b"").hex(":") if parts.get(_ADDRESS) else "",
-        alias=_text(parts.get(_IFALIAS)),
+        name=_text(parts.get(asked.IFNAME)),
+        is_up=bool(flags & asked.IFF_UP),
+        mtu=_u32(parts.get(asked.MTU)),
+        mac=parts.get(asked.ADDRESS, b"").hex(":") if parts.get(asked.ADDRESS) else "",
+        alias=_text(parts.get(asked.IFALIAS)),
         vxlan=_parse_vxlan(info),
-        kind=_text(info.get(_INFO_KIND)),
+        kind=_text(info.get(asked.INFO_KIND)),
         master=_u32(parts.get(_MASTER)),
         has_carrier=bool(flags & _IFF_LOWER_UP),
     )
 
 
 def _parse_vxlan(info: Mapping[int, bytes]) -> Vxlan | None:
-    if _text(info.get(_INFO_KIND)) != "vxlan":
+    if _text(info.get(asked.INFO_KIND)) != "vxlan":
         return None
-    payload = info.get(_INFO_DATA, b"")
+    payload = info.get(asked.INFO_DATA, b"")
     data = attributes(payload, 0, len(payload))
     local: IPAddress | None = None
-    if any(data.get(_LOCAL, b"")):
-        local = IPv4Address(data[_LOCAL])
-    elif any(data.get(_LOCAL6, b"")):
-        local = IPv6Address(data[_LOCAL6])
+    if any(data.get(asked.LOCAL, b"")):
+        local = IPv4Address(data[asked.LOCAL])
+    elif any(data.get(asked.LOCAL6, b"")):
+        local = IPv6Address(data[asked.LOCAL6])
     return Vxlan(
-        vni=_u32(data.get(_ID)),
-        port=int.from_bytes(data.get(_PORT, b""), "big"),
+        vni=_u32(data.get(asked.ID)),
+        port=int.from_bytes(data.get(asked.PORT, b""), "big"),
         local=local,
-        lower=_u32(data.get(_LOWER)),
-        learning=data.get(_LEARNING, b"\0") != b"\0",
-        gbp=_GBP in data,
+        lower=_u32(data.get(asked.LOWER)),
+        learning=data.get(asked.LEARNING, b"\0") != b"\0",
+        gbp=asked.GBP in data,
     )
 
 
@@ -143,19 +138,21 @@ class LinkConflictError(Exception):
     """A device that is not ours stands in the way; the text says which, and the way out."""
 
 
-def load() -> None:
-    """Load what ``LinkWriter`` needs, so that its first change does not wait for that."""
-    import pyroute2  # noqa: F401 - 75 ms, which a device that is cut off should not wait for
-
-
 class LinkWriter:
-    """Makes, changes and removes VXLAN devices. Holds one pyroute2 socket while it lives."""
+    """Makes, changes and removes VXLAN devices. Holds sockets of its own while it lives.
+
+    What a join or a repair needs is packed by hand; what is rare goes through pyroute2.
+    """
 
     def __init__(self) -> None:
+        self._rtnl: RtnlSocket | None = None
         self._ipr: IPRoute | None = None
 
     def close(self) -> None:
-        """Close the socket, if one was needed."""
+        """Close the sockets, if any were needed."""
+        if self._rtnl is not None:
+            self._rtnl.close()
+            self._rtnl = None
         if self._ipr is not None:
             self._ipr.close()
             self._ipr = None
@@ -193,23 +190,8 @@ class LinkWriter:
             self._link("del", index=found.index)
 
     def _make(self, link: VxlanLink, underlay: int) -> None:
-        options: dict[str, Any] = {"vxlan_gbp": True} if link.gbp else {}
-        options["vxlan_local" if link.local.version == 4 else "vxlan_local6"] = str(link.local)
-        self._link(
-            "add",
-            ifname=link.name,
-            kind="vxlan",
-            vxlan_id=link.vni,
-            vxlan_link=underlay,
-            vxlan_port=link.port,
-            vxlan_learning=0,
-            address=link.mac,
-            mtu=link.mtu,
-            **options,
-        )
-        index = self._index(link.name)
-        self._mark(index)
-        self._link("set", index=index, state="up")
+        self._send(asked.made(link, underlay))
+        self._finish(self._index(link.name))
 
     def _change(self, link: VxlanLink, underlay: int, found: LinkInfo) -> None:
         index = found.index
@@ -231,33 +213,41 @@ class LinkWriter:
                 **{local: str(link.local)},
             )
         if found.mac != link.mac:
-            self._link("set", index=index, address=link.mac)
+            self._send(asked.addressed(index, link.mac))
         if found.mtu != link.mtu:
             if found.mtu < _IPV6_MIN_MTU:
                 # Such an MTU took IPv6 from the device. It comes back by itself, and on a
                 # device that is up with a link-local address, before _mark can forbid one.
-                self._link("set", index=index, state="down")
-            self._link("set", index=index, mtu=link.mtu)
-        self._mark(index)
-        self._link("set", index=index, state="up")
+                self._send(asked.lowered(index))
+            self._send(asked.sized(index, link.mtu))
+        self._finish(index)
 
-    def _mark(self, index: int) -> None:
-        self._link("set", index=index, ifalias=LINK_ALIAS)
+    def _finish(self, index: int) -> None:
+        """Mark the device as ours and set it up."""
+        self._send(asked.marked(index))
         try:
             # No link-local address and so no multicast traffic from the device itself.
-            af_spec = {
-                "attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDRGEN_NONE)]})]
-            }
-            self._link("set", index=index, IFLA_AF_SPEC=af_spec)
+            self._send(asked.silenced(index))
         except OSError as exc:
             if exc.errno not in {errno.EAFNOSUPPORT, errno.EOPNOTSUPP}:  # a kernel without IPv6
                 raise
+        self._send(asked.raised(index))
 
     def _index(self, name: str) -> int:
-        found = self._route().link_lookup(ifname=name)
-        if not found:
+        answer = self._socket().ask(asked.RTM_GETLINK, asked.by_name(name))
+        if answer is None:
             raise OSError(errno.ENODEV, f"{name} is gone again")
-        return int(found[0])
+        return parse_link(*answer).index
+
+    def _send(self, request: Request) -> None:
+        for refusal in self._socket().send([request]):
+            raise OSError(refusal.errno, refusal.text)
+
+    def _socket(self) -> RtnlSocket:
+        # Not the one of routes: the monitor hears of links, whoever made them.
+        if self._rtnl is None:
+            self._rtnl = RtnlSocket()
+        return self._rtnl
 
     def _link(self, verb: str, **options: Any) -> None:
         from pyroute2.netlink.exceptions import NetlinkError
@@ -269,7 +259,7 @@ class LinkWriter:
 
     def _route(self) -> "IPRoute":
         if self._ipr is None:
-            from pyroute2 import IPRoute  # 180 ms, and not needed when the devices are right
+            from pyroute2 import IPRoute  # 75 ms and 10 MiB, and hardly ever needed
 
             self._ipr = IPRoute(ext_ack=True)
         return self._ipr

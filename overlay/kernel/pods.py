@@ -33,7 +33,8 @@ from typing import Final
 from overlay.kernel import bridge_ports, messages, pod_requests
 from overlay.kernel.announce import announce
 from overlay.kernel.base import KernelError
-from overlay.kernel.links import RTM_GETLINK, LinkInfo, list_links, parse_link
+from overlay.kernel.link_requests import RTM_GETLINK
+from overlay.kernel.links import LinkInfo, list_links, parse_link
 from overlay.kernel.pod_gateway import GATEWAY, gateway
 from overlay.kernel.pod_namespace import PodNamespace, open_pod_rtnl
 from overlay.kernel.pod_paths import path_of

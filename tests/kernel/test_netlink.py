@@ -4,6 +4,7 @@ import contextlib
 import re
 import socket
 import subprocess
+import sys
 from functools import partial
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -62,6 +63,25 @@ def reconcile(netns: Netns, here: Site, *numbers: int) -> int:
         return count
 
     return netns.call(work)
+
+
+def test_a_join_and_its_repair_load_no_library(node: Netns) -> None:
+    script = """
+import subprocess, sys
+from overlay.kernel.netlink import NetlinkKernel
+from overlay.plan.diff import diff
+from overlay.plan.planner import desired
+from tests.unit.worlds import by_key, lease, site
+kernel, wanted = NetlinkKernel(), desired(site(), by_key(lease(2))).objects.values()
+for breaks in ("", "mtu 1000 down", "address 02:00:00:00:00:99", "alias nobody"):
+    for device in (each for each in wanted if breaks and hasattr(each, "underlay")):
+        subprocess.run(["ip", "link", "set", device.name, *breaks.split()], check=True)
+    for _ in range(3):
+        assert kernel.apply(diff(wanted, kernel.dump())) == ()
+    assert diff(wanted, kernel.dump()) == ()
+print("pyroute2" in sys.modules)
+"""
+    assert node.run(sys.executable, "-c", script) == "False\n"
 
 
 def look(netns: Netns) -> object:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from overlay.kernel import links, messages
+from overlay.kernel import link_requests, links, messages
 from overlay.kernel.monitor import Monitor
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.notices import OVERFLOW, SYSCTL, UNDERLAY, Change
@@ -78,7 +78,7 @@ def told(node: Netns) -> list[bytes]:
 def dumps(node: Netns, told: list[bytes]) -> list[bytes]:
     """Return the body of every message in dumps of all kinds, after the set-up."""
     del told  # set up by then
-    requests = [(links.RTM_GETLINK, bytes(16)), (messages.RTM_GETADDR, bytes(8))]
+    requests = [(link_requests.RTM_GETLINK, bytes(16)), (messages.RTM_GETADDR, bytes(8))]
     for family in FAMILIES:
         requests.append((messages.RTM_GETROUTE, messages.routes_request(family)))
         requests.append((messages.RTM_GETRULE, messages.rules_request(family)))
