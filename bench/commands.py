@@ -88,7 +88,7 @@ def run(options: Options) -> Iterator[Table]:
             with pods(agent, node, _PODS) as attached:
                 shell = _Shell(test, node)
                 ways = _wait_for_rows(shell, size)
-                words = _commands(node, attached[0][1])
+                words = _commands(node, attached[0].address)
                 yield _table(shell, words, rounds, f"{size:,} peers, {ways:,} ways, {_PODS} pods")
 
 
