@@ -51,7 +51,7 @@ def test_roles_allow_what_is_asked_and_no_more(cluster: PlantedCluster) -> None:
         own = cluster.acquire(claim(1))
         assert cluster.make_fabric_key()
         seen.wait(lambda view: view.fabric_keys.newest is not None)
-        eventually(lambda: cluster.api.asked("watch", "secrets"))
+        eventually(lambda: bool(cluster.api.asked("watch", "secrets")))
     cluster.renew(own, attributes(1), 60)
     cluster.set_network_available()
     cluster.rotate_fabric_key()
