@@ -92,18 +92,19 @@ def test_one_policy_one_chain_one_set_of_peers() -> None:
         world(pod(1, "web"), pod(2, "web"), pod(3, "lb", node="n2"), policies=(WEB,)), "n1"
     )
     assert body(ruleset) == expected("""
-        ov_s4_A { 10.244.0.3 . tcp . 80 }
-        ov_s6_A { fd00::3 . tcp . 80 }
+        ov_a4_A { 10.244.0.3 }
+        ov_a6_A { fd00::3 }
+        ov_p_B { tcp . 80 }
         ov_self4 { 10.244.0.1 . 10.244.0.1, 10.244.0.2 . 10.244.0.2 }
         ov_self6 { fd00::1 . fd00::1, fd00::2 . fd00::2 }
-        ov_c_B:
-          ip saddr . meta l4proto . th dport @ov_s4_A return
-          ip6 saddr . meta l4proto . th dport @ov_s6_A return
-          counter name ov_B drop
-        ov_to4 { 10.244.0.1 : ov_c_B }
-        ov_to4 { 10.244.0.2 : ov_c_B }
-        ov_to6 { fd00::1 : ov_c_B }
-        ov_to6 { fd00::2 : ov_c_B }
+        ov_c_C:
+          ip saddr @ov_a4_A meta l4proto . th dport @ov_p_B return
+          ip6 saddr @ov_a6_A meta l4proto . th dport @ov_p_B return
+          counter name "ov_C" drop
+        ov_to4 { 10.244.0.1 : ov_c_C }
+        ov_to4 { 10.244.0.2 : ov_c_C }
+        ov_to6 { fd00::1 : ov_c_C }
+        ov_to6 { fd00::2 : ov_c_C }
     """)
 
 
@@ -141,32 +142,33 @@ def test_hooks_ask_the_sender_then_the_receiver_and_never_the_node() -> None:
 @pytest.mark.parametrize(
     ("rules", "lines"),
     [
-        pytest.param((), "counter name ov_A drop", id="default deny"),
+        pytest.param((), 'counter name "ov_A" drop', id="default deny"),
         pytest.param((Rule(),), "return", id="a rule for all"),
         pytest.param(
             (Rule(None, (HTTP, PortMatch(Protocol.UDP, 53))),),
-            "meta l4proto . th dport @ov_p_A return\ncounter name ov_B drop",
+            'meta l4proto . th dport @ov_p_A return\ncounter name "ov_B" drop',
             id="ports for everybody",
         ),
         pytest.param(
             (Rule((BlockPeer(ip_network("10.0.0.0/8")),)),),
-            "ip saddr @ov_b4_A return\ncounter name ov_B drop",
+            'ip saddr @ov_b4_A return\ncounter name "ov_B" drop',
             id="a block on every port",
         ),
         pytest.param(
             (Rule((BlockPeer(ip_network("fd00::/8")),), (PortMatch(port=1, last=9),)),),
-            "ip6 saddr . meta l4proto . th dport @ov_c6_A return\ncounter name ov_B drop",
+            'ip6 saddr . meta l4proto . th dport @ov_c6_A return\ncounter name "ov_B" drop',
             id="a block with ports",
         ),
         pytest.param(
             (Rule((PodPeer(),)),),
-            "ip saddr @ov_a4_A return\nip6 saddr @ov_a6_A return\ncounter name ov_B drop",
+            'ip saddr @ov_a4_A return\nip6 saddr @ov_a6_A return\ncounter name "ov_B" drop',
             id="pods on every port",
         ),
         pytest.param(
             (Rule((PodPeer(),), (PortMatch(Protocol.SCTP),)),),
-            "ip saddr . meta l4proto . th dport @ov_r4_A return\n"
-            "ip6 saddr . meta l4proto . th dport @ov_r6_A return\ncounter name ov_B drop",
+            "ip saddr @ov_a4_A meta l4proto . th dport @ov_p_B return\n"
+            "ip6 saddr @ov_a6_A meta l4proto . th dport @ov_p_B return\n"
+            'counter name "ov_C" drop',
             id="pods on every port of a protocol",
         ),
     ],
@@ -194,7 +196,7 @@ def test_blocks_that_overlap_become_ranges_that_do_not() -> None:
         ov_c_C:
           ip daddr @ov_b4_A return
           ip daddr . meta l4proto . th dport @ov_c4_B return
-          counter name ov_C drop
+          counter name "ov_C" drop
         ov_from4 { 10.244.0.1 : ov_c_C }
         ov_from6 { fd00::1 : ov_c_C }
     """)  # noqa: E501 - as nft reads it
@@ -253,9 +255,33 @@ def test_the_way_of_a_packet_does_not_grow_with_policies(count: int) -> None:
     ruleset = compile_policies(
         world(pod(1, "a0"), *(pod(n, f"b{n}") for n in range(2, 9)), policies=policies), "n1"
     )
-    # Per family: pods, pods with ports, with ranges, blocks, blocks with ports; and everybody's
-    # ports and the last that drops.
-    assert [len(lines) for lines in ruleset.chains.values()] == [12, 12]
+    # Per family: four broad selectors, then pods, pods with ports, with ranges, blocks, blocks
+    # with ports; and everybody's ports and the last that drops.
+    assert [len(lines) for lines in ruleset.chains.values()] == [10 if count == 1 else 20] * 2
+
+
+def test_what_a_broad_selector_means_is_one_set_for_all_who_name_it() -> None:
+    live = Selector((Requirement("stage", Operator.IN, frozenset({"live"})),))
+    dns = Rule((PodPeer(EVERYTHING, live),), (PortMatch(Protocol.UDP, 53), PortMatch(port=53)))
+    named = Rule((PodPeer(EVERYTHING, live),), (PortMatch(port="http"),))
+    policies = [
+        NetworkPolicy(
+            f"n{n}", "p", egress=(dns, Rule((PodPeer(),), (PortMatch(port=n + 1),))), ingress=()
+        )
+        for n in range(50)
+    ]
+    policies += [NetworkPolicy(f"n{n}", "names", app("web"), egress=(named,)) for n in range(50)]
+    pods = [pod(n, "web", f"n{n}", http=NamedPort("http", 80)) for n in range(50)]
+    start = replace(
+        world(*pods, policies=tuple(policies)),
+        namespaces={f"n{n}": {"stage": "live"} for n in range(50)},
+    )
+    ruleset = compile_policies(start, "n1")
+    assert len(ruleset.chains) == 100
+    # Of each family: every pod with its named port and that of DNS for two protocols, the
+    # namespaces' own, and each pod to itself.
+    elements = [len(each.elements) for each in ruleset.sets.values() if "p_" not in each.name]
+    assert sum(elements) == 2 * (50 * 3 + 50 + 50)
 
 
 def test_pods_of_the_host_finished_ones_and_other_nodes_have_no_chain() -> None:
@@ -296,7 +322,7 @@ def test_no_text_of_objects_reaches_nft() -> None:
     )
     assert len(found.chains) == 7
     words = re.sub(
-        r'log prefix "overlay-policy [0-9a-f]+ "|prefix "overlay-policy unknown "', "", str(found)
+        r'(log prefix "overlay-policy ([0-9a-f]+|unknown) "|counter name "ov_\w+")', "", str(found)
     )
     assert not set(words) & set('"#\\\ud800')
     assert found.denials["unknown"].policies == ()
@@ -308,7 +334,7 @@ def test_audit_and_log() -> None:
     (chain,) = ruleset.chains.values()
     assert lettered("\n".join(chain[-2:])) == (
         'limit rate 2/second burst 4 packets log prefix "overlay-policy A " group 9 snaplen 64\n'
-        "counter name ov_A return"
+        'counter name "ov_A" return'
     )
     (denial,) = ruleset.denials.values()
     assert (denial.direction, denial.policies, denial.audited) == (
@@ -327,7 +353,7 @@ def test_pods_that_nobody_knows_are_shut_whatever_their_address_was() -> None:
         "10.244.0.9": "ov_unknown",
     }
     assert ruleset.maps["ov_to4"].elements == ruleset.maps["ov_from4"].elements
-    assert ruleset.chains["ov_unknown"] == ("counter name ov_unknown drop",)
+    assert ruleset.chains["ov_unknown"] == ('counter name "ov_unknown" drop',)
 
 
 def test_the_admin_tier_comes_first_and_the_baseline_where_nothing_isolates() -> None:
@@ -362,17 +388,17 @@ def test_the_admin_tier_comes_first_and_the_baseline_where_nothing_isolates() ->
     }
     assert set(names.values()) == {"ov_c_A"}
     by_address = ruleset.maps["ov_to4"].elements
-    for address, last in (("10.244.0.1", "ov_s4_"), ("10.244.0.2", "ov_a4_")):
+    for address, last in (("10.244.0.1", "th dport @ov_p_"), ("10.244.0.2", "goto ov_d_")):
         entry = ruleset.chains[by_address[address]]
         after = entry[-1].removeprefix("goto ")
         assert lettered("\n".join(entry)) == expected("""
             ip saddr @ov_a4_A return
             ip6 saddr @ov_a6_A return
-            ip saddr . meta l4proto . th dport @ov_s4_B goto ov_n_C
-            ip6 saddr . meta l4proto . th dport @ov_s6_B goto ov_n_C
-            ip saddr @ov_a4_D goto ov_d_E
-            ip6 saddr @ov_a6_D goto ov_d_E
-            goto ov_n_C
+            ip saddr @ov_a4_B meta l4proto . th dport @ov_p_C goto ov_n_D
+            ip6 saddr @ov_a6_B meta l4proto . th dport @ov_p_C goto ov_n_D
+            ip saddr @ov_a4_E goto ov_d_F
+            ip6 saddr @ov_a6_E goto ov_d_F
+            goto ov_n_D
         """)
         assert last in ruleset.chains[after][0]
     web_chain = ruleset.chains[by_address["10.244.0.1"].replace("ov_c_", "ov_n_")]
@@ -394,8 +420,8 @@ def test_a_label_changes_elements_alone() -> None:
     assert (
         lettered(delta)
         == expected("""
-        add element inet overlay_policy ov_s4_A { 10.244.0.4 . tcp . 80 }
-        add element inet overlay_policy ov_s6_A { fd00::4 . tcp . 80 }
+        add element inet overlay_policy ov_a4_A { 10.244.0.4 }
+        add element inet overlay_policy ov_a6_A { fd00::4 }
     """)
         + "\n"
     )
@@ -420,8 +446,9 @@ def test_a_pod_that_leaves_its_class_takes_the_chain_along() -> None:
         delete element inet overlay_policy ov_to6 { fd00::1 }
         flush chain inet overlay_policy ov_c_A
         delete chain inet overlay_policy ov_c_A
-        delete set inet overlay_policy ov_s4_B
-        delete set inet overlay_policy ov_s6_B
+        delete set inet overlay_policy ov_a4_B
+        delete set inet overlay_policy ov_a6_B
+        delete set inet overlay_policy ov_p_C
         delete counter inet overlay_policy ov_A
     """)
         + "\n"
@@ -439,9 +466,10 @@ def test_an_edited_policy_keeps_its_counter() -> None:
         lettered(delta)
         == expected("""
         flush chain inet overlay_policy ov_c_A
-        add rule inet overlay_policy ov_c_A counter name ov_A drop
-        delete set inet overlay_policy ov_s4_B
-        delete set inet overlay_policy ov_s6_B
+        add rule inet overlay_policy ov_c_A counter name "ov_A" drop
+        delete set inet overlay_policy ov_a4_B
+        delete set inet overlay_policy ov_a6_B
+        delete set inet overlay_policy ov_p_C
     """)
         + "\n"
     )

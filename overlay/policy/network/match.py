@@ -4,14 +4,19 @@ Addresses of pods change all the time, so that theirs are sets whose elements
 come and go, named by what selects them. Everything else changes with policies
 only, and is named by what it holds.
 
+What a broad selector means is one set for all who name it, and a rule says
+with which ports: copied into each of 90 lists it made 900,000 elements. So
+that rules stay few, a list has at most ``_SHARED`` of them, its broadest; the
+rest goes into sets of the list's own.
+
 | set | holds |
 |---|---|
-| ``ov_a4_``, ``ov_a6_`` | pods, on every port |
+| ``ov_a4_``, ``ov_a6_`` | pods, on every port or on those of a rule |
 | ``ov_s4_``, ``ov_s6_`` | pods, each with single ports: a hash |
 | ``ov_r4_``, ``ov_r6_`` | pods, each with ranges of ports |
 | ``ov_b4_``, ``ov_b6_`` | blocks of addresses, on every port |
 | ``ov_c4_``, ``ov_c6_`` | blocks of addresses with ports |
-| ``ov_p_`` | ports for everybody |
+| ``ov_p_`` | ports: for everybody, or for the pods of a rule |
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +26,7 @@ from typing import Final, TypeAlias
 from overlay.model.address import IPAddress, host_network
 from overlay.model.netpol import BlockPeer, Labels, PodKey, Selector
 from overlay.policy.network.classes import Direction, Term, digest
-from overlay.policy.network.ports import PortSet, spelled, union
+from overlay.policy.network.ports import EVERY_PORT, PortSet, spelled, union
 from overlay.policy.network.scope import ALL_PODS, IndexedPod, PodIndex, Scope
 from overlay.policy.network.spans import ranges
 from overlay.policy.network.table import PolicySet
@@ -32,6 +37,7 @@ _SIDE: Final = {Direction.INGRESS: "saddr", Direction.EGRESS: "daddr"}
 _PORTS: Final = "inet_proto . inet_service"
 _WHERE: Final = "meta l4proto . th dport"
 _VERSIONS: Final = (4, 6)
+_SHARED: Final = 4  # rules of a list with sets that others use too, for each IP version
 
 Entry: TypeAlias = tuple[Scope, PortSet]
 Members: TypeAlias = Mapping[Scope, set[PodKey]]
@@ -126,21 +132,40 @@ class Match:
     """What a list of terms matches, in one direction."""
 
     side: str
-    pods: PodMatch | None
-    fixed: tuple[PolicySet, ...]
-    everything: bool
+    own: PodMatch | None = None
+    shared: tuple[tuple[PodMatch, PolicySet | None], ...] = ()  # with ports; None: every port
+    fixed: tuple[PolicySet, ...] = ()
+    everything: bool = False
+
+    @property
+    def pods(self) -> list[PodMatch]:
+        """Return what has sets that change with pods."""
+        own = [self.own] if self.own is not None else []
+        return [*own, *(each for each, _ in self.shared)]
 
     @property
     def sets(self) -> list[PolicySet]:
         """Return the sets that its rules name, as they are now."""
-        pods = self.pods.sets.values() if self.pods is not None else ()
-        return sorted([*self.fixed, *pods], key=lambda each: each.name)
+        ports = [ports for _, ports in self.shared if ports is not None]
+        pods = [each for match in self.pods for each in match.sets.values()]
+        return [*self.fixed, *ports, *pods]
 
     def lines(self, verdict: str) -> list[str]:
         """Return the rules that end in ``verdict``."""
         if self.everything:
             return [verdict]
-        return [f"{_matched(each, self.side)} @{each.name} {verdict}" for each in self.sets]
+        own = self.own.sets.values() if self.own is not None else ()
+        alone = sorted([*self.fixed, *own], key=lambda each: each.name)
+        return [
+            *(f"{_matched(each, self.side)} @{each.name} {verdict}" for each in alone),
+            *(
+                f"{_matched(each, self.side)} @{each.name} "
+                + (f"{_WHERE} @{ports.name} " if ports is not None else "")
+                + verdict
+                for match, ports in self.shared
+                for each in match.sets.values()
+            ),
+        ]
 
 
 def match_of(
@@ -154,7 +179,7 @@ def match_of(
     everybody = union([PortSet(), *(term.ports for term in terms if term.everybody)])
     side = _SIDE[direction]
     if everybody.every:
-        return Match(side, None, (), everything=True)
+        return Match(side, everything=True)
     fixed: list[PolicySet] = []
     if everybody.spans:
         fixed.append(_fixed("ov_p_", _PORTS, everybody.elements))
@@ -169,8 +194,13 @@ def match_of(
             fixed.append(_fixed(f"ov_b{version}_", _ADDRESS[version], plain))
         if ported := [f"{text} . {e}" for text, ports in found for e in ports.elements]:
             fixed.append(_fixed(f"ov_c{version}_", f"{_ADDRESS[version]} . {_PORTS}", ported))
-    entries = _entries(terms)
-    return Match(side, pods(entries) if entries else None, tuple(fixed), everything=False)
+    shared, own = _divided(_entries(terms))
+    return Match(
+        side,
+        pods(own) if own else None,
+        tuple(_shared(listed, pods) for listed in shared),
+        tuple(fixed),
+    )
 
 
 def entries_digest(entries: Iterable[Entry]) -> str:
@@ -195,6 +225,42 @@ def _entries(terms: Iterable[Term]) -> tuple[Entry, ...]:
     return tuple(
         sorted(found, key=lambda e: (e[0].text, e[1].every, e[1].spans, sorted(e[1].names)))
     )
+
+
+def _divided(entries: tuple[Entry, ...]) -> tuple[list[tuple[Entry, ...]], tuple[Entry, ...]]:
+    """Return the entries that get sets by themselves, those of a scope together, and all others.
+
+    By what they say alone: the members of a scope change with every pod.
+    """
+    listed: dict[Scope, list[Entry]] = {}
+    for entry in entries:
+        if not entry[0].within:
+            listed.setdefault(entry[0], []).append(entry)
+    chosen = sorted(listed, key=lambda scope: (_narrowness(scope), scope.text))[:_SHARED]
+    return (
+        [tuple(listed[scope]) for scope in chosen],
+        tuple(entry for entry in entries if entry[0] not in chosen),
+    )
+
+
+def _shared(
+    entries: tuple[Entry, ...], pods: Callable[[tuple[Entry, ...]], PodMatch]
+) -> tuple[PodMatch, PolicySet | None]:
+    """Return the sets of one scope's entries, and the ports that a rule adds to them.
+
+    What a name stands for is each pod's own, and lies in the set.
+    """
+    if any(spec.names for _, spec in entries):
+        return pods(entries), None
+    ports = union(spec for _, spec in entries)
+    match = pods(((entries[0][0], EVERY_PORT),))
+    return match, None if ports.every else _fixed("ov_p_", _PORTS, ports.elements)
+
+
+def _narrowness(scope: Scope) -> tuple[bool, int]:
+    """Return what is the less the more pods a scope is likely to mean."""
+    spaces = scope.namespaces.requirements if scope.namespaces is not None else ()
+    return scope.namespaces is None, len(spaces) + len(scope.pods.requirements)
 
 
 def _node_blocks(

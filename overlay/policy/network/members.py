@@ -94,7 +94,7 @@ class Membership:
 
     def keep(self, matches: Iterable[Match]) -> None:
         """Forget the sets of pods, and the scopes, that none of ``matches`` uses."""
-        kept = {match.pods.ident: match.pods for match in matches if match.pods is not None}
+        kept = {pods.ident: pods for match in matches for pods in match.pods}
         if kept.keys() == self._matches.keys():
             return
         self._matches = kept
