@@ -281,17 +281,16 @@ class PolicyEnforcer:
             self._applied(world, options)
 
     def _report(self, error: str | None, ticket: int = 0) -> None:
-        before = self._status.get().policy_error
+        if error != self._status.get().policy_error:
+            if error is not None:
+                log.error("network policies: %s; what was in force stays so", error)
+                self._status.events.note(Kind.POLICY_REFUSED, error)
+            else:
+                log.info("network policies are in force again")
+            self._status.update(policy_error=error)
+        # Last: who waits for it reads the status then.
         with self._changed:
             self._error = error
             if error is None:
                 self._done = max(self._done, ticket)
             self._changed.notify_all()
-        if error == before:
-            return
-        if error is not None:
-            log.error("network policies: %s; what was in force stays so", error)
-            self._status.events.note(Kind.POLICY_REFUSED, error)
-        else:
-            log.info("network policies are in force again")
-        self._status.update(policy_error=error)
