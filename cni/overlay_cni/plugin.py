@@ -74,6 +74,7 @@ NS_GET_NSTYPE, CLONE_NEWNET = 0xB703, 0x40000000  # linux/nsfs.h, linux/sched.h
 
 _UNSUPPORTED, _BAD_VARIABLE, _IO_FAILURE, _UNDECODABLE, _BAD_CONFIG = 1, 4, 5, 6, 7
 _TRY_LATER, _UNAVAILABLE = 11, 50
+_FAULT = 999  # libcni's ErrInternal
 _ENOENT, _EAGAIN, _ECONNREFUSED = 2, 11, 111  # asm-generic/errno.h
 
 _ALNUM = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
@@ -164,13 +165,21 @@ def main() -> int:
     try:
         status, answer = _answer(request)
     except CniError as exc:
-        version = request.version()
-        form = (
-            f'{{"cniVersion":{_quoted(version if version in VERSIONS else LATEST)}'
-            f',"code":{exc.code},"msg":{_quoted(exc.message)},"details":{_quoted(exc.details)}}}\n'
-        )
-        status, answer = 1, form.encode()
+        status, answer = 1, _form(request, exc)
+    except Exception as exc:  # noqa: BLE001 - a runtime reads JSON, and no traceback
+        what = f"a fault of the plugin: {exc.__class__.__name__}: {exc}"
+        status, answer = 1, _form(request, CniError(_FAULT, what, "please report it"))
     return status if _print(answer) else 1
+
+
+def _form(request: Request, error: CniError) -> bytes:
+    """Return what is printed for an error."""
+    version = request.version()
+    form = (
+        f'{{"cniVersion":{_quoted(version if version in VERSIONS else LATEST)}'
+        f',"code":{error.code},"msg":{_quoted(error.message)},"details":{_quoted(error.details)}}}\n'
+    )
+    return form.encode()
 
 
 def _answer(request: Request) -> tuple[int, bytes]:
@@ -420,7 +429,11 @@ def _ask(request: Request, descriptors: list[int], path: bytes) -> tuple[int, by
 def _connect(request: Request, path: bytes) -> socket:
     """Return a connection to the agent, after a wait for one that is being restarted."""
     end = request.within(STATUS_CONNECT_S if request.is_status else CONNECT_S)
-    agent = socket(AF_UNIX, SOCK_STREAM)
+    try:
+        agent = socket(AF_UNIX, SOCK_STREAM)
+    except OSError as exc:
+        reason = f"cannot be reached: {exc.strerror}"
+        raise request.away(_IO_FAILURE, path, reason) from exc
     # With a time limit a full queue is told (EAGAIN) and not waited for without end.
     agent.settimeout(1.0)
     while True:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from overlay.agent.cni_request import (
     BAD_CONFIG,
+    LATEST,
     CniError,
     CniRequest,
     ignoring_case,
@@ -21,6 +22,7 @@ from overlay.model.subnet import Subnet
 from overlay.policy.network.fields import Field, PolicyFormatError
 from overlay.policy.network.selectors import parse_labels
 
+_ROUTE_NUMBERS: Final = ("mtu", "advmss", "priority", "table", "scope")
 _RANGE_KEYS: Final = ("subnet", "rangeStart", "rangeEnd", "gateway")
 
 
@@ -43,6 +45,50 @@ def wanted_mtu(request: CniRequest, mtu: int) -> int:
     if wanted > mtu:
         raise CniError(BAD_CONFIG, f'"mtu" {wanted}: the fabric carries {mtu} bytes; lower it')
     return wanted or mtu
+
+
+def wanted_routes(request: CniRequest) -> list[dict[str, Any]] | None:
+    """Return ``ipam.routes`` for the result of an IPAM ADD, None where none are told.
+
+    What a route has beside "dst" and "gw" came with 1.1.0. Raises CniError.
+    """
+    ipam = request.config.get("ipam")
+    listed = ipam.get("routes") if isinstance(ipam, dict) else None
+    if listed is None:
+        return None
+    if not isinstance(listed, list):
+        raise CniError(BAD_CONFIG, f'"ipam.routes" {shown(listed)} is not a list of routes')
+    return [
+        _route(item, f"ipam.routes[{place}]", request.version) for place, item in enumerate(listed)
+    ]
+
+
+def _route(item: Any, where: str, version: str) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise CniError(BAD_CONFIG, f'"{where}" {shown(item)} is not a route')
+    try:
+        ip_network(_text(item.get("dst")), strict=False)
+    except ValueError as exc:
+        raise CniError(BAD_CONFIG, f'"{where}.dst": {exc}') from exc
+    if item.get("gw") is not None:
+        try:
+            ip_address(_text(item["gw"]))
+        except ValueError as exc:
+            raise CniError(BAD_CONFIG, f'"{where}.gw": {exc}') from exc
+    for key in _ROUTE_NUMBERS:
+        value = item.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32:
+            raise CniError(BAD_CONFIG, f'"{where}.{key}" {shown(value)} is not a number')
+    known = ("dst", "gw", *(_ROUTE_NUMBERS if version == LATEST else ()))
+    return {key: item[key] for key in known if item.get(key) is not None}
+
+
+def _text(value: Any) -> str:
+    """Return an address as it stands in JSON. Raises ValueError for anything else."""
+    if not isinstance(value, str) or "%" in value:
+        msg = f"{shown(value)} is not an address"
+        raise ValueError(msg)
+    return value
 
 
 def wanted_labels(request: CniRequest) -> Labels:

@@ -40,6 +40,7 @@ _INTERFACE: Final = re.compile(
 )  # the kernel counts up where it reads %d
 _IFNAMSIZ: Final = 15  # usable bytes of an interface name
 _LONGEST_NAME: Final = 255  # bytes: it becomes part of a file's name
+_DEEPEST: Final = 128  # levels, as the plugin allows them (docs/cni-protocol.md)
 
 
 class CniError(OverlayError):
@@ -108,7 +109,7 @@ def parse_request(variables: Mapping[str, str], text: bytes) -> CniRequest:
 def version_for_errors(text: bytes) -> str:
     """Return the version to answer an error in, whatever the input is."""
     try:
-        version = parse_json(text).get("cniVersion")
+        version = parse_json(text, _DEEPEST).get("cniVersion")
     except (ValueError, AttributeError):
         return LATEST
     return version if isinstance(version, str) and version in VERSIONS else LATEST
@@ -192,7 +193,7 @@ def wanted_mac(request: CniRequest) -> MacAddress | None:
     runtime = _object(request.config, "runtimeConfig")
     args = _object(_object(request.config, "args"), "cni")
     text = ignoring_case(runtime, "mac") or args.get("mac") or request.arguments.get("MAC")
-    if text is None:
+    if not text:  # podman passes an empty one
         return None
     try:
         return parse_mac(str(text))
@@ -246,7 +247,7 @@ def _is_interface(name: str) -> bool:
 
 def _parse_config(text: bytes) -> dict[str, Any]:
     try:
-        document = parse_json(text)
+        document = parse_json(text, _DEEPEST)
     except ValueError as exc:
         raise CniError(UNDECODABLE, f"the network configuration is not JSON: {exc}") from exc
     if not isinstance(document, dict):

@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
+from overlay.agent.cni_config import wanted_routes
 from overlay.agent.cni_request import (
     BAD_CONFIG,
     VERSIONS,
@@ -107,9 +108,8 @@ def format_ipam_result(request: CniRequest, attachment: Attachment, subnet: Subn
                     "gateway": str(network[1]),
                 }
             )
-    ipam = request.config.get("ipam")
-    routes = ipam.get("routes") if isinstance(ipam, dict) else None
-    if not isinstance(routes, list):
+    routes = wanted_routes(request)
+    if routes is None:
         routes = [{"dst": "0.0.0.0/0" if ":" not in ip["address"] else "::/0"} for ip in ips]
     return _result(request, {}, ips=ips, routes=routes)
 

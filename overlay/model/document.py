@@ -23,16 +23,15 @@ def _finite(text: str) -> float:
     return number
 
 
-_TOO_DEEP: Final = f"nested more than {DEEPEST} levels deep"
 # Made once: json.loads would make one for each text.
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, deepest: int = DEEPEST) -> Any:
     """Return what ``text`` says; of a key that stands twice, the last value.
 
     Raises ValueError for what is no JSON in UTF-8, for NaN and numbers that are no
-    number, and for nesting deeper than DEEPEST: to print or compare such a
+    number, and for nesting deeper than ``deepest``: to print or compare such a
     value would exhaust the stack long after it was read.
 
     >>> parse_json('{"a": [1, 2.5]}')
@@ -41,10 +40,10 @@ def parse_json(text: str | bytes) -> Any:
     try:
         document = _DECODER.decode(text if isinstance(text, str) else text.decode())
     except RecursionError as exc:
-        raise ValueError(_TOO_DEEP) from exc
+        raise ValueError(_too_deep(deepest)) from exc
     # Nothing is deeper than it has brackets; counting them is faster than looking.
-    if _brackets(text) > DEEPEST:
-        _look_for_depth(document)
+    if _brackets(text) > deepest:
+        _look_for_depth(document, deepest)
     return document
 
 
@@ -66,9 +65,13 @@ def _brackets(text: str | bytes) -> int:
     return text.count(b"[") + text.count(b"{")
 
 
-def _look_for_depth(document: Any) -> None:
+def _too_deep(deepest: int) -> str:
+    return f"nested more than {deepest} levels deep"
+
+
+def _look_for_depth(document: Any, deepest: int) -> None:
     level = [document]
-    for _ in range(DEEPEST):
+    for _ in range(deepest):
         level = [
             item
             for each in level
@@ -78,4 +81,4 @@ def _look_for_depth(document: Any) -> None:
         if not level:
             return
     if any(isinstance(each, dict | list) for each in level):
-        raise ValueError(_TOO_DEEP)
+        raise ValueError(_too_deep(deepest))

@@ -70,7 +70,7 @@ class Node:
 
     def spoil(self, container: str) -> Callable[[], None]:
         """Make it impossible to forget a container; return what undoes that."""
-        (path,) = (p for p in self._place.glob("*.json") if container in p.read_text())
+        (path,) = (p for p in self._place.glob("*.json") if f'"{container}"' in p.read_text())
         text = path.read_text()
         path.unlink()
         path.mkdir()  # which unlink(2) refuses, even to root

@@ -638,3 +638,23 @@ def test_many_at_a_time_all_get_their_own_answer(plugin: Plugin, folder: Path) -
         ]
         outputs = [process.communicate(config(agent.path), 30)[0] for process in started]
     assert outputs == [b"c%d" % number for number in range(20)]
+
+
+def test_no_descriptor_is_left_for_the_socket(plugin: Plugin, folder: Path, pod: Path) -> None:
+    """There is room for one more, and the namespace takes it."""
+    if plugin.form == "sanitized":
+        pytest.skip("the sanitizer needs descriptors of its own")
+    config = {"cniVersion": "1.1.0", "name": "n", "type": "overlay", "socket": str(folder / "s")}
+    variables = {"CNI_CONTAINERID": "c", "CNI_IFNAME": "eth0", "CNI_NETNS": str(pod)}
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'ulimit -n 4; exec "$0"', str(plugin.path)],
+        env={"CNI_COMMAND": "ADD", **variables},
+        input=json.dumps(config).encode(),
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stderr == b""
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["code"], document["cniVersion"]) == (1, 5, "1.1.0")
+    assert document["msg"].endswith("cannot be reached: Too many open files")

@@ -258,6 +258,7 @@ def test_addresses_that_are_none(ips: Any) -> None:
             {"args": {"cni": {"mac": "02:00:00:00:00:02"}}}, "", "02:00:00:00:00:02", id="args.cni"
         ),
         pytest.param({}, "IP=10.0.0.1;MAC=02:00:00:00:00:03", "02:00:00:00:00:03", id="CNI_ARGS"),
+        pytest.param({}, "IgnoreUnknown=1;MAC=;IP=", None, id="empty means absent"),
         pytest.param(
             {**runtime(Mac="02:00:00:00:00:01"), "args": {"cni": {"mac": "02:00:00:00:00:02"}}},
             "MAC=02:00:00:00:00:03",
@@ -355,3 +356,10 @@ def test_any_document_is_a_request_or_an_error(
 ) -> None:
     judge_request({**VARIABLES, **variables}, odd.dumped({**PLAIN, **config}))
     judge_request(VARIABLES, odd.dumped(config))
+
+
+@pytest.mark.parametrize("depth", [100, 127])
+def test_agent_takes_what_the_plugin_takes(depth: int) -> None:
+    """Both allow 128 levels; the configuration itself is one of them."""
+    deep = json.loads("[" * depth + "]" * depth)
+    assert parse(x=deep).config["x"] == deep

@@ -197,3 +197,31 @@ def test_long_errors_are_cut() -> None:
     text = format_error(CniError(103, "route is missing; " * 100_000), "1.1.0")
     assert len(text) < 5000
     assert json.loads(text)["msg"].endswith("...")
+
+
+@pytest.mark.parametrize(
+    ("routes", "named"),
+    [
+        ({"dst": "0.0.0.0/0"}, "ipam.routes"),
+        (["0.0.0.0/0"], "ipam.routes[0]"),
+        ([{"gw": "10.1.0.1"}], "ipam.routes[0].dst"),
+        ([{"dst": "everywhere"}], "ipam.routes[0].dst"),
+        ([{"dst": "::/0"}, {"dst": 7}], "ipam.routes[1].dst"),
+        ([{"dst": "0.0.0.0/0", "gw": "10.1.0.0/24"}], "ipam.routes[0].gw"),
+        ([{"dst": "0.0.0.0/0", "mtu": "1400"}], "ipam.routes[0].mtu"),
+    ],
+)
+def test_route_that_is_none_is_refused(routes: Any, named: str) -> None:
+    request = request_of(type="bridge", ipam={"type": "overlay", "routes": routes})
+    with pytest.raises(CniError) as caught:
+        format_ipam_result(request, attachment_of(request), SUBNET)
+    assert caught.value.code == 7
+    assert f'"{named}"' in str(caught.value)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_route_has_the_fields_of_its_version(version: str) -> None:
+    route = {"dst": "192.0.2.0/24", "mtu": 1400, "x": 1}
+    request = request_of(version, type="bridge", ipam={"type": "overlay", "routes": [route]})
+    found = json.loads(format_ipam_result(request, attachment_of(request), SUBNET))["routes"]
+    assert found == [{"dst": "192.0.2.0/24", **({"mtu": 1400} if version == "1.1.0" else {})}]
