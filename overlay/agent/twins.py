@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # slow, that much longer is waited.
 _WAIT_S: Final = 2.0
 _WAIT_CALLS: Final = 4
+_CALL_MOST_S: Final = 5.0  # what takes longer was this machine, which stood still
 _REFUSED_S: Final = 30.0  # after a sign of life, until the same question is asked again
 
 
@@ -72,7 +73,7 @@ class Twins:
         self._store.challenge(attributes)
         now = self._clock()
         self._doubted = lease
-        self.decide_at = now + _WAIT_S + _WAIT_CALLS * (now - begun_at)
+        self.decide_at = now + _WAIT_S + _WAIT_CALLS * min(now - begun_at, _CALL_MOST_S)
 
     def is_waiting(self, view: LeaseView, attributes: LeaseAttributes) -> bool:
         """Return whether a sign of life may still come.

@@ -5,7 +5,7 @@ Only what the state machine behind the members does; how calls get there is in
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import grpc
@@ -188,7 +188,10 @@ class FakeEtcd:
             and state[k].mod_revision >= min_mod_revision
         ]
         if keys_only:
-            found = [replace(kv, value=b"") for kv in found]
+            found = [
+                KeyValue(kv.key, b"", kv.create_revision, kv.mod_revision, kv.version, kv.lease)
+                for kv in found
+            ]
         kept = found[:limit] if limit else found
         return RangeAnswer(self.header, tuple(kept), len(kept) < len(found))
 

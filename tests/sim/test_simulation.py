@@ -25,6 +25,7 @@ FOUND = {
     832: "a question to a twin began anew with each view that still showed a lost lease",
     820: "an old lease that was made permanent while it was left stayed for ever",
     1005: "a node refused itself, as it was in a store that was put back to an older state",
+    5197: "a machine that stood still while it asked a twin then waited for six minutes",
     116: "a node did not ask after its lease while all views were older than its claim",
 }
 
