@@ -66,7 +66,7 @@ bench: setup ## measure against the numbers that docs and changelog claim (root)
 	@$(BIN)/python -m bench $(ARGS)
 
 # WRITE=docs/reliability.md puts the table into that document.
-chaos: setup ## plant every fault in a lab; repair times and lost packets (root, 6 minutes)
+chaos: setup ## plant every fault in a lab; repair times and lost packets (root, 12 minutes)
 	@$(BIN)/python -m overlay.lab.chaos --json build/chaos.json $(if $(WRITE),--write $(WRITE))
 
 faults: setup ## plant faults in a lab; who names each, and its remedy (root, a minute)

@@ -52,6 +52,8 @@ class EtcdGateway:
     def __init__(self, namespace: str, endpoints: Sequence[str]) -> None:
         self._namespace = namespace
         self._endpoints = tuple(reversed(endpoints))
+        self._user: tuple[str, str] | None = None
+        self._token = ""
 
     def put(self, values: Mapping[str, bytes], lease_id: int = 0) -> None:
         """Put keys, a hundred in a transaction; repeating it is safe. Raises LabError."""
@@ -87,6 +89,24 @@ class EtcdGateway:
         """End an etcd lease and with it its keys, as its expiry would. Raises LabError."""
         self._call("/v3/lease/revoke", {"ID": str(lease_id)})
 
+    def enable_auth(self, name: str, password: str) -> None:
+        """Have etcd ask for a login, and log in from here on. Raises LabError."""
+        self._call("/v3/auth/user/add", {"name": name, "password": password})
+        self._call("/v3/auth/role/add", {"name": "root"})
+        self._call("/v3/auth/user/grant", {"user": name, "role": "root"})
+        self._call("/v3/auth/enable", {})
+        self._user = (name, password)
+
+    def disable_auth(self) -> None:
+        """Have etcd ask for no login any more, and forget who could. Raises LabError."""
+        if self._user is None:
+            return
+        name, _ = self._user
+        self._call("/v3/auth/disable", {})
+        self._user, self._token = None, ""
+        self._call("/v3/auth/user/delete", {"name": name})
+        self._call("/v3/auth/role/delete", {"role": "root"})
+
     def status(self, endpoint: str) -> MemberStatus | None:
         """Return what one member says; None when it does not answer."""
         try:
@@ -112,6 +132,11 @@ class EtcdGateway:
         problems = []
         for endpoint in self._endpoints:
             try:
+                if self._user is not None:  # each time: a restart of etcd ends the tokens
+                    name, password = self._user
+                    login = {"name": name, "password": password}
+                    answer = self._post(endpoint, "/v3/auth/authenticate", login, _TIMEOUT_S)
+                    self._token = answer["token"]
                 return self._post(endpoint, path, body, _TIMEOUT_S)
             except (OSError, http.client.HTTPException, LabError, ValueError) as exc:
                 problems.append(f"{endpoint}: {exc}")
@@ -128,7 +153,8 @@ class EtcdGateway:
                 place.hostname or "", place.port, timeout=timeout_s
             )
             try:
-                connection.request("POST", path, json.dumps(body))
+                headers = {"Authorization": self._token} if self._token else {}
+                connection.request("POST", path, json.dumps(body), headers)
                 answer = connection.getresponse()
                 return answer.status, answer.read()
             finally:

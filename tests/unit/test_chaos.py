@@ -1,6 +1,8 @@
 """The fault suite's own judgement: what leases must come to, what a row says, where it goes."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,25 @@ def test_row_says_how_it_went(rounds: list[Round], shown: tuple[str, ...], is_ke
     assert (median, worst, lost, remarks) == shown
     assert row.is_kept is is_kept
     assert json.loads(json.dumps(row.to_json()))["kept"] is is_kept
+
+
+@pytest.mark.parametrize(
+    ("median_target_s", "seconds", "is_in_time"),
+    [
+        (None, (0.2, 0.9), True),
+        (None, (0.2, 1.1), False),
+        (0.05, (0.03, 0.04, 0.9), True),
+        (0.05, (0.03, 0.06, 0.9), False),
+        (0.05, (0.03, None), False),
+    ],
+)
+def test_row_is_in_time_by_its_worst_and_by_its_median(
+    median_target_s: float | None, seconds: Sequence[float | None], is_in_time: bool
+) -> None:
+    fault = replace(FAULT, median_target_s=median_target_s)
+    row = Row(fault, tuple(Round(each, 0) for each in seconds))
+    assert row.is_in_time is is_in_time
+    assert ("target" in table.cells(row)[-1]) is (not is_in_time and None not in seconds)
 
 
 def test_table_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

@@ -36,11 +36,11 @@ def faults() -> list[Fault]:
     ]
     return [
         *(
-            Fault(name, GROUP, plant, flannel, 1, FROM_RETURN, is_lossless=True, target_s=TARGET_S)
+            Fault(name, GROUP, plant, flannel, 3, FROM_RETURN, is_lossless=True, target_s=TARGET_S)
             for name, plant, flannel in cut
         ),
         *(
-            Fault(name, GROUP, plant, is_lossless=True, target_s=target_s)
+            Fault(name, GROUP, plant, rounds=3, is_lossless=True, target_s=target_s)
             for name, plant, target_s in poor
         ),
     ]

@@ -77,6 +77,13 @@ def faults() -> list[Fault]:
             target_s=2.0,
         ),
         Fault(
+            "30 of 33 peers deleted at once, let go by hand",
+            GROUP,
+            _let_go,
+            rounds=3,
+            is_lossless=True,
+        ),
+        Fault(
             "30 of 33 peers deleted at once, held back",
             GROUP,
             _mass_deletion,
@@ -237,12 +244,35 @@ def _owner(value: bytes) -> str:
     return name
 
 
-def _mass_deletion(stage: Stage) -> Planted:
+def _guarded(stage: Stage, delay: str) -> dict[str, bytes]:
+    """Restart the subject so that it holds many deletions back; return its fake peers."""
     if not stage.can_prune:
         msg = "this agent has no --max-prune"
         raise Skipped(msg)
-    stage.restart(SUBJECT, "--max-prune=50%", f"--prune-delay={2 * _HELD_S:g}s")
-    made = with_peers(stage, _FEW)
+    stage.restart(SUBJECT, "--max-prune=50%", f"--prune-delay={delay}")
+    return with_peers(stage, _FEW)
+
+
+def _let_go(stage: Stage) -> Planted:
+    made = _guarded(stage, "1h")
+    told = stage.log_size(SUBJECT)
+    stage.delete(list(made))
+    stage.await_that(lambda: "vanished" in stage.logged(SUBJECT, told), "they are held back")
+    at = time.monotonic()
+    stage.run(
+        SUBJECT,
+        *agents.program("overlayctl", "overlay.cli.main"),
+        *("--socket", str(stage.lab.dir.node(SUBJECT) / "cni.sock")),
+        *("peers", "prune"),
+    )
+    leases = stage.leases()
+    return Planted(
+        lambda: stage.is_in_step([SUBJECT], leases), at, undo=lambda: stage.restart(SUBJECT)
+    )
+
+
+def _mass_deletion(stage: Stage) -> Planted:
+    made = _guarded(stage, f"{2 * _HELD_S:g}s")
     leases = stage.leases()
     at = time.monotonic()
     stage.delete(list(made))

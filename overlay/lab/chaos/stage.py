@@ -18,7 +18,7 @@ from overlay.lab.chaos.stream import Stream
 from overlay.lab.errors import LabError
 from overlay.lab.fabric import Lab, Progress
 from overlay.lab.topology import POD_NETWORKS, Host
-from overlay.model.address import Family
+from overlay.model.address import Family, IPInterface
 
 LEASES: Final = "/coreos.com/network/subnets/"
 POLL_S: Final = 0.002
@@ -63,10 +63,21 @@ class Stage:
 
     # Agents
 
-    def start(self, node: str, *flags: str, environment: Mapping[str, str] | None = None) -> float:
-        """Start a node's agent; return the moment before (``time.monotonic``)."""
+    def start(
+        self,
+        node: str,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+    ) -> float:
+        """Start a node's agent; return the moment before (``time.monotonic``).
+
+        ``wrapper`` is a command in the node's namespace that executes its arguments.
+        """
         host, place = self._nodes[node], self.lab.dir
         command = agents.command(self.lab.topology, host, place, (*self._flags, *flags))
+        inside = len(netns.command_prefix(host.namespace))
+        command[inside:inside] = wrapper
         self._started_at[node] = at = time.monotonic()
         self._agents[node] = processes.spawn(
             f"overlayd {node}",
@@ -85,10 +96,10 @@ class Stage:
         """End a node's agent in good order; nothing happens where it does not run."""
         processes.stop([self._agents[node]])
 
-    def restart(self, node: str, *flags: str) -> None:
+    def restart(self, node: str, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         """End a node's agent in good order, start it and wait until it is ready."""
         self.terminate(node)
-        self.start(node, *flags)
+        self.start(node, *flags, environment=environment)
         self.await_that(lambda: self.is_ready(node), f"the agent of {node} is ready")
 
     def calm(self) -> None:
@@ -142,6 +153,14 @@ class Stage:
     def public(self, node: str) -> str:
         """Return a node's address on the underlay."""
         return str(self._nodes[node].address(Family.IPV4))
+
+    def interface(self, node: str) -> IPInterface:
+        """Return a node's address on the underlay, with its network."""
+        return self._nodes[node].interfaces[Family.IPV4]
+
+    def gateway_of(self, node: str) -> str:
+        """Return the address of a node's router."""
+        return str(self._nodes[node].gateways[Family.IPV4])
 
     def run(self, place: str, *words: str) -> None:
         """Run a command in a node or in the underlay. Raises LabError when it fails."""

@@ -21,6 +21,8 @@ TARGET_S: Final = 2.0
 # etcd takes no pings more often than every 5 s; ours go every 6 s, with 2 s to answer.
 KEEPALIVE_S: Final = 10.0
 _FEW: Final = 30
+_CPU_MOST: Final = 0.02  # of a core, while the store is away
+_CPU_FLOOR_S: Final = 0.1  # to notice that it is away
 _UNKNOWN: Final = "not measured"
 
 
@@ -35,21 +37,24 @@ def faults() -> list[Fault]:
     ]
     return [
         *(
-            Fault(name, GROUP, plant, flannel, 1, FROM_RETURN, is_lossless=True, target_s=TARGET_S)
+            Fault(name, GROUP, plant, flannel, 3, FROM_RETURN, is_lossless=True, target_s=TARGET_S)
             for name, plant, flannel in told
         ),
         Fault(
             "one member hangs (SIGSTOP)",
             GROUP,
             _member_hung,
+            rounds=3,
             is_lossless=True,
             target_s=KEEPALIVE_S,
         ),
     ]
 
 
-def write_when_back(stage: Stage, done: Sequence[str] = ()) -> Planted:
-    """Write a lease as soon as etcd takes it; right is when the kernels have all there is.
+def write_when_back(
+    stage: Stage, done: Sequence[str] = (), nodes: Sequence[str] = LIVING
+) -> Planted:
+    """Write a lease as soon as etcd takes it; right is when ``nodes`` have all there is.
 
     ``done`` are keys to delete afterwards, with the new one.
     """
@@ -65,19 +70,26 @@ def write_when_back(stage: Stage, done: Sequence[str] = ()) -> Planted:
     stage.await_that(is_written, "etcd takes writes")
     at, leases = time.monotonic(), stage.leases()
     return Planted(
-        right=lambda: stage.is_in_step(LIVING, leases),
+        right=lambda: stage.is_in_step(nodes, leases),
         at=at,
         undo=lambda: stage.delete([*made, *done]),
     )
 
 
 def used_percent(stage: Stage, elapse: Callable[[], None]) -> float:
-    """Return the processor time that the busiest agent uses meanwhile, in percent of a core."""
+    """Return the processor time that the busiest agent uses meanwhile, in percent of a core.
+
+    Raises LabError where it is more than an agent without a store may use.
+    """
     before = {node: stage.cpu_s(node) for node in LIVING}
     began = time.monotonic()
     elapse()
     took_s = time.monotonic() - began
-    return max(100 * (stage.cpu_s(node) - before[node]) / took_s for node in LIVING)
+    used_s = max(stage.cpu_s(node) - before[node] for node in LIVING)
+    if used_s > _CPU_FLOOR_S + took_s * _CPU_MOST:
+        msg = f"an agent used {used_s:.2f} s of CPU in {took_s:.1f} s without its store"
+        raise LabError(msg)
+    return 100 * used_s / took_s
 
 
 def _down(stage: Stage) -> Planted:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from overlay.lab.chaos.fault import Row
+from overlay.lab.chaos.fault import Fault, Row
 from overlay.lab.errors import LabUsageError
 
 BEGIN: Final = "<!-- chaos: begin; written by `make chaos WRITE=docs/reliability.md` -->"
@@ -25,7 +25,7 @@ def cells(row: Row) -> tuple[str, ...]:
     times = [_milliseconds(row.median_s), _milliseconds(row.worst_s)]
     remarks = [textwrap.shorten(row.note, _NOTE, placeholder=" ...")] if row.note else []
     if row.median_s is not None and not row.is_in_time:
-        remarks.insert(0, f"target {1000 * fault.target_s:.0f} ms")
+        remarks.insert(0, f"target {_target(fault)}")
     if fault.is_lossless and row.lost:
         remarks.insert(0, "none may be lost")
     return (fault.name, *times, fault.since, str(row.lost), fault.flannel, "; ".join(remarks))
@@ -63,6 +63,12 @@ def write_between(path: Path, text: str) -> None:
         msg = f"{path} cannot be read, or has not once `{BEGIN}` and `{END}`"
         raise LabUsageError(msg) from exc
     path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+def _target(fault: Fault) -> str:
+    median = fault.median_target_s
+    before = "" if median is None else f"{1000 * median:.0f} ms, worst "
+    return f"{before}{1000 * fault.target_s:.0f} ms"
 
 
 def _milliseconds(seconds: float | None) -> str:
