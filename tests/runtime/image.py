@@ -19,6 +19,8 @@ PAGE: Final = "cgi-bin/source"
 _BUSYBOX: Final = Path("/bin/busybox")
 _COMMANDS: Final = ("sh", "httpd", "nc", "ip")
 _NOBODY: Final = "65534:65534"
+# On the network of a host the port may be taken; such a container only stays.
+_SERVE: Final = f"httpd -f -p {PORT} -h /www || exec nc -l -p 0"
 _SCRIPT: Final = '#!/bin/sh\nprintf "Content-Type: text/plain\\r\\n\\r\\n%s" "$REMOTE_ADDR"\n'
 _ARCHITECTURE: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 _V1: Final = "application/vnd.oci.image"
@@ -34,7 +36,7 @@ def write_image(target: Path) -> None:
             "config": {
                 "User": _NOBODY,
                 "Env": ["PATH=/bin"],
-                "Cmd": ["httpd", "-f", "-p", str(PORT), "-h", "/www"],
+                "Cmd": ["sh", "-c", _SERVE],
             },
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }

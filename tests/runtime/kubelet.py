@@ -1,5 +1,7 @@
 """Pods as a kubelet makes them: a containerd with its CRI service, asked over gRPC."""
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,15 +51,19 @@ class Kubelet:
         )
         self._log = place / "log"
         self._daemon = machine.start(self._log, "containerd", "--config", str(config))
-        self._cri = Cri(self._socket)
+        self.cri = Cri(self._socket)
         eventually(self._answers, timeout_s=DEADLINE_S, what="an answer of containerd's CRI")
-        self._ctr("images", "import", "--snapshotter", "native", str(image))
+        self.load(image, IMAGE)
+
+    def load(self, archive: Path, name: str) -> None:
+        """Have an image without asking a registry."""
+        self._ctr("images", "import", "--snapshotter", "native", str(archive))
         # The CRI service is told of it a moment later, and would ask a registry until then.
-        eventually(self._has_image, timeout_s=DEADLINE_S, what="the image")
+        eventually(partial(self._has_image, name), timeout_s=DEADLINE_S, what=f"the image {name}")
 
     def wait_for_network(self) -> None:
         """Wait until containerd has read the network, which it does when the folder changes."""
-        eventually(self._has_network, timeout_s=DEADLINE_S, what="containerd's network")
+        eventually(self.has_network, timeout_s=DEADLINE_S, what="containerd's network")
 
     def run(self, name: str, uid: str, *, host_port: int = 0) -> str:
         """Return the id of a pod that runs; its port is mapped where ``host_port`` is told."""
@@ -68,23 +74,30 @@ class Kubelet:
             "log_directory": str(self._machine.place / "cri" / "logs"),
             "linux": {"cgroup_parent": f"/{self._cgroup}"},
         }
-        return str(self._cri.call("RunPodSandbox", config=config)["pod_sandbox_id"])
+        return str(self.cri.call("RunPodSandbox", config=config)["pod_sandbox_id"])
 
     def addresses(self, pod: str) -> list[str]:
         """Return a pod's addresses as the runtime tells a kubelet, the first one first."""
-        status = self._cri.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]
+        status = self.cri.call("PodSandboxStatus", pod_sandbox_id=pod)["status"]
         network = status["network"]
         return [network["ip"], *(more["ip"] for more in network.get("additional_ips", []))]
 
+    def namespace(self, pod: str) -> str:
+        """Return the path on the machine of a pod's network namespace."""
+        answer = self.cri.call("PodSandboxStatus", pod_sandbox_id=pod, verbose=True)
+        spec = json.loads(answer["info"][0]["value"])["runtimeSpec"]["linux"]["namespaces"]
+        path = next(str(one["path"]) for one in spec if one["type"] == "network")
+        return path.removeprefix("/var")  # /var/run is a link, and would lead to another root
+
     def stop(self, pod: str) -> None:
-        self._cri.call("StopPodSandbox", pod_sandbox_id=pod)
+        self.cri.call("StopPodSandbox", pod_sandbox_id=pod)
 
     def remove(self, pod: str) -> None:
-        self._cri.call("RemovePodSandbox", pod_sandbox_id=pod)
+        self.cri.call("RemovePodSandbox", pod_sandbox_id=pod)
 
     def pods(self) -> list[str]:
         """Return the ids of the pods that the runtime knows."""
-        return [pod["id"] for pod in self._cri.call("ListPodSandbox").get("items", [])]
+        return [pod["id"] for pod in self.cri.call("ListPodSandbox").get("items", [])]
 
     def execute(self, pod: str, *words: str) -> str:
         """Return what a program says inside a pod. Raises AssertionError."""
@@ -92,7 +105,7 @@ class Kubelet:
 
     def close(self) -> None:
         """End the daemon."""
-        self._cri.close()
+        self.cri.close()
         for pid, words in self._machine.processes().items():
             if words.startswith(DAEMON):
                 self._machine.run("kill", str(pid))
@@ -101,18 +114,19 @@ class Kubelet:
     def _answers(self) -> bool:
         assert self._daemon.poll() is None, self._log.read_text()
         try:
-            self._cri.call("ListPodSandbox")
+            self.cri.call("ListPodSandbox")
         except grpc.RpcError as exc:
             if exc.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
             return False
         return True
 
-    def _has_image(self) -> bool:
-        return "image" in self._cri.call("ImageStatus", image={"image": IMAGE})
+    def _has_image(self, name: str) -> bool:
+        return "image" in self.cri.call("ImageStatus", image={"image": name})
 
-    def _has_network(self) -> bool:
-        status: dict[str, Any] = self._cri.call("Status")["status"]
+    def has_network(self) -> bool:
+        """Return whether containerd calls its network ready, as it would tell a kubelet."""
+        status: dict[str, Any] = self.cri.call("Status")["status"]
         # A condition that is met has no reason.
         lacking = [c["type"] for c in status["conditions"] if c.get("reason")]
         return "NetworkReady" not in lacking

@@ -72,6 +72,10 @@ class Machine:
         """End every process of the machine, and with the last one its mounts."""
         self._holder.communicate(timeout=DEADLINE_S)
 
+    def path(self, name: str) -> Path:
+        """Return where a file of the machine is found from outside."""
+        return Path(f"/proc/{self._holder.pid}/root{name}")
+
     def run(self, *words: str, environment: Mapping[str, str] | None = None) -> str:
         """Return a program's standard output. Raises AssertionError with its words."""
         # Not a pipe: what the program leaves behind may hold it open.
