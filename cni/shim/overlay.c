@@ -13,7 +13,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/netlink.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -31,9 +30,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/* linux/magic.h and linux/nsfs.h, which musl does not bring along. */
+/* linux/magic.h, linux/nsfs.h and linux/netlink.h, which musl does not bring along. */
 #define NSFS_MAGIC_NUMBER 0x6e736673UL
 #define NS_GET_NSTYPE_REQUEST 0xb703
+#define ROUTE_PROTOCOL 0 /* NETLINK_ROUTE */
 
 #define DEFAULT_SOCKET "/run/overlay/cni.sock"
 
@@ -749,7 +749,7 @@ static struct descriptors open_inside(int netns)
     struct descriptors found = {.count = netns >= 0 ? 1 : 0, .of = {[OF_NETNS] = netns}};
     if (netns < 0 || strcmp(command->name, "DEL") == 0 || setns(netns, CLONE_NEWNET) < 0)
         return found;
-    found.of[OF_RTNL] = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    found.of[OF_RTNL] = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, ROUTE_PROTOCOL);
     if (found.of[OF_RTNL] < 0)
         return found;
     found.of[OF_SYSCTLS] = open("/proc/sys/net/ipv6/conf", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
