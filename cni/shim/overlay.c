@@ -838,11 +838,11 @@ static void send_request(int agent, struct descriptors passed, const char *path)
         size_t length = (size_t)passed.count * sizeof passed.of[0];
         memset(&control, 0, sizeof control);
         message.msg_control = control.bytes;
-        message.msg_controllen = CMSG_SPACE(length);
+        message.msg_controllen = (__typeof__(message.msg_controllen))CMSG_SPACE(length);
         struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
         rights->cmsg_level = SOL_SOCKET;
         rights->cmsg_type = SCM_RIGHTS;
-        rights->cmsg_len = CMSG_LEN(length);
+        rights->cmsg_len = (__typeof__(rights->cmsg_len))CMSG_LEN(length);
         memcpy(CMSG_DATA(rights), passed.of, length);
     }
     while (first < count) {
