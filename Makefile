@@ -69,8 +69,9 @@ bench: setup ## measure against the numbers that docs and changelog claim (root)
 chaos: setup ## plant every fault in a lab; repair times and lost packets (root, 12 minutes)
 	@$(BIN)/python -m overlay.lab.chaos --json build/chaos.json $(if $(WRITE),--write $(WRITE))
 
-faults: setup ## plant faults in a lab; who names each, and its remedy (root, a minute)
-	@$(BIN)/python -m overlay.lab.faults
+# WRITE=docs/doctor.md puts the table into that document.
+faults: setup ## plant faults in a lab; who names each, and its remedy (root, 2 minutes)
+	@$(BIN)/python -m overlay.lab.faults $(if $(WRITE),--write $(WRITE))
 
 # WRITE=docs/conformance.md puts the table into that document.
 conformance: setup ## try every policy case in a lab, by real connections (root, 2 minutes)

@@ -11,6 +11,7 @@ from overlay.lab.chaos import __main__ as suite
 from overlay.lab.chaos import peers, runner, table
 from overlay.lab.chaos.fault import Fault, Planted, Round, Row
 from overlay.lab.chaos.picture import LINKS, difference
+from overlay.lab.document import write_between
 from overlay.lab.errors import LabUsageError
 from overlay.model.lease import parse_attributes
 
@@ -95,7 +96,7 @@ def test_row_is_in_time_by_its_worst_and_by_its_median(
 def test_table_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     file = tmp_path / "doc.md"
     file.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
-    table.write_between(file, table.document([Row(FAULT, (Round(0.02, 0),))]))
+    write_between(file, table.BEGIN, table.END, table.document([Row(FAULT, (Round(0.02, 0),))]))
     text = file.read_text()
     assert "| route deleted | 20 | 20 | fault | 0 | never repaired |  |" in text
     assert "old" not in text
@@ -107,7 +108,7 @@ def test_document_without_a_place_for_the_table_is_left_alone(tmp_path: Path) ->
     file = tmp_path / "doc.md"
     file.write_text("no marks\n")
     with pytest.raises(LabUsageError, match="chaos: begin"):
-        table.write_between(file, "x")
+        write_between(file, table.BEGIN, table.END, "x")
     assert file.read_text() == "no marks\n"
 
 

@@ -14,6 +14,7 @@ from overlay.cli.out import Output
 from overlay.lab import report, signals
 from overlay.lab.chaos import runner, table
 from overlay.lab.chaos.fault import Fault, Row
+from overlay.lab.document import write_between
 from overlay.lab.errors import LabUsageError
 from overlay.model.errors import OverlayError
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show(rows, args.json)
     tell(f"took {time.monotonic() - began:.0f} s")
     if args.write is not None:
-        table.write_between(args.write, table.document(rows))
+        write_between(args.write, table.BEGIN, table.END, table.document(rows))
     return 0 if all(row.skipped or (row.is_kept and row.is_in_time) for row in rows) else 1
 
 

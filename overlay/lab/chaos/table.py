@@ -5,11 +5,9 @@ import platform
 import textwrap
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from overlay.lab.chaos.fault import Fault, Row
-from overlay.lab.errors import LabUsageError
 
 BEGIN: Final = "<!-- chaos: begin; written by `make chaos WRITE=docs/reliability.md` -->"
 END: Final = "<!-- chaos: end -->"
@@ -52,17 +50,6 @@ def machine() -> str:
         f"{today}, kernel {platform.release().partition('-')[0]}, {cpus} cores, Python "
         f"{platform.python_version()}, load {load:.1f} at the end."
     )
-
-
-def write_between(path: Path, text: str) -> None:
-    """Replace what stands between the marks of a document. Raises LabUsageError without them."""
-    try:
-        before, rest = path.read_text().split(BEGIN)
-        _, after = rest.split(END)
-    except (OSError, ValueError) as exc:
-        msg = f"{path} cannot be read, or has not once `{BEGIN}` and `{END}`"
-        raise LabUsageError(msg) from exc
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
 def _target(fault: Fault) -> str:

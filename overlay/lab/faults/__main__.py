@@ -3,22 +3,28 @@
 import argparse
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from overlay.cli.out import Output
 from overlay.lab import report, signals
+from overlay.lab.document import write_between
 from overlay.lab.errors import LabUsageError
 from overlay.lab.fabric import running
-from overlay.lab.faults.conditions import BASELINE, HOST
+from overlay.lab.faults.conditions import BASELINE, HOST, LAST
 from overlay.lab.faults.fault import Fault, Row
 from overlay.lab.faults.scene import Scene, options
 from overlay.lab.faults.ways import WAYS
 from overlay.model.errors import OverlayError
 
-FAULTS: Final[tuple[Fault, ...]] = (*BASELINE, *HOST, *WAYS)
+FAULTS: Final[tuple[Fault, ...]] = (*BASELINE, *HOST, *WAYS, LAST)
+BEGIN: Final = "<!-- faults: begin; written by `make faults WRITE=docs/doctor.md` -->"
+END: Final = "<!-- faults: end -->"
 _INTERRUPTED: Final = 130
+_MOST: Final = 160  # characters of what is said; a list of changes may be long
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Plant faults in a lab; print which command names each, and its remedy.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="part of a fault's name (all)")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="replace the table between its marks there"
+    )
     args = parser.parse_args(argv)
     tell = report.stderr_progress()
     rows: list[Row] = []
@@ -46,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exc.exit_code
     finally:
         print_rows(rows, Output("table"))
+    if args.write is not None:
+        write_between(args.write, BEGIN, END, document(rows))
     tell(f"took {time.monotonic() - began:.0f} s")
     return 0 if all(row.is_named for row in rows) else 1
 
@@ -60,6 +71,20 @@ def chosen(names: Sequence[str]) -> list[Fault]:
             msg = f"no fault is called {name!r}; there are {', '.join(f.name for f in FAULTS)}"
             raise LabUsageError(msg)
     return [f for f in FAULTS if not names or any(name in f.name for name in names)]
+
+
+def document(rows: Sequence[Row]) -> str:
+    """Return the table in Markdown."""
+    lines = ["| fault | found by | it says | remedy |", "|---|---|---|---|"]
+    for row in rows:
+        said = " ".join(row.line.split()) or row.problem
+        cells = [row.fault.name, _who(row), textwrap.shorten(said, _MOST), _code(row.remedy)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    return text if not text or text.startswith("none") else f"`{text}`"
 
 
 def print_rows(rows: Sequence[Row], out: Output) -> None:

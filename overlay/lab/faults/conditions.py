@@ -6,14 +6,26 @@ same ones with the times of their repair), the others what hosts do to it.
 
 from typing import Final
 
-from overlay.lab.faults.fault import Fault
+from overlay.lab.faults.fault import EVENTS, SUBNETS, Fault
 
-_SUBNETS: Final = "/coreos.com/network/subnets"
 _LEASE: Final = (
     '{{"PublicIP":"%s","BackendType":"vxlan",'
     '"BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}}}}'
 )
 _AWAY: Final = "172.16.0.77"
+_MAC: Final = "02:00:00:00:00:77"
+_STALE: Final = f"{SUBNETS}/{{stale_key}}"
+# A peer that the agent has learned of before it is killed, frozen or cut off.
+_LEARNED: Final = (
+    f"etcd put {_STALE} {_LEASE % _AWAY}",
+    "sh -c 'until ip route show {stale} | grep -q .; do sleep 0.05; done'",
+)
+_CUT: Final = (
+    "nft add table inet cut",
+    "nft add chain inet cut o {{ type filter hook output priority 0 ; }}",
+    "nft add rule inet cut o tcp dport 2379 drop",
+)
+_HEALED: Final = "nft delete table inet cut"
 
 BASELINE: Final = (
     Fault("peer's route deleted", ("ip route del {net2}",), "set route {net2}"),
@@ -34,8 +46,32 @@ BASELINE: Final = (
     Fault("nft flush ruleset", ("nft flush ruleset",), "table inet overlay is gone"),
     Fault(
         "peer deleted while the agent was down",
-        ("ip route add {stale} via {stale_gateway} dev overlay.1 onlink proto 79",),
+        (f"etcd del {_STALE}",),
         "del route {stale}",
+        before=_LEARNED,
+    ),
+    Fault(
+        "peer changed while the agent was down",
+        (f"etcd put {_STALE} {_LEASE.replace(_MAC, '02:00:00:00:00:78') % _AWAY}",),
+        "set neigh {stale_gateway} lladdr 02:00:00:00:00:78",
+        undo=(f"etcd del {_STALE}",),
+        before=_LEARNED,
+    ),
+    Fault(
+        "an entry that is to be removed is gone already",
+        (
+            "agent freeze",
+            f"bridge fdb del {_MAC} dev overlay.1",
+            "ip neigh del {stale_gateway} dev overlay.1",
+            "ip route del {stale}",
+            f"etcd del {_STALE}",
+            "agent thaw",
+        ),
+        f"with {{stale}} at {_AWAY} went",
+        asked=EVENTS,
+        is_agent_away=False,
+        before=_LEARNED,
+        heals=True,
     ),
     Fault(
         "etcd down",
@@ -46,36 +82,60 @@ BASELINE: Final = (
     ),
     Fault(
         "cut off from etcd",
-        (
-            "nft add table inet cut",
-            "nft add chain inet cut o {{ type filter hook output priority 0 ; }}",
-            "nft add rule inet cut o tcp dport 2379 drop",
-        ),
+        _CUT,
         "nothing new is learned and leases run out",
-        undo=("nft delete table inet cut",),
+        undo=(_HEALED,),
         is_agent_away=False,
     ),
-    Fault("own lease deleted", (f"etcd del {_SUBNETS}/{{key1}}",), "no lease is this node's"),
+    Fault(
+        "cut off, etcd restarted and compacted, then healed",
+        (*_CUT, f"etcd del {_STALE}", "etcd compact", "etcd stop", "etcd start", _HEALED),
+        f"with {{stale}} at {_AWAY} went",
+        asked=EVENTS,
+        is_agent_away=False,
+        before=_LEARNED,
+        heals=True,
+    ),
+    Fault("own lease deleted", (f"etcd del {SUBNETS}/{{key1}}",), "no lease is this node's"),
+    Fault("own lease expired", (f"etcd end {SUBNETS}/{{key1}}",), "no lease is this node's"),
+    Fault(
+        "three agents race for their subnets",
+        ("etcd del {keys}",),
+        "leased {net1}",
+        asked=EVENTS,
+        is_agent_away=False,
+        heals=True,
+    ),
     Fault(
         "subnet claimed by another node",
-        (f"etcd put {_SUBNETS}/{{key1}} {_LEASE % _AWAY}",),
+        (f"etcd put {SUBNETS}/{{key1}} {_LEASE % _AWAY}",),
         "no lease is this node's",
-        undo=(f"etcd del {_SUBNETS}/{{key1}}",),
+        undo=(f"etcd del {SUBNETS}/{{key1}}",),
     ),
     Fault(
         "malformed key under the prefix",
-        (f"etcd put {_SUBNETS}/{{stale_key}} x",),
+        (f"etcd put {SUBNETS}/{{stale_key}} x",),
         "/coreos.com/network/subnets/{stale_key} cannot be read",
-        undo=(f"etcd del {_SUBNETS}/{{stale_key}}",),
+        undo=(f"etcd del {SUBNETS}/{{stale_key}}",),
         is_agent_away=False,
     ),
     Fault(
         "two nodes with one public address",
-        (f"etcd put {_SUBNETS}/{{stale_key}} {_LEASE % '{public2}'}",),
+        (f"etcd put {SUBNETS}/{{stale_key}} {_LEASE % '{public2}'}",),
         "2 leases have public address {public2}",
-        undo=(f"etcd del {_SUBNETS}/{{stale_key}}",),
+        undo=(f"etcd del {SUBNETS}/{{stale_key}}",),
         is_agent_away=False,
     ),
+)
+
+# It leaves the node with another subnet than all faults before it know.
+LAST: Final = Fault(
+    "cut off, subnet claimed by another node, compaction, then healed",
+    (*_CUT, f"etcd put {SUBNETS}/{{key1}} {_LEASE % _AWAY}", "etcd compact", _HEALED),
+    "{net1} is no longer this node's",
+    asked=EVENTS,
+    is_agent_away=False,
+    heals=True,
 )
 
 HOST: Final = (
@@ -127,6 +187,12 @@ HOST: Final = (
         "forwarding switched off",
         ("sysctl -qw net.ipv4.ip_forward=0",),
         "net/ipv4/ip_forward = 0",
+    ),
+    Fault(
+        "forwarding switched off for a pod's link",
+        ("sysctl -qw net/ipv4/conf/{link1}/forwarding=0",),
+        "net/ipv4/conf/{link1}/forwarding = 0: what comes in there is dropped",
+        undo=("sysctl -qw net/ipv4/conf/{link1}/forwarding=1",),
     ),
     Fault(
         "strict rp_filter, and the rule for nodes gone",

@@ -5,8 +5,10 @@ from typing import Final
 
 SUBJECT: Final = "n1"
 PARTNER: Final = "n2"
+SUBNETS: Final = "/coreos.com/network/subnets"  # of leases in etcd
 # `overlayctl doctor` with where this lab's files are; braces as below.
 DOCTOR: Final = "doctor --root {root} --state-dir {state}"
+EVENTS: Final = "events"
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +16,15 @@ class Fault:
     """One fault of the node ``n1``.
 
     ``plant`` and ``undo`` are commands as somebody would run them ``where`` it
-    happens, or ``etcd put KEY VALUE``, ``etcd del KEY``, ``etcd stop`` and
-    ``etcd start``. ``asked`` are words for ``overlayctl`` on the node, and
-    ``expected`` is part of a line of its answer. Names in braces are filled in
-    by ``scene.names``. The agent would put most of it right within
-    milliseconds: where ``is_agent_away``, it is killed before and started
-    again afterwards, and ``undo`` is only what it leaves alone.
+    happens, or of ``scene``: ``etcd put KEY VALUE``, ``etcd del KEY...``, ``etcd
+    end KEY`` (its lease runs out), ``etcd compact|stop|start`` and ``agent
+    freeze|thaw``. ``before`` is done first, while the agent runs. ``asked`` are
+    words for ``overlayctl`` on the node, and ``expected`` is part of a line of
+    its answer. Names in braces are filled in by ``scene.names``. The agent would
+    put most of it right within milliseconds: where ``is_agent_away``, it is
+    killed before and started again afterwards, and ``undo`` is only what it
+    leaves alone. A fault that ``heals`` leaves nothing to be named but the event
+    of it, which stays.
     """
 
     name: str
@@ -29,6 +34,8 @@ class Fault:
     undo: tuple[str, ...] = ()
     where: str = SUBJECT
     is_agent_away: bool = True
+    before: tuple[str, ...] = ()
+    heals: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Final
 from overlay.lab import agents, netns
 from overlay.lab.errors import LabError
 from overlay.lab.fabric import Lab
-from overlay.lab.faults.fault import PARTNER, SUBJECT, Fault, Row
+from overlay.lab.faults.fault import PARTNER, SUBJECT, SUBNETS, Fault, Row
 from overlay.lab.faults.ways import pod_names
 from overlay.lab.topology import POD_NETWORKS, LabOptions
 from overlay.model.address import Family
@@ -61,25 +61,35 @@ class Scene:
         Raises LabError when it cannot be planted or undone.
         """
         expected = fault.expected.format(**self._names)
-        if _line_with(self.ask(fault.asked), expected) is not None:
+        for line in fault.before:
+            self._do(fault.where, line)
+        known = _lines_with(self.ask(fault.asked), expected)
+        if known and not fault.heals:
             return Row(fault, "", "", "named before it was planted")
         if fault.is_agent_away:
             self._kill_agent()
         try:
             for line in fault.plant:
                 self._do(fault.where, line)
-            said = self._ask_until(fault, lambda text: _line_with(text, expected) is not None)
+            said = self._ask_until(
+                fault, lambda text: len(_lines_with(text, expected)) > len(known)
+            )
         finally:
             for line in fault.undo:
                 self._do(fault.where, line)
             if fault.is_agent_away:
                 self._start_agent()
-        found = _line_with(said, expected)
-        if found is None:
+        found = _lines_with(said, expected)
+        if len(found) <= len(known):
             return Row(fault, "", "", f"not named: {said.strip()}")
-        after = self._ask_until(fault, lambda text: _line_with(text, expected) is None)
-        problem = "" if _line_with(after, expected) is None else "still named when it was undone"
-        return Row(fault, found, _remedy(said, expected), problem)
+        if fault.heals:
+            # Without the time that events begin with.
+            return Row(fault, found[-1].partition(" ")[2], "none: it has healed")
+        after = self._ask_until(fault, lambda text: not _lines_with(text, expected))
+        problem = "still named when it was undone" if _lines_with(after, expected) else ""
+        remedy = _remedy(said, expected)
+        line, remedy = (text.replace(str(self._root), "") for text in (found[0], remedy))
+        return Row(fault, line, remedy, problem)
 
     def _ask_until(self, fault: Fault, is_enough: Callable[[str], bool]) -> str:
         deadline = time.monotonic() + self._named_s
@@ -94,6 +104,10 @@ class Scene:
         if words[0] == "etcd":
             self._do_etcd(words[1:])
             return
+        if words[0] == "agent":
+            freeze = signal.SIGSTOP if words[1] == "freeze" else signal.SIGCONT
+            os.kill(self._lab.agent(SUBJECT).pid, freeze)
+            return
         done = self._run(self._lab.command(where, words))
         if done.returncode != 0:
             msg = f"`{line}` on {where}: {done.stderr.strip()}"
@@ -103,8 +117,13 @@ class Scene:
         match words:
             case ["put", key, value]:
                 self._lab.etcd.gateway.put({key: value.encode()})
-            case ["del", key]:
-                self._lab.etcd.gateway.delete([key])
+            case ["del", *keys]:
+                self._lab.etcd.gateway.delete(keys)
+            case ["end", key]:
+                found = self._lab.etcd.gateway.under(key)
+                self._lab.etcd.gateway.revoke(found[""].lease_id)
+            case ["compact"]:
+                self._lab.etcd.gateway.compact()
             case ["stop"]:
                 self._lab.etcd.stop()
             case ["start"]:
@@ -148,6 +167,8 @@ def names(lab: Lab, root: Path) -> Mapping[str, str]:
         "gateway1": str(own.network_address),
         "inner1": str(own[1]),
         "key1": str(own).replace("/", "-"),
+        "keys": " ".join(f"{SUBNETS}/{str(n).replace('/', '-')}" for n in subnets.values()),
+        "net1": str(own),
         "net2": str(far),
         "gateway2": str(far.network_address),
         "mac2": netns.inside(hosts[PARTNER].namespace, _tunnel_mac),
@@ -166,8 +187,8 @@ def _tunnel_mac() -> str:
     return str(json.loads(shown)[0]["address"])
 
 
-def _line_with(text: str, expected: str) -> str | None:
-    return next((line for line in text.splitlines() if expected in line), None)
+def _lines_with(text: str, expected: str) -> list[str]:
+    return [line for line in text.splitlines() if expected in line]
 
 
 def _remedy(text: str, expected: str) -> str:
