@@ -209,6 +209,7 @@ def _status(snapshot: Snapshot, stranded: Sequence[Attachment]) -> dict[str, Any
         "ready": snapshot.is_ready,
         "reasons": list(snapshot.reasons),
         "subnet": str(site.own.subnet) if site else None,
+        "vteps": _vteps(site.own) if site else [],
         "mtu": snapshot.mtu or None,
         "backend": site.config.backend.type if site else None,
         "egress": site.config.egress.mode.value if site else None,
@@ -265,13 +266,17 @@ def _peer(lease: Lease) -> dict[str, Any]:
         "public": [str(ip) for ip in attributes.public.values()],
         "backend": attributes.backend_type,
         "mac": next((mac for mac in macs if isinstance(mac, str)), None),
-        "vteps": [
-            {"family": family.value, "mac": data.get("VtepMAC"), "vni": data.get("VNI")}
-            for family, data in attributes.backend_data.items()
-        ],
+        "vteps": _vteps(lease),
         "flannel": owner is None,
         "since": owner.claimed_at if owner else None,
     }
+
+
+def _vteps(lease: Lease) -> list[dict[str, Any]]:
+    return [
+        {"family": family.value, "mac": data.get("VtepMAC"), "vni": data.get("VNI")}
+        for family, data in lease.attributes.backend_data.items()
+    ]
 
 
 def _read_line(client: socket.socket, data: bytes) -> bytes:

@@ -84,26 +84,34 @@ def _own(status: Mapping[str, Any]) -> Holder | None:
     if not subnet or not underlay:
         return None
     addresses = [ip_address(text) for text in underlay["addresses"]]
+    vteps = _vteps(status)
     return Holder(
         node=(status.get("node") or {}).get("name") or "",
         networks=tuple(parse_subnet(subnet).networks()),
         public={family_of(address): address for address in addresses},
+        macs=texts({family: vtep.get("mac") for family, vtep in vteps.items()}),
+        vnis=numbers({family: vtep.get("vni") for family, vtep in vteps.items()}),
         backend=status.get("backend") or "",
     )
 
 
 def _peer_holder(peer: Mapping[str, Any]) -> Holder:
     addresses = [ip_address(text) for text in peer["public"]]
-    vteps = [v for v in peer.get("vteps") or () if v.get("family") in {4, 6}]
+    vteps = _vteps(peer)
     return Holder(
         node=peer["node"],
         # Of a thousand peers one is looked at: no more is parsed than must be.
         networks=tuple(ip_network(text) for text in peer["subnet"].split()),
         public={family_of(address): address for address in addresses},
-        macs=texts({Family(v["family"]): v.get("mac") for v in vteps}),
-        vnis=numbers({Family(v["family"]): v.get("vni") for v in vteps}),
+        macs=texts({family: vtep.get("mac") for family, vtep in vteps.items()}),
+        vnis=numbers({family: vtep.get("vni") for family, vtep in vteps.items()}),
         backend=peer["backend"],
     )
+
+
+def _vteps(document: Mapping[str, Any]) -> dict[Family, Mapping[str, Any]]:
+    found = document.get("vteps") or ()
+    return {Family(vtep["family"]): vtep for vtep in found if vtep.get("family") in {4, 6}}
 
 
 def _refused(problems: Iterable[Mapping[str, Any]]) -> list[Holder]:

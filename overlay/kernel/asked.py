@@ -11,9 +11,11 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 from overlay.kernel import messages
+from overlay.kernel.asked_rules import deciding_rule
 from overlay.kernel.links import LinkInfo, list_links, names_by_index
 from overlay.kernel.rtnl import Refusal, RtnlSocket, attribute, attributes, decoder, head
 from overlay.model.address import Family, IPAddress, family_of
+from overlay.model.kernel import MAIN_TABLE, NODE_TABLE
 from overlay.policy.verdict import Packet
 from overlay.trace.facts import Hop, LinkFact, NeighborFact, NeighborState, RouteFact
 
@@ -40,6 +42,7 @@ _STATES: Final[Mapping[int, NeighborState]] = {
     0x20: "failed", 0x40: "noarp", 0x80: "permanent",
 }  # fmt: skip
 _LOCAL_TABLE: Final = 255
+_USUAL_TABLES: Final = frozenset({0, MAIN_TABLE, _LOCAL_TABLE, NODE_TABLE})
 
 
 class Ground:
@@ -82,12 +85,16 @@ class Ground:
         """
         route = self.route(packet, is_local=is_local)
         cover = None
+        rule = None
         if not route.is_way:
             cover = self.cover(packet.destination)
+            rule = deciding_rule(self.rtnl, packet, None, is_local=is_local)
+        elif route.table not in _USUAL_TABLES:
+            rule = deciding_rule(self.rtnl, packet, route.table, is_local=is_local)
         if route.kind != "unicast":
-            return Hop(packet.destination, route, self.link(route.device), cover=cover)
+            return Hop(packet.destination, route, self.link(route.device), None, cover, rule)
         neighbor = self.neighbor(route.device, route.gateway or packet.destination)
-        return Hop(packet.destination, route, self.link(route.device), neighbor, cover)
+        return Hop(packet.destination, route, self.link(route.device), neighbor, cover, rule)
 
     def route(self, packet: Packet, *, is_local: bool = False) -> RouteFact:
         """Return what ``ip route get DST from SRC iif IIF ipproto P dport N`` says."""

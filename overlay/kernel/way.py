@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from overlay.kernel import messages
+from overlay.kernel import messages, sysctl
 from overlay.kernel.asked import Ground
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import open_rtnl
@@ -23,9 +23,11 @@ from overlay.policy.verdict import Packet, Verdict, verdicts
 from overlay.trace.facts import Arrival, Hop, Leg, LinkFact, Party, PodEnd, Tunnel
 
 # Where the kernel looks whether to forward (net/ipv4/route.c, net/ipv6/ip6_output.c).
-_FORWARDING: Final = {
-    Family.IPV4: "/proc/sys/net/ipv4/conf/{}/forwarding",
-    Family.IPV6: "/proc/sys/net/ipv6/conf/all/forwarding",
+_V4_LINK: Final = "net/ipv4/conf/{}/forwarding"
+_V6_LINK: Final = "net/ipv6/conf/{}/force_forwarding"  # since Linux 6.17
+_SWITCH: Final = {
+    Family.IPV4: "net/ipv4/ip_forward",
+    Family.IPV6: "net/ipv6/conf/all/forwarding",
 }
 
 
@@ -112,7 +114,7 @@ class Surveyor:
         return replace(
             leg,
             packet=packet,
-            forwards=is_local or not leaves or _forwards(packet),
+            forwarding_off=_forwarding_off(packet) if leaves and not is_local else "",
             prerouting=() if is_local else verdicts(ruleset, "prerouting", packet),
             hop=hop,
             passing=verdicts(ruleset, hook, packet) if hop.route.is_way else (),
@@ -192,12 +194,19 @@ def _routed_by(pod: Attachment) -> str:
     return POD_BRIDGE if pod.mode == BRIDGE else pod.link
 
 
-def _forwards(packet: Packet) -> bool:
-    path = Path(_FORWARDING[packet.family].format(packet.iif))
-    try:
-        return path.read_text().strip() != "0"
-    except OSError:  # the interface went meanwhile; the route will tell
-        return True
+def _forwarding_off(packet: Packet) -> str:
+    """Return the sysctl that keeps the node from forwarding what comes in there, empty for none.
+
+    IPv4 asks each link; the node's own switch, written, sets them all.
+    """
+    switch = _SWITCH[packet.family]
+    is_off = sysctl.read(switch) == "0"
+    if packet.family is Family.IPV6:
+        return switch if is_off and sysctl.read(_V6_LINK.format(packet.iif)) != "1" else ""
+    link = _V4_LINK.format(packet.iif)
+    if sysctl.read(link) != "0":  # None where it went meanwhile; the route will tell
+        return ""
+    return switch if is_off else link
 
 
 def _answer(packet: Packet) -> Packet:

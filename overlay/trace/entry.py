@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from overlay.model.address import family_of
 from overlay.policy.verdict import Packet
-from overlay.trace.facts import FarHalf, Leg, Party, PodEnd
+from overlay.trace.facts import FarHalf, Holder, Leg, LinkFact, Party, PodEnd
 from overlay.trace.reasons import Reason
 from overlay.trace.rules import filter_steps
 from overlay.trace.steps import Step, broken
@@ -92,7 +93,7 @@ def _interface_fault(pod: PodEnd) -> tuple[Reason, str, str] | None:
     prefix = f"{pod.address}/{pod.address.max_prefixlen}"
     if pod.outside is None:
         fault = f"the host's end {pod.link} is gone"
-        return Reason.POD_LINK_GONE, fault, f"{release}, and recreate the pod"
+        return Reason.POD_LINK_GONE, fault, f"{release}  # and recreate the pod"
     if pod.trouble:
         return Reason.POD_SANDBOX, f"its namespace cannot be entered: {pod.trouble}", release
     if not pod.outside.is_up:
@@ -107,7 +108,7 @@ def _interface_fault(pod: PodEnd) -> tuple[Reason, str, str] | None:
         return Reason.POD_BRIDGE, f"{pod.routed.name} is down", mend
     if pod.inside is None:
         fault = f"the pod has no interface {pod.interface}"
-        return Reason.POD_INTERFACE_GONE, fault, f"{release}, and recreate it"
+        return Reason.POD_INTERFACE_GONE, fault, f"{release}  # and recreate the pod"
     if not pod.inside.is_up:
         mend = in_pod(pod, f"ip link set {pod.interface} up")
         return Reason.POD_INTERFACE_DOWN, f"{pod.interface} is down in the pod", mend
@@ -117,7 +118,23 @@ def _interface_fault(pod: PodEnd) -> tuple[Reason, str, str] | None:
     return None
 
 
-def arrival_steps(leg: Leg, source: Party, far: FarHalf, told: Sequence[Step]) -> Iterator[Step]:
+def other_mac(link: LinkFact, own: Holder | None) -> tuple[str, str] | None:
+    """Return the fault and its mend where a VXLAN device has not the MAC address of the lease.
+
+    The kernel then takes what others send for packets to somebody else. With
+    each change of the address all neighbor entries go.
+    """
+    wanted = own.macs.get(family_of(link.local), "") if own is not None and link.local else ""
+    if not wanted or link.mac == wanted:
+        return None
+    fault = f"{link.name} has MAC address {link.mac}, its lease says {wanted}"
+    mend = f"ip link set {link.name} address {wanted}; systemctl restart overlayd"
+    return f"{fault}: it drops what others send", mend
+
+
+def arrival_steps(
+    leg: Leg, source: Party, own: Holder | None, far: FarHalf, told: Sequence[Step]
+) -> Iterator[Step]:
     """Yield how a tunnel packet gets in here; ``told`` is what the sending node said of itself."""
     arrival = leg.arrival
     node = source.node or "the other node"
@@ -142,5 +159,9 @@ def arrival_steps(leg: Leg, source: Party, far: FarHalf, told: Sequence[Step]) -
     if not link.is_up:
         mend = f"ip link set {link.name} up"
         yield broken("node", "tunnel", text, f"{link.name} is down", mend, Reason.DEVICE_DOWN)
+        return
+    wrong = other_mac(link, own)
+    if wrong is not None:
+        yield broken("node", "tunnel", text, *wrong, Reason.OWN_MAC)
         return
     yield Step("node", "tunnel", text, mtu=link.mtu)

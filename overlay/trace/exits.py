@@ -81,7 +81,7 @@ def next_hop_steps(place: str, hop: Hop) -> Iterator[Step]:
         return
     if not link.has_carrier:
         fault = f"{link.name} has no carrier"
-        mend = f"look at the cable of {link.name}, or its peer"
+        mend = f"ip link show {link.name}  # look at its cable, or its other end"
         yield broken(place, "interface", text, fault, mend, Reason.UNDERLAY_DOWN)
         return
     yield Step(place, "interface", text, mtu=route.mtu or link.mtu)
@@ -92,7 +92,7 @@ def next_hop_steps(place: str, hop: Hop) -> Iterator[Step]:
         yield broken(
             place, "neighbor", f"{neighbor_text(neighbor)} dev {link.name}",
             f"{neighbor.address} did not answer on {link.name}",
-            f"ip neigh flush dev {link.name} to {neighbor.address}; is that host up, and on this "
+            f"ip neigh flush dev {link.name} to {neighbor.address}  # is that host up, and on this "
             "network?",
             Reason.UNDERLAY_SILENT,
         )  # fmt: skip

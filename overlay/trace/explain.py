@@ -61,7 +61,7 @@ def leg_steps(
         return
     yield from nat_steps(leg.postrouting, leg.packet, destination)
     if leg.tunnel is not None:
-        yield from tunnel_steps(leg, leg.tunnel, destination, observed.far, told)
+        yield from tunnel_steps(leg, leg.tunnel, destination, observed.own, observed.far, told)
     elif leg.delivery is not None:
         yield from delivery_steps(leg, leg.delivery)
     else:
@@ -75,7 +75,7 @@ def _entry_steps(
     if leg.entry == "pod" and leg.source is not None:
         yield from pod_steps(leg.source, leg.packet)
     elif leg.entry == "tunnel":
-        yield from arrival_steps(leg, source, observed.far, told)
+        yield from arrival_steps(leg, source, observed.own, observed.far, told)
     elif leg.entry == "outside" and told:
         yield from told
     elif leg.entry == "outside" and not leg.packet.iif:

@@ -41,6 +41,31 @@ class RouteFact:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleFact:
+    """One routing rule: ``ip rule``. ``action`` is ``lookup``, or how the rule forbids.
+
+    ``has_more`` says that it also asks for what is not known here.
+    """
+
+    priority: int
+    action: str
+    table: int = 0
+    source: IPNetwork | None = None
+    destination: IPNetwork | None = None
+    iif: str = ""
+    has_more: bool = False
+
+    def __str__(self) -> str:
+        """Return the words that name the rule to ``ip rule del``."""
+        parts = [f"priority {self.priority}"]
+        parts += [f"from {self.source or 'all'}"]
+        parts += [f"to {self.destination}"] if self.destination is not None else []
+        parts += [f"iif {self.iif}"] if self.iif else []
+        parts += [f"lookup {self.table}" if self.action == "lookup" else self.action]
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
 class LinkFact:
     """One interface; ``mtu`` in bytes. ``vni`` and ``port`` are 0 unless it is a VXLAN device."""
 
@@ -70,6 +95,7 @@ class Hop:
     """One routing decision: the route, its device, and the next hop's neighbor entry.
 
     ``cover`` is the route that forbids, or would take, what was refused.
+    ``rule`` is the rule of others that led to the route's table, or forbids.
     """
 
     destination: IPAddress
@@ -77,6 +103,7 @@ class Hop:
     link: LinkFact | None = None
     neighbor: NeighborFact | None = None
     cover: RouteFact | None = None
+    rule: RuleFact | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +164,8 @@ class Leg:
     ``entry`` says where the packet comes from: a pod of this node, the node
     itself, a tunnel, or another interface. ``hop`` is None where a pod's own
     side ends the way before. ``peer`` is the way to the other party's subnet.
+    ``forwarding_off`` is the sysctl, by its path, that keeps the node from
+    forwarding the packet; empty where none does.
     ``has_rule`` says whether pods' packets to nodes are routed by our table.
     """
 
@@ -144,7 +173,7 @@ class Leg:
     entry: Literal["pod", "node", "tunnel", "outside"]
     source: PodEnd | None = None
     arrival: Arrival | None = None
-    forwards: bool = True
+    forwarding_off: str = ""
     has_rule: bool = True
     prerouting: tuple[Verdict, ...] = ()
     hop: Hop | None = None

@@ -31,7 +31,9 @@ class Reason(enum.StrEnum):
     DEVICE_GONE = "device-gone"
     DEVICE_DOWN = "device-down"
     OTHER_VNI = "other-vni"
+    OWN_MAC = "own-mac"
     ROUTE = "route"
+    SHADOWED = "shadowed"
     NEIGHBOR = "neighbor"
     FDB = "fdb"
     UNDERLAY_DOWN = "underlay-down"
@@ -70,7 +72,9 @@ WORDS: Final[Mapping[Reason, str]] = {
     Reason.DEVICE_GONE: "{node} has no VXLAN device for it",
     Reason.DEVICE_DOWN: "the VXLAN device is down",
     Reason.OTHER_VNI: "the VXLAN device has another VNI than the lease says",
+    Reason.OWN_MAC: "the VXLAN device has another MAC address than the lease of {node} says",
     Reason.ROUTE: "the route to {destination} is gone, or leads elsewhere",
+    Reason.SHADOWED: "a route or rule of others goes before the one to {destination}",
     Reason.NEIGHBOR: "the neighbor entry is gone, or not as the lease says",
     Reason.FDB: "the forwarding entry is gone, or not as the lease says",
     Reason.UNDERLAY_DOWN: "the underlay's interface is down",

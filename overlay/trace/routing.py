@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from overlay.model.address import Family, host_network
+from overlay.model.address import host_network
 from overlay.model.kernel import NODE_TABLE, ROUTE_PROTOCOL, UNREACHABLE_METRIC
 from overlay.trace.facts import Hop, Leg, Observed, Party
 from overlay.trace.reasons import Reason
+from overlay.trace.shadow import shadowed
 from overlay.trace.steps import Step, broken
 from overlay.trace.words import ip_command, route_text
 
@@ -18,12 +19,12 @@ def routing_steps(observed: Observed, leg: Leg, destination: Party) -> Iterator[
     hop = leg.hop
     if hop is None:
         return
-    if not leg.forwards:
-        family = "ipv4" if leg.packet.family is Family.IPV4 else "ipv6"
-        sysctl = f"net.{family}.conf.all.forwarding"
+    if leg.forwarding_off:
+        is_one = f"/{leg.packet.iif}/" in leg.forwarding_off
+        what = f"what comes in by {leg.packet.iif}" if is_one else "packets"
         yield broken(
-            "node", "forwarding", f"{sysctl} = 0", "this node does not forward packets",
-            f"sysctl -w {sysctl}=1",
+            "node", "forwarding", f"{leg.forwarding_off} = 0", f"this node does not forward {what}",
+            f"sysctl -w {leg.forwarding_off}=1",
             Reason.FORWARDING,
         )  # fmt: skip
         return
@@ -105,6 +106,9 @@ def _to_here(leg: Leg, hop: Hop, destination: Party) -> Wrong | None:
     device = pod.routed.name if pod.routed is not None else pod.link
     if hop.route.device == device:
         return None
+    shadow = shadowed(hop, host_network(address))
+    if shadow is not None:
+        return shadow
     ip, prefix = ip_command(leg.packet.family), f"{address}/{address.max_prefixlen}"
     return (
         Reason.POD_UNROUTED,
@@ -131,6 +135,9 @@ def _to_pod(observed: Observed, leg: Leg, hop: Hop, destination: Party) -> Wrong
                 _route_command(observed, leg, destination),
             )
         return None
+    shadow = shadowed(hop, network)
+    if shadow is not None:
+        return shadow
     what = "is gone" if route.prefix != network else f"leads to {route.device}"
     return (
         Reason.ROUTE,
@@ -142,6 +149,8 @@ def _to_pod(observed: Observed, leg: Leg, hop: Hop, destination: Party) -> Wrong
 def _to_node(observed: Observed, leg: Leg, hop: Hop, destination: Party) -> Wrong | None:
     """Judge a pod's way to a node: through the tunnel, so that its address is no stranger."""
     route = hop.route
+    if hop.rule is not None and not route.is_way:
+        return shadowed(hop, host_network(leg.packet.destination))
     if not route.is_way:
         fault = f"no way to node {destination.node}"
         return Reason.UNDERLAY_ROUTE, fault, "ip route show table all"
@@ -150,6 +159,8 @@ def _to_node(observed: Observed, leg: Leg, hop: Hop, destination: Party) -> Wron
         return None  # peers are reached directly, and nodes too
     if hop.link is not None and hop.link.vni != 0:
         return None
+    if hop.rule is not None:
+        return shadowed(hop, host_network(leg.packet.destination))
     ip = ip_command(leg.packet.family)
     stray = f"it would leave by {route.device} with a pod's address, which networks drop"
     if not leg.has_rule:
@@ -182,6 +193,8 @@ def _to_other(observed: Observed, leg: Leg, hop: Hop) -> Wrong | None:
                 f"{ip} route del {route.prefix} proto {ROUTE_PROTOCOL}",
             )
         return None
+    if hop.rule is not None:
+        return shadowed(hop, host_network(leg.packet.destination))
     if cover is not None and cover.metric == UNREACHABLE_METRIC:
         return (
             Reason.ROUTE,
@@ -191,7 +204,7 @@ def _to_other(observed: Observed, leg: Leg, hop: Hop) -> Wrong | None:
     return (
         Reason.ROUTE,
         f"this node has no way to {leg.packet.destination}: {route.error or route.kind}",
-        f"{ip_command(leg.packet.family)} route add default via ROUTER",
+        f"{ip_command(leg.packet.family)} route add default via ROUTER  # this network's",
     )
 
 

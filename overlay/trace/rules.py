@@ -11,9 +11,11 @@ from overlay.trace.steps import Step, broken
 
 _IP = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 # By the comment of our own rule (overlay/policy/egress.py).
-_EGRESS = "overlayctl network init with another Egress.Mode; see docs/configuration.md"
+_EGRESS = (
+    "overlayctl network show -o json | jq '.Egress.Mode = \"island\"' | overlayctl network init -"
+)
 _OWN_MENDS = {
-    "a pod to the tunnel port": "use another port: pods may not speak to a tunnel",
+    "a pod to the tunnel port": "# use another port: pods may not speak to a tunnel",
     "a pod to the outside": _EGRESS,
     "the outside to a pod": _EGRESS,
 }
@@ -142,7 +144,7 @@ def _delete(verdict: Verdict) -> str:
 def _accept(verdict: Verdict, packet: Packet) -> str:
     if verdict.chain.place in {("ip", "filter", "FORWARD"), ("ip6", "filter", "FORWARD")}:
         # The agent does the same, and keeps it: OVERLAY-FORWARD.
-        return "systemctl restart overlayd, which lets pods through an iptables FORWARD chain"
+        return "systemctl restart overlayd  # it lets pods through iptables' FORWARD"
     ip = _IP[packet.family]
     match = f"{ip} saddr {packet.source} {ip} daddr {packet.destination}"
     if packet.vni is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from overlay.model.address import family_of
+from overlay.trace.entry import other_mac
 from overlay.trace.exits import next_hop_steps
 from overlay.trace.facts import FarHalf, Holder, Leg, Party, Tunnel
 from overlay.trace.reasons import Reason
@@ -12,14 +13,19 @@ from overlay.trace.words import ip_command, neighbor_text, route_text
 
 
 def tunnel_steps(
-    leg: Leg, tunnel: Tunnel, destination: Party, far: FarHalf, told: Sequence[Step]
+    leg: Leg,
+    tunnel: Tunnel,
+    destination: Party,
+    own: Holder | None,
+    far: FarHalf,
+    told: Sequence[Step],
 ) -> Iterator[Step]:
-    """Yield the steps from the VXLAN device to the far node.
+    """Yield the steps from the VXLAN device of the node ``own`` to the far node.
 
     ``told`` is what the far node said of its half; without that it is assumed.
     """
     holder = destination.holder
-    yield _device(tunnel, holder)
+    yield _device(tunnel, holder, own)
     yield from _neighbor(leg, tunnel, holder)
     yield from _forwarding(leg, tunnel, holder)
     outer, hop = tunnel.outer, tunnel.hop
@@ -37,7 +43,7 @@ def tunnel_steps(
     if not hop.route.is_way:
         yield broken(
             "underlay", "route", way, f"this node has no way to {outer.destination}",
-            f"{ip_command(outer.family)} route show; add a route to {outer.destination}",
+            f"{ip_command(outer.family)} route show table all  # add one to {outer.destination}",
             Reason.UNDERLAY_ROUTE,
         )  # fmt: skip
         return
@@ -64,7 +70,7 @@ def tunnel_steps(
     )
 
 
-def _device(tunnel: Tunnel, holder: Holder | None) -> Step:
+def _device(tunnel: Tunnel, holder: Holder | None, own: Holder | None) -> Step:
     link = tunnel.link
     text = f"{link.name} VNI {link.vni} port {link.port} local {link.local}"
     if not link.is_up:
@@ -80,6 +86,9 @@ def _device(tunnel: Tunnel, holder: Holder | None) -> Step:
                 f"overlayctl leases show {holder.node}",
                 Reason.OTHER_VNI,
             )  # fmt: skip
+    wrong = other_mac(link, own)
+    if wrong is not None:
+        return broken("node", "tunnel", text, *wrong, Reason.OWN_MAC)
     return Step("node", "tunnel", text, mtu=link.mtu)
 
 

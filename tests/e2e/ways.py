@@ -54,30 +54,49 @@ class Scene:
         finally:
             for line in fault.undo:
                 self.run(fault.where, *shlex.split(self.filled(line)))
-            started = agents.start(self.lab.topology, self._host, self.lab.dir)
-            state = self.lab.dir.read()
-            kept = [p for p in state.processes if p.role != running.role]
-            self.lab.dir.write(replace(state, processes=(*kept, started)))
-            agents.wait_ready([self._host], {SUBJECT: started}, self.lab.dir, lambda _: None)
+            self.start_agent()
+
+    def start_agent(self) -> None:
+        """Start the agent anew, unless it runs, and wait until it is ready."""
+        running = self.lab.agent(SUBJECT)
+        if running.is_alive:
+            return
+        started = agents.start(self.lab.topology, self._host, self.lab.dir)
+        state = self.lab.dir.read()
+        kept = [p for p in state.processes if p.role != running.role]
+        self.lab.dir.write(replace(state, processes=(*kept, started)))
+        agents.wait_ready([self._host], {SUBJECT: started}, self.lab.dir, lambda _: None)
+
+    def carry_out(self, mend: str, where: str = SUBJECT) -> None:
+        """Do what a mend says, in a shell of the node; the lab stands for systemd and ssh."""
+        for part in mend.split("; "):
+            command = part.partition("  #")[0]
+            if command == "systemctl restart overlayd":
+                self.start_agent()
+            elif command.startswith("ssh "):
+                _ssh, there, _ctl, *words = command.split()
+                self.carry_out(mend_of(self.ask(" ".join(words), there).stdout), there)
+            else:
+                self.run(where, "sh", "-c", command)
 
     def filled(self, text: str) -> str:
         return text.format(**self.names)
 
-    def command(self, *words: str) -> list[str]:
-        """Return the words that run ``overlayctl`` on the node."""
+    def command(self, *words: str, where: str = SUBJECT) -> list[str]:
+        """Return the words that run ``overlayctl`` on a node."""
         return self.lab.command(
-            SUBJECT,
+            where,
             [
                 *agents.program("overlayctl", "overlay.cli.main"),
-                *("--socket", str(self.lab.dir.node(SUBJECT) / "cni.sock")),
+                *("--socket", str(self.lab.dir.node(where) / "cni.sock")),
                 *("--etcd-endpoints", self.lab.topology.etcd_endpoint),
                 *words,
             ],
         )
 
-    def ask(self, text: str) -> "subprocess.CompletedProcess[str]":
+    def ask(self, text: str, where: str = SUBJECT) -> "subprocess.CompletedProcess[str]":
         """Return what ``overlayctl`` says, a finding or not."""
-        return _run(self.command(*self.filled(text).split()))
+        return _run(self.command(*self.filled(text).split(), where=where))
 
     def run(self, where: str, *words: str) -> str:
         done = _run(self.lab.command(where, words))
@@ -89,6 +108,12 @@ class Scene:
         # `ip netns exec` becomes the program: a signal reaches it.
         options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(self.command(*words), text=True, **options)
+
+
+def mend_of(text: str) -> str:
+    """Return the command that ``explain`` says would mend it, empty where it says none."""
+    said = (line.removeprefix("mend  ") for line in text.splitlines() if line.startswith("mend  "))
+    return next(said, "")
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":

@@ -9,7 +9,7 @@ from overlay.model.address import Family
 from overlay.policy.listing import ListedChain
 from overlay.policy.verdict import Packet, Verdict
 from overlay.trace.explain import explain
-from overlay.trace.facts import FarHalf, Hop, Leg, NeighborFact, Observed, RouteFact
+from overlay.trace.facts import FarHalf, Hop, Leg, NeighborFact, Observed, RouteFact, RuleFact
 from overlay.trace.steps import Step
 from tests.unit import ways
 from tests.unit.ways import (
@@ -66,6 +66,8 @@ def test_whole_way_reads_from_pod_to_pod_and_back() -> None:
     assert way.mtu == 1450
 
 
+LONGER = ip_network("10.244.2.2/32")
+RULE = RuleFact(100, "lookup", 7, ip_network("10.244.1.0/24"))
 REFUSED = RouteFact("refused", error="no way to the host")
 REST = RouteFact("unreachable", ip_network("10.244.0.0/16"), 254, metric=20310, protocol=79)
 DEFAULT = RouteFact("unicast", ip_network("0.0.0.0/0"), 254, "eth0", ip_address("192.0.2.254"))
@@ -103,7 +105,7 @@ BROKEN = [
     pytest.param(
         observed(with_pod(inside=None, hop=None)),
         "pod interface: the pod has no interface eth0\n"
-        "overlayctl ipam release c0ffee, and recreate it",
+        "overlayctl ipam release c0ffee  # and recreate the pod",
         id="the pod's interface is gone",
     ),
     pytest.param(
@@ -151,9 +153,8 @@ BROKEN = [
         id="the pod's neighbor is another's",
     ),
     pytest.param(
-        observed(leg(forwards=False)),
-        "node forwarding: this node does not forward packets\n"
-        "sysctl -w net.ipv4.conf.all.forwarding=1",
+        observed(leg(forwarding_off="net/ipv4/ip_forward")),
+        "node forwarding: this node does not forward packets\nsysctl -w net/ipv4/ip_forward=1",
         id="forwarding is off",
     ),
     pytest.param(
@@ -173,6 +174,49 @@ BROKEN = [
         "node route: the route to 10.244.2.0/24 of n2 leads to eth0\n"
         "ip route replace 10.244.2.0/24 via 10.244.2.0 dev overlay.1 onlink proto 79",
         id="the route leads elsewhere",
+    ),
+    pytest.param(
+        observed(with_route(ways.route(prefix=LONGER, device="eth0", protocol=3), link=ETH0)),
+        "node route: 10.244.2.2/32 via 10.244.2.0 dev eth0 goes before the route to 10.244.2.0/24\n"
+        "ip route del 10.244.2.2/32 via 10.244.2.0 dev eth0",
+        id="a longer route of others",
+    ),
+    pytest.param(
+        observed(with_route(REFUSED, cover=RouteFact("blackhole", LONGER, 254, protocol=3))),
+        "node route: blackhole 10.244.2.2/32 goes before the route to 10.244.2.0/24\n"
+        "ip route del blackhole 10.244.2.2/32",
+        id="a route to nowhere",
+    ),
+    pytest.param(
+        observed(with_route(replace(DEFAULT, table=7), link=ETH0, rule=RULE)),
+        "node route: rule 100 leads it to table 7 before the route to 10.244.2.0/24 is looked at\n"
+        "ip rule del priority 100 from 10.244.1.0/24 lookup 7",
+        id="a rule of others",
+    ),
+    pytest.param(
+        observed(leg(forwarding_off="net/ipv4/conf/opod1/forwarding")),
+        "node forwarding: this node does not forward what comes in by opod1\n"
+        "sysctl -w net/ipv4/conf/opod1/forwarding=1",
+        id="one link does not forward",
+    ),
+    pytest.param(
+        observed(own=replace(N1, macs={Family.IPV4: MAC})),
+        "node tunnel: overlay.1 has MAC address 02:00:00:00:00:01, its lease says "
+        "02:00:00:00:00:02: it drops what others send\n"
+        "ip link set overlay.1 address 02:00:00:00:00:02; systemctl restart overlayd",
+        id="the device has another MAC address",
+    ),
+    pytest.param(
+        observed(
+            answer(),
+            source=party(FAR, N2),
+            destination=party(POD, N1),
+            own=replace(N1, macs={Family.IPV4: MAC}),
+        ),
+        "node tunnel: overlay.1 has MAC address 02:00:00:00:00:01, its lease says "
+        "02:00:00:00:00:02: it drops what others send\n"
+        "ip link set overlay.1 address 02:00:00:00:00:02; systemctl restart overlayd",
+        id="the device that it comes in by has another MAC address",
     ),
     pytest.param(
         observed(with_route(REFUSED, cover=REST), destination=party(FAR, None, "other")),
@@ -237,7 +281,7 @@ BROKEN = [
     pytest.param(
         observed(leg(passing=(Verdict(FORWARD, "accept"), Verdict(FOREIGN, "drop")))),
         "node policy: the policy of ip filter FORWARD drops it\n"
-        "systemctl restart overlayd, which lets pods through an iptables FORWARD chain",
+        "systemctl restart overlayd  # it lets pods through iptables' FORWARD",
         id="FORWARD drops",
     ),
     pytest.param(
@@ -261,7 +305,8 @@ BROKEN = [
             knows_leases=False,
         ),
         "node policy: inet overlay ov_forward rejects it\n"
-        "overlayctl network init with another Egress.Mode; see docs/configuration.md",
+        "overlayctl network show -o json | jq '.Egress.Mode = \"island\"' "
+        "| overlayctl network init -",
         id="isolated",
     ),
     pytest.param(
@@ -321,7 +366,7 @@ BROKEN = [
     pytest.param(
         observed(with_tunnel(hop=Hop(THERE, REFUSED))),
         "underlay route: this node has no way to 192.0.2.2\n"
-        "ip route show; add a route to 192.0.2.2",
+        "ip route show table all  # add one to 192.0.2.2",
         id="no way to the node",
     ),
     pytest.param(
@@ -332,7 +377,8 @@ BROKEN = [
     ),
     pytest.param(
         observed(with_tunnel(hop=replace(ways.outer_hop(), link=replace(ETH0, has_carrier=False)))),
-        "underlay interface: eth0 has no carrier\nlook at the cable of eth0, or its peer",
+        "underlay interface: eth0 has no carrier\n"
+        "ip link show eth0  # look at its cable, or its other end",
         id="no carrier",
     ),
     pytest.param(
@@ -340,7 +386,7 @@ BROKEN = [
             with_tunnel(hop=replace(ways.outer_hop(), neighbor=NeighborFact(THERE, "failed")))
         ),
         "underlay neighbor: 192.0.2.2 did not answer on eth0\n"
-        "ip neigh flush dev eth0 to 192.0.2.2; is that host up, and on this network?",
+        "ip neigh flush dev eth0 to 192.0.2.2  # is that host up, and on this network?",
         id="the node does not answer",
     ),
     pytest.param(

@@ -40,6 +40,43 @@ WAYS: Final[tuple[Fault, ...]] = (
         asked=WAY,
     ),
     Fault(
+        "longer route of somebody else",
+        ("ip route add {pod2}/32 dev eth0",),
+        "{pod2}/32 dev eth0 goes before the route to {net2}",
+        undo=("ip route flush {pod2}/32",),
+        asked=WAY,
+    ),
+    Fault(
+        "route to nowhere of somebody else",
+        ("ip route add blackhole {pod2}/32",),
+        "blackhole {pod2}/32 goes before the route to {net2}",
+        undo=("ip route flush {pod2}/32",),
+        asked=WAY,
+    ),
+    Fault(
+        "rule of somebody else",
+        (
+            "ip route add default dev eth0 table 100",
+            "ip rule add from {pod1} lookup 100 priority 100",
+        ),
+        "rule 100 leads it to table 100 before the route to {net2} is looked at",
+        undo=("ip route flush table 100", "sh -c 'ip rule del priority 100 2>/dev/null || :'"),
+        asked=WAY,
+    ),
+    Fault(
+        "rule that forbids",
+        ("ip rule add from {pod1} prohibit priority 100",),
+        "rule 100 forbids it before the route to {net2} is looked at",
+        undo=("sh -c 'ip rule del priority 100 2>/dev/null || :'",),
+        asked=WAY,
+    ),
+    Fault(
+        "MAC address of the device changed",
+        ("ip link set overlay.1 address 02:00:00:00:00:55",),
+        "overlay.1 has MAC address 02:00:00:00:00:55, its lease says",
+        asked=WAY,
+    ),
+    Fault(
         "FORWARD drop",
         ("iptables -P FORWARD DROP",),
         "the policy of ip filter FORWARD drops it",
@@ -132,6 +169,20 @@ WAYS: Final[tuple[Fault, ...]] = (
         asked=WAY,
     ),
     Fault(
+        "forwarding switched off for the pod's link",
+        ("sysctl -qw net/ipv4/conf/{link1}/forwarding=0",),
+        "this node does not forward what comes in by {link1}",
+        undo=("sysctl -qw net/ipv4/conf/{link1}/forwarding=1",),
+        asked=WAY,
+    ),
+    Fault(
+        "forwarding switched off for the tunnel's device",
+        ("sysctl -qw net/ipv4/conf/overlay.1/forwarding=0",),
+        "this node does not forward what comes in by overlay.1",
+        undo=("sysctl -qw net/ipv4/conf/overlay.1/forwarding=1",),
+        asked=WAY,
+    ),
+    Fault(
         "a firewall on the other node",
         (
             "nft add table inet fw",
@@ -148,7 +199,7 @@ WAYS: Final[tuple[Fault, ...]] = (
         ("nsenter --net={sandbox2} ip addr del {pod2}/32 dev eth0",),
         "n2 pod interface: the pod has lost its address",
         undo=(
-            "nsenter --net={sandbox2} ip addr add {pod2}/32 dev eth0",
+            "nsenter --net={sandbox2} ip addr replace {pod2}/32 dev eth0",
             "nsenter --net={sandbox2} ip route replace default via 169.254.1.1 dev eth0 onlink",
         ),
         where=PARTNER,
