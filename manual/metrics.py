@@ -15,7 +15,8 @@ format. Counters begin at 0 with each start of the agent. Durations are in secon
 `manifests/monitoring` has what a Prometheus and a Grafana need:
 
 - `prometheus.yml`: a scrape configuration to start from. For a Prometheus on another host the
-  agents must listen there (`--healthz-ip`), in a network that only such may reach.
+  agents must listen there (`--healthz-ip`), in a network that only such may reach, and name peers
+  and policies to it (`--metrics-names`): what names them is for the node itself alone otherwise.
 - `alerts.yml`: alert rules; each says what to look at. The test suite proves with `promtool` that
   each fires, and that none does on a healthy fabric.
 - `dashboard.json`: a Grafana dashboard, to be imported; it asks for the data source.

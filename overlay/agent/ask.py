@@ -1,13 +1,11 @@
 """Answering other nodes over HTTP, where ``--healthz-ip`` lets them come here at all."""
 
 import json
-import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from overlay.agent.nonces import Nonces
 from overlay.mesh.ask import ASKER_HEADER, NONCE_HEADER, PATH, SEAL_HEADER, Exchange, answer_seal
 from overlay.mesh.seal import NONCE_BYTES, SEAL_BYTES
 from overlay.model.document import parse_json
@@ -15,8 +13,7 @@ from overlay.model.errors import OverlayError
 from overlay.model.fabric_key import FabricKeys
 
 MOST_BYTES: Final = 65536  # of a question
-_NONCES: Final = 1024  # that wait for their question; the oldest goes for a new one
-_NONCE_S: Final = 30.0
+_STALE: Final = "the nonce is not of this node, was used before, or is too old"
 
 Call = Callable[[Mapping[str, Any]], Any]
 
@@ -48,18 +45,12 @@ class Asks:
         self._node_id = node_id
         self._keys = keys
         self._calls = calls
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._nonces: OrderedDict[bytes, float] = OrderedDict()  # and when each ends
+        self._nonces = Nonces(clock)
 
     def challenge(self) -> Answer:
         """Return a nonce that is good for one question within 30 s."""
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        with self._lock:
-            self._nonces[nonce] = self._clock() + _NONCE_S
-            if len(self._nonces) > _NONCES:
-                self._nonces.popitem(last=False)
-        return Answer(200, json.dumps({"overlay": 1, "nonce": nonce.hex()}).encode())
+        nonce = self._nonces.give().hex()
+        return Answer(200, json.dumps({"overlay": 1, "nonce": nonce}).encode())
 
     def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """Return the answer to a question; without a good seal, what it lacks."""
@@ -74,20 +65,17 @@ class Asks:
         )
         if not (nonce and asker and given):
             return _refusal(400, f"get a nonce with GET {PATH}, then seal the question")
-        if not self._take(nonce):
-            return _refusal(403, "the nonce is not of this node, was used before, or is too old")
+        if not self._nonces.is_good(nonce):
+            return _refusal(403, _STALE)
         exchange = Exchange(self._node_id, nonce, asker, call)
         key = exchange.question_key(self._keys().counting, given, body)
         if key is None:
             return _refusal(403, "not sealed with the fabric's key, or meant for another node")
+        if not self._nonces.spend(nonce):
+            return _refusal(403, _STALE)
         status, document = self._call(call, body)
         text = json.dumps(document).encode()
         return Answer(status, text, answer_seal(exchange.answer_key(key), status, text))
-
-    def _take(self, nonce: bytes) -> bool:
-        with self._lock:
-            ends_at = self._nonces.pop(nonce, None)
-        return ends_at is not None and self._clock() < ends_at
 
     def _call(self, name: str, body: bytes) -> tuple[int, Any]:
         call = self._calls.get(name)

@@ -56,6 +56,7 @@ class Flags:
     cni_socket: Path
     reserved: tuple[Span, ...]
     healthz_ip: IPAddress
+    metrics_names: bool
     healthz_port: int
     lease_ttl_s: int
     renew_margin_s: int
@@ -140,6 +141,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
         cni_socket=args.cni_socket or args.state_dir / "cni.sock",
         reserved=args.reserve_addresses,
         healthz_ip=args.healthz_ip,
+        metrics_names=args.metrics_names,
         healthz_port=args.healthz_port,
         lease_ttl_s=int(args.subnet_lease_ttl),
         renew_margin_s=int(args.subnet_lease_renew_margin),
@@ -309,6 +311,14 @@ def flag_parser(environment: Mapping[str, str]) -> _Parser:  # one flag after th
     )
     flag("healthz-ip", ip_address("127.0.0.1"), "address of the HTTP server", type=_any_address)
     flag("healthz-port", 9470, "its port; 0 for no server", type=_port)
+    flag(
+        "metrics-names",
+        False,  # noqa: FBT003
+        "name peers and policies in /metrics to others than this node too",
+        type=_boolean,
+        nargs="?",
+        const=True,
+    )
     flag("audit-interval", 60.0, "look at the whole kernel this often (60s)", type=parse_duration)
     flag("max-prune", "50%", "more peers that vanish together are held; off for none", type=_limit)
     flag("prune-delay", 60.0, "how long they are held (60s)", type=parse_duration)

@@ -27,12 +27,14 @@ class HttpServer:
         stuck: "Stuck",
         stranded: "Stranded",
         extras: "Extras",
+        *,
+        names: bool = False,
     ) -> None:
         def answer(client: socket.socket) -> None:
             # With the first client: http.server alone takes 15 ms.
             from overlay.agent.http_pages import handler
 
-            handler(status, stuck, stranded, extras)(client)
+            handler(status, stuck, stranded, extras, names=names)(client)
 
         self._socket = _listen(address, port)
         Crew(self._socket, answer, "http")

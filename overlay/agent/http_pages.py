@@ -1,6 +1,7 @@
 """What the agent answers over HTTP: probes, metrics, the status page, other nodes' questions.
 
-The page is for this node alone, wherever the rest is served.
+The page and what names pods, peers and policies is for this node alone, wherever
+the rest is served; names in metrics for others too, where a flag says so.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from overlay.agent.ask import MOST_BYTES, Answer
 from overlay.agent.metrics import render_metrics
-from overlay.agent.page import HEADERS, REFUSAL, may_see
+from overlay.agent.page import HEADERS, REFUSAL, is_loopback, may_see
 from overlay.agent.status import Status, stranded_text
 from overlay.mesh.ask import PATH
 from overlay.model.attachment import Attachment
@@ -48,6 +49,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     stuck: ClassVar[Stuck]
     stranded: ClassVar[Stranded]
     extras: ClassVar[Extras]
+    names: ClassVar[bool]
     server_version = "overlayd"
     sys_version = ""
     timeout = 10  # seconds for one client
@@ -63,7 +65,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer_ready()
         elif path == "/metrics":
             stranded = len(type(self).stranded())
-            kind, text = render_metrics(self.status, stranded, self.extras.metrics)
+            names = self._is_here() or type(self).names
+            kind, text = render_metrics(self.status, stranded, self.extras.metrics, names=names)
             self._answer(200, kind, text)
         elif path == PATH:
             self._reply(self.extras.challenge())
@@ -91,16 +94,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer_ready(self) -> None:
         snapshot = self.status.get()
-        stranded = [stranded_text(attachment, snapshot) for attachment in type(self).stranded()]
         document: dict[str, Any] = {
             "ready": snapshot.is_ready,
             "phase": snapshot.phase,
-            "reasons": list(snapshot.reasons),
-            "warnings": [*snapshot.warnings, *stranded],
             "store_connected": snapshot.is_store_connected,
         }
+        if self._is_here():  # they name pods, addresses and paths
+            stranded = [stranded_text(each, snapshot) for each in type(self).stranded()]
+            document["reasons"] = list(snapshot.reasons)
+            document["warnings"] = [*snapshot.warnings, *stranded]
         text = json.dumps(document, indent=2) + "\n"
         self._answer(200 if snapshot.is_ready else 503, "application/json", text)
+
+    def _is_here(self) -> bool:
+        return is_loopback(self.client_address[0])
 
     def _answer(
         self, code: int, kind: str, text: str, headers: Mapping[str, str] | None = None
@@ -120,7 +127,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def handler(
-    status: Status, stuck: Stuck, stranded: Stranded, extras: Extras
+    status: Status, stuck: Stuck, stranded: Stranded, extras: Extras, *, names: bool
 ) -> Callable[[socket.socket], None]:
     """Return what answers one client, and closes its socket."""
     bound = type(
@@ -131,6 +138,7 @@ def handler(
             "stuck": staticmethod(stuck),
             "stranded": staticmethod(stranded),
             "extras": extras,
+            "names": names,
         },
     )
 

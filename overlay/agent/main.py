@@ -188,6 +188,7 @@ class Agent:
                     self._stuck,
                     stranded,
                     self.mesh,
+                    names=flags.metrics_names,
                 )
             except OSError as exc:
                 msg = (

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from overlay import __version__
 from overlay.agent.host import boot_clock
@@ -32,13 +32,23 @@ class Described:
     text: str
 
 
+# What names others; a store's reader may know it, and not everybody who may connect.
+_NAMES: Final = frozenset({"peer", "policy"})
+
+
 def render_metrics(
-    status: Status, stranded_pods: int, more: "More" = lambda: ()
+    status: Status, stranded_pods: int, more: "More" = lambda: (), *, names: bool = True
 ) -> tuple[str, str]:
-    """Return content type and text of ``/metrics``; ``more`` gives those of other parts."""
+    """Return content type and text of ``/metrics``; ``more`` gives those of other parts.
+
+    Without ``names`` those are left out that name a peer or a policy.
+    """
     from prometheus_client import generate_latest
 
-    text = generate_latest(_registry(status, stranded_pods, more)).decode()
+    def told() -> "Iterable[Metric]":
+        return (family for family in more() if names or not _NAMES & set(_labels(family)))
+
+    text = generate_latest(_registry(status, stranded_pods, told)).decode()
     return "text/plain; version=0.0.4; charset=utf-8", text
 
 

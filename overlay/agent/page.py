@@ -50,12 +50,13 @@ def may_see(client: str, host: str | None) -> bool:
     (False, False)
     """
     name = (host or "").rpartition("]")[0].removeprefix("[") or (host or "").partition(":")[0]
-    if name.lower() != "localhost" and not _is_loopback(name):
+    if name.lower() != "localhost" and not is_loopback(name):
         return False
-    return _is_loopback(client)
+    return is_loopback(client)
 
 
-def _is_loopback(text: str) -> bool:
+def is_loopback(text: str) -> bool:
+    """Return whether an address, as a socket spells it, is of this host alone."""
     try:
         address = ip_address(text.partition("%")[0])
     except ValueError:

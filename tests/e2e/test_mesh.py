@@ -165,6 +165,7 @@ def test_page_is_for_the_node_itself_and_others_ask_under_the_key(
         hub.begin()
         agent = hub.node(1).start("--healthz-ip=0.0.0.0")
         agent.wait_ready()
+        hub.node(2).start().wait_ready()
         status, text = agent.get("/")
         assert (status, text[:15]) == (200, "<!DOCTYPE html>")
         curl = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}")
@@ -172,6 +173,14 @@ def test_page_is_for_the_node_itself_and_others_ask_under_the_key(
         assert hub.netns_of_hub.run(*curl, there) == "403"
         assert hub.netns_of_hub.run(*curl, "-H", "Host: localhost:9470", there) == "403"
         assert hub.netns_of_hub.run(*curl, "http://192.0.2.1:9470/healthz") == "200"
+        told = json.loads(hub.netns_of_hub.run("curl", "-s", f"{there}readyz"))
+        assert set(told) == {"ready", "phase", "store_connected"}
+        assert "warnings" in json.loads(agent.get("/readyz")[1])
+        loss = 'overlay_mesh_peer_loss_ratio{path="underlay",peer="n2"}'
+        eventually(lambda: loss in agent.get("/metrics")[1], timeout_s=30, what=loss)
+        metrics = hub.netns_of_hub.run("curl", "-s", f"{there}metrics")
+        assert "overlay_peers 1.0" in metrics
+        assert "n2" not in metrics
         endpoint = f"--etcd-endpoints={hub.etcd.endpoint}"
         ask = (str(BIN / "overlayctl"), endpoint, "-o", "json", "mesh", "--at", "n1")
         eventually(lambda: hub.store("s.view().fabric_keys.newest is not None"), what="the key")

@@ -113,10 +113,28 @@ def test_what_cannot_be_answered_is_sealed_too(
     assert is_answer(exchange.answer_key(KEY), answer.seal, status, answer.body)
 
 
-def test_nonces_that_nobody_uses_are_bounded() -> None:
+def test_those_without_the_key_push_nobody_out() -> None:
     world = World()
     first = world.exchange()
-    for _ in range(1024):
-        last = world.exchange()
-    assert world.ask(first).status == 403
-    assert world.ask(last).status == 200
+    for _ in range(5000):
+        forged = world.exchange()
+        assert world.ask(forged, key=OTHER).status == 403
+    assert world.ask(first).status == 200
+
+
+def test_nonce_that_was_not_given_here_is_refused() -> None:
+    exchange = World().exchange()
+    assert World().ask(exchange).status == 403, "of an agent that has another secret"
+    world = World()
+    given = world.exchange().nonce
+    for place in range(len(given)):
+        changed = bytes(b ^ (index == place) for index, b in enumerate(given))
+        assert world.ask(Exchange("n1", changed, ASKER, "echo")).status == 403
+
+
+def test_what_holders_of_the_key_spend_is_bounded() -> None:
+    world = World()
+    statuses = [world.ask(world.exchange()).status for _ in range(4097)]
+    assert (statuses.count(200), statuses[-1]) == (4096, 403)
+    world.now = 30.0
+    assert world.ask(world.exchange()).status == 200

@@ -16,10 +16,8 @@ _AWAY: Final = "172.16.0.77"
 _MAC: Final = "02:00:00:00:00:77"
 _STALE: Final = f"{SUBNETS}/{{stale_key}}"
 # A peer that the agent has learned of before it is killed, frozen or cut off.
-_LEARNED: Final = (
-    f"etcd put {_STALE} {_LEASE % _AWAY}",
-    "sh -c 'until ip route show {stale} | grep -q .; do sleep 0.05; done'",
-)
+_BEFORE: Final = (f"etcd put {_STALE} {_LEASE % _AWAY}",)
+_LEARNED: Final = f"with {{stale}} at {_AWAY} came"
 _CUT: Final = (
     "nft add table inet cut",
     "nft add chain inet cut o {{ type filter hook output priority 0 ; }}",
@@ -48,14 +46,16 @@ BASELINE: Final = (
         "peer deleted while the agent was down",
         (f"etcd del {_STALE}",),
         "del route {stale}",
-        before=_LEARNED,
+        before=_BEFORE,
+        learned=_LEARNED,
     ),
     Fault(
         "peer changed while the agent was down",
         (f"etcd put {_STALE} {_LEASE.replace(_MAC, '02:00:00:00:00:78') % _AWAY}",),
         "set neigh {stale_gateway} lladdr 02:00:00:00:00:78",
         undo=(f"etcd del {_STALE}",),
-        before=_LEARNED,
+        before=_BEFORE,
+        learned=_LEARNED,
     ),
     Fault(
         "an entry that is to be removed is gone already",
@@ -70,7 +70,8 @@ BASELINE: Final = (
         f"with {{stale}} at {_AWAY} went",
         asked=EVENTS,
         is_agent_away=False,
-        before=_LEARNED,
+        before=_BEFORE,
+        learned=_LEARNED,
         heals=True,
     ),
     Fault(
@@ -93,7 +94,8 @@ BASELINE: Final = (
         f"with {{stale}} at {_AWAY} went",
         asked=EVENTS,
         is_agent_away=False,
-        before=_LEARNED,
+        before=_BEFORE,
+        learned=_LEARNED,
         heals=True,
     ),
     Fault("own lease deleted", (f"etcd del {SUBNETS}/{{key1}}",), "no lease is this node's"),

@@ -18,7 +18,8 @@ class Fault:
     ``plant`` and ``undo`` are commands as somebody would run them ``where`` it
     happens, or of ``scene``: ``etcd put KEY VALUE``, ``etcd del KEY...``, ``etcd
     end KEY`` (its lease runs out), ``etcd compact|stop|start`` and ``agent
-    freeze|thaw``. ``before`` is done first, while the agent runs. ``asked`` are
+    freeze|thaw``. ``before`` is done first, while the agent runs, and waited
+    for: ``learned`` is part of the event of it. ``asked`` are
     words for ``overlayctl`` on the node, and ``expected`` is part of a line of
     its answer. Names in braces are filled in by ``scene.names``. The agent would
     put most of it right within milliseconds: where ``is_agent_away``, it is
@@ -35,6 +36,7 @@ class Fault:
     where: str = SUBJECT
     is_agent_away: bool = True
     before: tuple[str, ...] = ()
+    learned: str = ""
     heals: bool = False
 
 

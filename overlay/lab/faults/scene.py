@@ -15,7 +15,7 @@ from typing import Final
 from overlay.lab import agents, netns
 from overlay.lab.errors import LabError
 from overlay.lab.fabric import Lab
-from overlay.lab.faults.fault import PARTNER, SUBJECT, SUBNETS, Fault, Row
+from overlay.lab.faults.fault import EVENTS, PARTNER, SUBJECT, SUBNETS, Fault, Row
 from overlay.lab.faults.ways import pod_names
 from overlay.lab.topology import POD_NETWORKS, LabOptions
 from overlay.model.address import Family
@@ -61,8 +61,7 @@ class Scene:
         Raises LabError when it cannot be planted or undone.
         """
         expected = fault.expected.format(**self._names)
-        for line in fault.before:
-            self._do(fault.where, line)
+        self._prepare(fault)
         known = _lines_with(self.ask(fault.asked), expected)
         if known and not fault.heals:
             return Row(fault, "", "", "named before it was planted")
@@ -90,6 +89,19 @@ class Scene:
         remedy = _remedy(said, expected)
         line, remedy = (text.replace(str(self._root), "") for text in (found[0], remedy))
         return Row(fault, line, remedy, problem)
+
+    def _prepare(self, fault: Fault) -> None:
+        """Do what is done ``before``, and wait until the agent has told of it."""
+        learned = fault.learned.format(**self._names)
+        known = len(_lines_with(self.ask(EVENTS), learned)) if learned else 0
+        for line in fault.before:
+            self._do(fault.where, line)
+        deadline = time.monotonic() + self._named_s
+        while learned and len(_lines_with(self.ask(EVENTS), learned)) <= known:
+            if time.monotonic() > deadline:
+                msg = f"{fault.name}: no event tells {learned!r}"
+                raise LabError(msg)
+            time.sleep(_POLL_S)
 
     def _ask_until(self, fault: Fault, is_enough: Callable[[str], bool]) -> str:
         deadline = time.monotonic() + self._named_s
