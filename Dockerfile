@@ -5,7 +5,7 @@ ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS build
 RUN apt-get update \
- && apt-get install -y -qq --no-install-recommends gcc libc6-dev make python3-pip
+ && apt-get install -y -qq --no-install-recommends gcc libc6-dev make musl-tools python3-pip
 COPY manifests/image/requirements.lock /src/
 # No pip in the end: the environment is filled from outside. With an index or a
 # certificate authority of one's own: --secret id=pip.conf,src=/etc/pip.conf,
