@@ -91,10 +91,16 @@ class Agent:
             write=self._host.write_file,
             layer2=layer2 if host is None else None,  # a simulated machine has no pods
         )
-        policies = store.policies() if flags.policy.is_on and host is None else None
         self.policy = (
-            PolicyPart(flags.policy, flags.node, attachments, self.status, policies, own)
-            if policies is not None
+            PolicyPart(
+                flags.policy,
+                flags.node,
+                attachments,
+                self.status,
+                store.policies(cluster=flags.policy.admin_tier),
+                own,
+            )
+            if flags.policy.is_on and host is None
             else None
         )
         self.cni = CniService(

@@ -16,7 +16,8 @@ from typing import Final, Protocol
 from overlay.agent.attachments import Attachments
 from overlay.agent.doubts import NEVER, named
 from overlay.agent.pace import Pace
-from overlay.agent.policy_world import NOTHING, Selecting, WorldMaker, pod_key
+from overlay.agent.policy_pods import is_meant, is_of_kubernetes, pod_key, told
+from overlay.agent.policy_world import NOTHING, Selecting, WorldMaker
 from overlay.agent.status import PolicyState, Status
 from overlay.kernel.base import KernelError
 from overlay.kernel.bridge_frames import show_bridged_frames
@@ -26,13 +27,13 @@ from overlay.model.errors import OverlayError
 from overlay.model.event import Kind
 from overlay.model.kernel import Key
 from overlay.model.lease import LeaseView
-from overlay.model.netpol import World
+from overlay.model.netpol import Pod, PodKey, World
 from overlay.model.policy_view import PolicyView
 from overlay.policy.network.compile import CompileOptions, PolicyCompiler
 from overlay.policy.network.midway import guarded, is_empty, isolated
 from overlay.policy.network.render import LogOptions
 from overlay.policy.network.table import POLICY_TABLE, Denial, PolicyRuleset
-from overlay.store.base import StopSignal
+from overlay.store.base import StopSignal, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,9 @@ class PolicyOptions:
 class PolicyEnforcer:
     """``admit``, ``wake``, ``tell`` and ``put`` are for any thread, ``run`` is one of its own.
 
-    ``applied`` is called in that thread after each change of the table, with
-    the world that it was made of.
+    ``pod`` asks the source for one pod; it raises StoreError. ``applied`` is
+    called in that thread after each change of the table, with the world that it
+    was made of.
     """
 
     def __init__(
@@ -89,10 +91,11 @@ class PolicyEnforcer:
         clock: Callable[[], float] = time.monotonic,
         applied: Callable[[World, CompileOptions], None] = lambda _world, _options: None,
         show_bridged: Callable[[], None] = show_bridged_frames,
+        pod: Callable[[PodKey], Pod | None] = lambda _: None,
     ) -> None:
         self._attachments, self._status, self._table = attachments, status, table
         self._options, self._clock, self._applied = options, clock, applied
-        self._node, self._show_bridged = node, show_bridged
+        self._node, self._show_bridged, self._pod = node, show_bridged, pod
         self._maker = WorldMaker(node)
         self._compiler: PolicyCompiler | None = None
         self._compile_options = CompileOptions()
@@ -102,6 +105,9 @@ class PolicyEnforcer:
         self._leases: LeaseView | None = None
         self._selecting = Selecting(NOTHING)
         self._known: frozenset[str] = frozenset()  # addresses that the table tells apart
+        # Pods that were asked for, each with what the view had of its name instead.
+        self._asked_for: dict[PodKey, tuple[Pod, Pod | None]] = {}
+        self._is_off = False  # there is no view, and none is to be had
         self._error: str | None = None
         self._failures = 0
         self._pace = Pace()
@@ -115,9 +121,24 @@ class PolicyEnforcer:
     def put(self, view: PolicyView) -> None:
         """Leave what the source holds now."""
         with self._changed:
-            self._view = view
+            self._view, self._is_off = view, False
+            self._asked_for = {
+                key: (pod, instead)
+                for key, (pod, instead) in self._asked_for.items()
+                if view.pods.get(key) == instead
+            }
             self._selecting = Selecting(view, self._options.admin_tier)
             self._ask()
+
+    def lack(self) -> None:
+        """Note that this account may not read policies: as long as none were seen, none are asked.
+
+        A cluster whose role says nothing of policies has its pods without them
+        rather than no pods. What was seen once stays in force.
+        """
+        with self._changed:
+            self._is_off = self._view is None
+            self._changed.notify_all()
 
     def wake(self) -> None:
         """Look at the node's pods again: one came, or went."""
@@ -148,11 +169,13 @@ class PolicyEnforcer:
         """
         deadline = self._clock() + _WAIT_S
         with self._changed:
-            if not self._changed.wait_for(lambda: self._view is not None, _WAIT_S):
+            if not self._changed.wait_for(lambda: self._view is not None or self._is_off, _WAIT_S):
                 msg = "the policies are not known yet: the store has not answered since the start"
                 raise PolicyNotInForceError(msg)
-            if self._is_idle:
+            if self._view is None or self._is_idle:
                 return
+        self._ask_for(attachment)
+        with self._changed:
             ticket = self._ask()
             if not self._must_wait(attachment):
                 return
@@ -176,9 +199,45 @@ class PolicyEnforcer:
         """Return whether rules are about the pod, or were about another with its address."""
         if self._selecting.is_idle and not self._known:
             return False
-        if self._selecting.isolates(pod_key(attachment), attachment.labels):
+        key, labels = pod_key(attachment), attachment.labels
+        if self._view is not None and self._view.knows_pods and is_of_kubernetes(attachment):
+            pod = self._told(self._view, attachment)
+            if pod is None and self._selecting.concerns(key[0]):
+                return True
+            labels = pod.labels if pod is not None else labels
+        if self._selecting.isolates(key, labels):
             return True
         return any(str(address) in self._known for address in attachment.addresses)
+
+    def _told(self, view: PolicyView, attachment: Attachment) -> Pod | None:
+        """Return the pod that the attachment is of, where the source told of it."""
+        pod = told(view, self._answers, pod_key(attachment))
+        return pod if pod is not None and is_meant(pod, attachment, self._node) else None
+
+    @property
+    def _answers(self) -> dict[PodKey, Pod]:
+        return {key: pod for key, (pod, _) in self._asked_for.items()}
+
+    def _ask_for(self, attachment: Attachment) -> None:
+        """Have the source tell of a pod that starts sooner than the view has it.
+
+        Raises PolicyNotInForceError where it cannot: which policies select the
+        pod is not known then.
+        """
+        view, key = self._view, pod_key(attachment)
+        if view is None or not view.knows_pods or not is_of_kubernetes(attachment):
+            return
+        if not self._selecting.concerns(key[0]) or self._told(view, attachment) is not None:
+            return
+        try:
+            pod = self._pod(key)
+        except StoreError as exc:
+            msg = f"which of them select pod {'/'.join(key)} cannot be known: {exc}"
+            raise PolicyNotInForceError(f"network policies are not in force: {msg}") from exc
+        with self._changed:
+            instead = view.pods.get(key)
+            if pod is not None and self._view is not None and self._view.pods.get(key) == instead:
+                self._asked_for[key] = (pod, instead)
 
     def _ask(self) -> int:
         self._asked += 1
@@ -252,8 +311,12 @@ class PolicyEnforcer:
             self._compiler, self._compile_options = PolicyCompiler(self._node, options), options
         # Attachments after the ticket was drawn: each of them that waits is among these.
         held = self._attachments.list()
-        world = self._maker.make(view, held, self._leases)
-        ruleset = self._compiler.update(world)
+        with self._changed:
+            there = {pod_key(attachment) for attachment in held} if self._asked_for else set()
+            self._asked_for = {k: each for k, each in self._asked_for.items() if k in there}
+            asked, selecting = self._answers, self._selecting
+        world = self._maker.make(view, held, self._leases, selecting, asked)
+        ruleset = self._compiler.update(world, self._maker.unknown)
         compiled_at = self._clock()
         if is_empty(ruleset):
             is_written = self._is_there and self._table.remove()

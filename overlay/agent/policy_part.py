@@ -25,8 +25,8 @@ from overlay.model.policy_view import PolicyView
 from overlay.policy.network.compile import CompileOptions
 from overlay.policy.network.render import LogOptions
 from overlay.policy.network.table import POLICY_TABLE, Denial
-from overlay.store.base import StopSignal, StoreError
-from overlay.store.policy_source import PolicyStore
+from overlay.store.base import PermissionMissingError, StopSignal, StoreError
+from overlay.store.policy_source import PolicySource
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -43,7 +43,7 @@ class PolicyPart:
         node: NodeIdentity,
         attachments: Attachments,
         status: Status,
-        store: PolicyStore,
+        store: PolicySource,
         own: OwnWrites,
     ) -> None:
         self._status, self._store = status, store
@@ -59,9 +59,15 @@ class PolicyPart:
             self._table,
             PolicyOptions(options, flags.admin_tier),
             applied=self._applied,
+            pod=store.pod,
+        )
+        written = store.writable()
+        self._publisher = (
+            PodPublisher(node, attachments, status, written, self._has_policies)
+            if written is not None
+            else None
         )
         self._audit = TableAudit(self._table.difference, lambda found: self.enforcer.doubt([found]))
-        self._publisher = PodPublisher(node, attachments, status, store, self._has_policies)
         self._counts = DenialCounts(NftPolicyTable().counters)
         self._counting = threading.Lock()
         self._log = (
@@ -76,27 +82,29 @@ class PolicyPart:
             "policy": self.enforcer.run,
             "policy-audit": self._audit.run,
             "policy-watch": self._watch,
-            "policy-pods": self._publisher.run,
             "policy-cut": self.cutter.run,
         }
+        if self._publisher is not None:
+            runs["policy-pods"] = self._publisher.run
         if self._log is not None:
             runs["policy-log"] = self._log.run
         return {name: functools.partial(run, stop) for name, run in runs.items()}
 
     def admit(self, attachment: Attachment) -> None:
         """Return once a pod that is about to start is judged by its policies. See PolicyGate."""
-        self._publisher.wake()
+        self._publish()
         self.enforcer.admit(attachment)
 
     def wake(self) -> None:
         """Look at the node's pods again."""
-        self._publisher.wake()
+        self._publish()
         self.enforcer.wake()
         self.cutter.wake()
 
     def follow(self, view: LeaseView) -> None:
         """Keep the pods bound to the node's own lease, and what is about nodes in step."""
-        self._publisher.follow(view)
+        if self._publisher is not None:
+            self._publisher.follow(view)
         self.enforcer.follow(view)
 
     def tell(self, notices: Sequence[Notice]) -> None:
@@ -122,6 +130,10 @@ class PolicyPart:
 
         return policy_families(self._status, self.denied)
 
+    def _publish(self) -> None:
+        if self._publisher is not None:
+            self._publisher.wake()
+
     def _applied(self, world: World, options: CompileOptions) -> None:
         self.cutter.judge(world, options)
 
@@ -140,6 +152,8 @@ class PolicyPart:
         text = None if error is None else str(error)
         if text is not None and text != self._status.get().policy_trouble:
             log.warning("policies: %s; those that were seen last stay in force", text)
+        if isinstance(error, PermissionMissingError):
+            self.enforcer.lack()
         self._status.update(policy_trouble=text)
 
     def _shown(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from overlay.agent.attachments import Attachments
-from overlay.agent.policy_world import own_pods
+from overlay.agent.policy_pods import own_pods
 from overlay.agent.status import Status
 from overlay.model.lease import LeaseView
 from overlay.model.netpol import Pod, PodKey

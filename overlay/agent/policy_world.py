@@ -4,51 +4,19 @@ Of the node's own pods the node knows better than any store: which there are
 and which addresses they have. What an operator gives them comes from the store.
 """
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
+from overlay.agent.policy_pods import own_pods, told, told_pods
 from overlay.model.address import IPAddress
 from overlay.model.attachment import Attachment
 from overlay.model.lease import Lease, LeaseView
 from overlay.model.leases import changed_keys
 from overlay.model.netpol import Labels, NetworkPolicy, Pod, PodKey, World
 from overlay.model.policy_view import PolicyView
-from overlay.policy.network.subject import DEFAULT_NAMESPACE
-
-_ODD: Final = re.compile(r"[^a-z0-9.-]|\.(?=[.-])|(?<=-)\.")
-_LONGEST: Final = 253  # characters of a pod's name (RFC 1123)
-_NAMESPACE, _NAME = "K8S_POD_NAMESPACE", "K8S_POD_NAME"  # of CNI_ARGS
-
-
-def pod_key(attachment: Attachment) -> PodKey:
-    """Return the pod that an attachment is of: the container's id where nothing names one."""
-    arguments = attachment.arguments
-    namespace = _spelled(arguments.get(_NAMESPACE, "").replace(".", "-"))
-    name = _spelled(arguments.get(_NAME) or attachment.key.container)
-    return namespace or DEFAULT_NAMESPACE, name or "unnamed"
-
-
-def _spelled(name: str) -> str:
-    """Return a runtime's name as the API would have it; Kubernetes' own stay as they are."""
-    return _ODD.sub("-", name.lower()).strip("-.")[:_LONGEST].rstrip("-.")
-
-
-def own_pods(attachments: Iterable[Attachment], node: str) -> dict[PodKey, Pod]:
-    """Return this node's pods; one with several interfaces has all their addresses."""
-    pods: dict[PodKey, Pod] = {}
-    for attachment in attachments:
-        key = pod_key(attachment)
-        known = pods.get(key)
-        addresses = frozenset(attachment.addresses)
-        if known is None:
-            pods[key] = Pod(*key, addresses, attachment.labels, node)
-        else:
-            labels = {**known.labels, **attachment.labels}
-            pods[key] = replace(known, addresses=known.addresses | addresses, labels=labels)
-    return pods
 
 
 def node_addresses(leases: Mapping[str, Lease]) -> dict[str, frozenset[IPAddress]]:
@@ -102,18 +70,36 @@ class WorldMaker:
     node: str
     _nodes: NodeAddresses = field(default_factory=NodeAddresses, init=False)
     _own: dict[PodKey, Pod] = field(default_factory=dict, init=False)
+    unknown: frozenset[IPAddress] = field(default=frozenset(), init=False)
 
     @property
     def own_addresses(self) -> frozenset[IPAddress]:
         """Return the addresses of this node's pods in the last world."""
-        return frozenset(a for pod in self._own.values() for a in pod.addresses)
+        return self.unknown.union(*(pod.addresses for pod in self._own.values()))
 
     def make(
-        self, view: PolicyView, attachments: Iterable[Attachment], leases: LeaseView | None
+        self,
+        view: PolicyView,
+        attachments: Sequence[Attachment],
+        leases: LeaseView | None,
+        selecting: "Selecting",
+        asked: Mapping[PodKey, Pod],
     ) -> World:
-        """Return the world of ``view``, with this node's pods as they are."""
+        """Return the world of ``view``, with this node's pods as they are.
+
+        ``asked`` are pods that were asked for because the view had none of
+        them yet. ``unknown`` is then what nobody tells of, as far as policies
+        could be about it.
+        """
         self._nodes.follow(leases.leases if leases is not None else {})
-        fresh = own_pods(attachments, self.node)
+        nobodys: dict[PodKey, frozenset[IPAddress]] = {}
+        if view.knows_pods:
+            fresh, nobodys = told_pods(attachments, partial(told, view, asked), self.node)
+        else:
+            fresh = own_pods(attachments, self.node)
+        self.unknown = frozenset[IPAddress]().union(
+            *(found for key, found in nobodys.items() if selecting.concerns(key[0]))
+        )
         own: dict[PodKey, Pod] = {}
         for key, pod in fresh.items():
             labels = view.labels_of(key, pod.labels)
@@ -153,6 +139,12 @@ class Selecting:
     def is_idle(self) -> bool:
         """Return whether there is no policy at all."""
         return not self._by_namespace and not (self.admin_tier and self.view.cluster_policies)
+
+    def concerns(self, namespace: str) -> bool:
+        """Return whether a policy could select a pod of the namespace."""
+        return namespace in self._by_namespace or bool(
+            self.admin_tier and self.view.cluster_policies
+        )
 
     def isolates(self, key: PodKey, labels: Labels) -> bool:
         """Return whether a policy selects the pod; with cluster policies, whether one may."""

@@ -10,7 +10,13 @@ from typing import Any, Final
 from overlay.cli.control import AgentRefusedError, AgentUnreachableError, call
 from overlay.cli.flags import Parser, socket_path
 from overlay.cli.out import Output
-from overlay.cli.policy_world import addresses_of, read_documents, with_policies, world_of
+from overlay.cli.policy_world import (
+    addresses_of,
+    read_documents,
+    with_policies,
+    with_policy_store,
+    world_of,
+)
 from overlay.model.errors import UsageError
 from overlay.model.netpol import Flow, Protocol, World
 from overlay.model.policy_view import PolicyView
@@ -20,9 +26,8 @@ from overlay.policy.network.picture import draw
 from overlay.policy.network.reachability import differences, groups, reaches, shown_ports
 from overlay.policy.network.subject import DEFAULT_NAMESPACE
 from overlay.store.base import LeaseStore
-from overlay.store.policy_memory import MemoryPolicyStore
-from overlay.store.policy_objects import FOLDERS
-from overlay.store.policy_source import PolicyStore
+from overlay.store.policy_objects import FOLDERS, laid_over
+from overlay.store.policy_source import PolicySource, PolicyStore
 
 _CALL_S: Final = 2.0
 _LAST_PORT: Final = 65535
@@ -38,7 +43,7 @@ def add_parser(commands: Any) -> None:
     verb.add_argument(
         "-f", "--file", required=True, metavar="FILE", help="YAML or JSON; - reads standard input"
     )
-    verb.set_defaults(run=with_policies(apply))
+    verb.set_defaults(run=with_policy_store(apply, "kubectl apply"))
     about = "every policy, and what it refused on this node"
     verb = verbs.add_parser("list", help=about, description=about)
     verb.set_defaults(run=with_policies(list_policies))
@@ -46,7 +51,7 @@ def add_parser(commands: Any) -> None:
     verb = verbs.add_parser("delete", help=about, description=about)
     verb.add_argument("name", metavar="NAME", help="NAMESPACE/NAME, or NAME of the default one")
     verb.add_argument("--kind", default="NetworkPolicy", choices=tuple(FOLDERS))
-    verb.set_defaults(run=with_policies(delete))
+    verb.set_defaults(run=with_policy_store(delete, "kubectl delete"))
     about = "whether policies let one through to another, and which rule; status 1 when not"
     verb = verbs.add_parser("test", help=about, description=about)
     verb.add_argument("source", metavar="SRC", help="NAMESPACE/POD, a node, or an address")
@@ -87,7 +92,7 @@ def apply(args: Namespace, _leases: LeaseStore, store: PolicyStore, out: Output)
     return 0
 
 
-def list_policies(args: Namespace, _leases: LeaseStore, store: PolicyStore, out: Output) -> int:
+def list_policies(args: Namespace, _leases: LeaseStore, store: PolicySource, out: Output) -> int:
     """Print every policy; return 1 when keys could not be read."""
     view = store.view()
     counts = _denied(args)
@@ -157,7 +162,7 @@ def delete(args: Namespace, _leases: LeaseStore, store: PolicyStore, out: Output
     return 0
 
 
-def test(args: Namespace, leases: LeaseStore, store: PolicyStore, out: Output) -> int:
+def test(args: Namespace, leases: LeaseStore, store: PolicySource, out: Output) -> int:
     """Print what becomes of a connection; return 1 when it is refused in any family."""
     if not 0 < args.port <= _LAST_PORT:
         raise UsageError(f"--port {args.port}: use 1 to {_LAST_PORT}")
@@ -182,13 +187,11 @@ def test(args: Namespace, leases: LeaseStore, store: PolicyStore, out: Output) -
     return 0 if all(decision.allowed for _, decision in answers) else 1
 
 
-def diff(args: Namespace, leases: LeaseStore, store: PolicyStore, out: Output) -> int:
+def diff(args: Namespace, leases: LeaseStore, store: PolicySource, out: Output) -> int:
     """Print what a file would change for live pods; return 1 when anything."""
     view = store.view()
     before = world_of(view, leases.view())
-    tried = MemoryPolicyStore()
-    tried.apply([*store.documents(), *read_documents(args.file)])
-    planned = tried.view()
+    planned = laid_over(view, read_documents(args.file))
     after = _with_new_labels(before, planned)
     options = _options(view, args)
     found = list(differences(before, after, options, only=args.namespace))
@@ -214,7 +217,7 @@ def diff(args: Namespace, leases: LeaseStore, store: PolicyStore, out: Output) -
     return 1 if found else 0
 
 
-def graph(args: Namespace, leases: LeaseStore, store: PolicyStore, _out: Output) -> int:
+def graph(args: Namespace, leases: LeaseStore, store: PolicySource, _out: Output) -> int:
     """Write the drawing."""
     view = store.view()
     world = world_of(view, leases.view())

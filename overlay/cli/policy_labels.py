@@ -10,12 +10,14 @@ from overlay.cli.policy_world import (
     parse_labels_given,
     parse_pod_name,
     with_policies,
+    with_policy_store,
 )
 from overlay.model.policy_view import AUDIT_ANNOTATION
 from overlay.store.base import LeaseStore
-from overlay.store.policy_source import PolicyStore
+from overlay.store.policy_source import PolicySource, PolicyStore
 
 _ON_OFF = ("on", "off")
+_ANNOTATE = f"kubectl annotate namespace NAME {AUDIT_ANNOTATION}=true"
 
 
 def add_parsers(commands: Any) -> None:
@@ -30,7 +32,7 @@ def add_parsers(commands: Any) -> None:
     verb = verbs.add_parser("label", help=about, description=about)
     verb.add_argument("pod", metavar="NAMESPACE/NAME")
     verb.add_argument("labels", metavar="KEY=VALUE|KEY-", nargs="+", help="KEY- takes one away")
-    verb.set_defaults(run=with_policies(label_pod))
+    verb.set_defaults(run=with_policy_store(label_pod, "kubectl label pod"))
     about = "namespaces, as policies know them"
     namespace: Parser = commands.add_parser("namespace", help=about, description=about)
     verbs = namespace.add_subparsers(required=True, metavar="VERB", dest="verb")
@@ -38,15 +40,15 @@ def add_parsers(commands: Any) -> None:
     verb = verbs.add_parser("label", help=about, description=about)
     verb.add_argument("namespace", metavar="NAME")
     verb.add_argument("labels", metavar="KEY=VALUE|KEY-", nargs="+", help="KEY- takes one away")
-    verb.set_defaults(run=with_policies(label_namespace))
+    verb.set_defaults(run=with_policy_store(label_namespace, "kubectl label namespace"))
     about = "count and log what its policies would refuse, and let it through"
     verb = verbs.add_parser("audit", help=about, description=about)
     verb.add_argument("namespace", metavar="NAME")
     verb.add_argument("audit", choices=_ON_OFF)
-    verb.set_defaults(run=with_policies(audit_namespace))
+    verb.set_defaults(run=with_policy_store(audit_namespace, _ANNOTATE))
 
 
-def list_pods(_args: Namespace, _leases: LeaseStore, store: PolicyStore, out: Output) -> int:
+def list_pods(_args: Namespace, _leases: LeaseStore, store: PolicySource, out: Output) -> int:
     """Print the pods."""
     records = [
         {

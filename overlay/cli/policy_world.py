@@ -6,9 +6,9 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from overlay.cli.flags import etcd_config
+from overlay.cli.flags import store_config
 from overlay.cli.out import Output
 from overlay.model.address import IPAddress
 from overlay.model.document import parse_json
@@ -18,22 +18,37 @@ from overlay.model.netpol import PodKey, World
 from overlay.model.policy_view import PolicyView
 from overlay.policy.network.subject import DEFAULT_NAMESPACE
 from overlay.store.base import LeaseStore
-from overlay.store.policy_source import PolicyStore
+from overlay.store.policy_source import PolicySource, PolicyStore
 
-Command = Callable[[Namespace, LeaseStore, PolicyStore, Output], int]
+S = TypeVar("S")
+Command = Callable[[Namespace, LeaseStore, S, Output], int]
 
 
-def with_policies(command: Command) -> Callable[[Namespace], int]:
+def with_policies(command: Command[PolicySource]) -> Callable[[Namespace], int]:
     """Return the command as ``main`` calls it: with the stores, closed whatever happens."""
+    return _opened(command, lambda source: source)
 
+
+def with_policy_store(
+    command: Command[PolicyStore], instead: str = "kubectl"
+) -> Callable[[Namespace], int]:
+    """Return the same for a command that writes; ``instead`` is what does so in Kubernetes."""
+
+    def writable(source: PolicySource) -> PolicyStore:
+        store = source.writable()
+        if store is None:
+            msg = f"this is an object of the Kubernetes API: use `{instead}`; agents follow"
+            raise UsageError(msg)
+        return store
+
+    return _opened(command, writable)
+
+
+def _opened(command: Command[S], chosen: Callable[[PolicySource], S]) -> Callable[[Namespace], int]:
     def run(args: Namespace) -> int:
-        store: LeaseStore = args.open_store(etcd_config(args))
+        store: LeaseStore = args.open_store(store_config(args))
         try:
-            policies = store.policies()
-            if policies is None:
-                msg = "this store keeps no policies; they are objects of the Kubernetes API"
-                raise UsageError(msg)
-            return command(args, store, policies, Output(args.output))
+            return command(args, store, chosen(store.policies()), Output(args.output))
         finally:
             store.close()
 

@@ -159,6 +159,7 @@ class Pod:
     One in the host's network (``is_on_host``) is its node to everybody: no
     policy selects it, and no pod selector does. One that has finished
     (Succeeded or Failed) has no addresses any more, whatever its object says.
+    ``uid`` tells it from another of its name, where the source knows that.
     """
 
     namespace: str
@@ -169,6 +170,7 @@ class Pod:
     ports: tuple[NamedPort, ...] = ()
     is_on_host: bool = False
     is_finished: bool = False
+    uid: str = ""
 
     @property
     def key(self) -> PodKey:

@@ -22,6 +22,11 @@ class PolicyView:
     ``pods`` are those that nodes have told of, with the ``labels`` that an
     operator gave them in place already. ``skipped`` names what cannot be read;
     where it could be read before, it counts as it last was.
+
+    Where the source ``knows_pods``, they come from an API that pods are made
+    in, and a node believes it about the labels and ports of its own pods; one
+    that is not there yet is nobody that policies could be about. Elsewhere
+    the nodes tell of their pods, and know better themselves.
     """
 
     revision: int = 0
@@ -32,6 +37,7 @@ class PolicyView:
     pods: Mapping[PodKey, Pod] = field(default_factory=dict)
     labels: Mapping[PodKey, Labels] = field(default_factory=dict)
     skipped: tuple[SkippedKey, ...] = ()
+    knows_pods: bool = False
 
     def labels_of(self, pod: PodKey, own: Labels) -> Labels:
         """Return a pod's labels: its ``own`` ones, and over them what an operator gave it."""

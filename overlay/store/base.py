@@ -11,7 +11,7 @@ from overlay.model.node import NodeIdentity
 from overlay.model.subnet import Subnet
 
 if TYPE_CHECKING:
-    from overlay.store.policy_source import PolicyStore
+    from overlay.store.policy_source import PolicySource
 
 
 class StoreError(OverlayError):
@@ -26,6 +26,10 @@ class StoreUnavailableError(StoreError):
 
 class StoreAccessError(StoreError):
     """The store answers but lets this client not in: certificate, password or permission."""
+
+
+class PermissionMissingError(StoreAccessError):
+    """The store lets this client in, but not do this one thing."""
 
 
 class LeaseLostError(StoreError):
@@ -206,8 +210,12 @@ class LeaseStore(Protocol):
         is deleted or readable again. Each call is a watch of its own.
         """
 
-    def policies(self) -> "PolicyStore | None":
-        """Return the store of the fabric's network policies; None where it keeps none."""
+    def policies(self, *, cluster: bool = True) -> "PolicySource":
+        """Return the source of the fabric's network policies.
+
+        ``cluster`` says whether ClusterNetworkPolicies are asked for, where
+        they are a kind of object of their own.
+        """
 
     def reconnect(self) -> None:
         """Make connections anew: the address that they come from may be gone."""

@@ -219,8 +219,9 @@ class EtcdLeaseStore:
         )
         watch.run(deliver, trouble, stop)
 
-    def policies(self) -> "EtcdPolicyStore":
+    def policies(self, *, cluster: bool = True) -> "EtcdPolicyStore":
         """Return the policies beside the leases, over the same connections."""
+        del cluster
         # What lists leases does not wait for it: 0.03 s.
         from overlay.store.policy_etcd import EtcdPolicyStore
 

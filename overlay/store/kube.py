@@ -35,6 +35,7 @@ from overlay.store.kube_node import (
     subnet_in,
 )
 from overlay.store.kube_nodes import Nodes, NodeWaitingError, refuse_waiting
+from overlay.store.kube_policies import KubePolicySource
 from overlay.store.kube_secret import NAME, SECRETS, FabricSecret
 from overlay.store.kube_table import LeaseReader, NodeState, NodeTable, misfit
 from overlay.store.kube_watch import Found, KubeWatch, Pace
@@ -196,8 +197,16 @@ class KubeLeaseStore:
         finally:
             self._feed = None
 
-    def policies(self) -> None:
-        """Return None: the policies of a cluster are not read yet. See ``LeaseStore``."""
+    def policies(self, *, cluster: bool = True) -> KubePolicySource:
+        """Return the policies of the cluster. See ``LeaseStore``."""
+        return KubePolicySource(
+            self._client,
+            self._access.node_name,
+            cluster=cluster,
+            pace=self._pace,
+            uniform=self._uniform,
+            clock=self._clock,
+        )
 
     def reconnect(self) -> None:
         """Make connections anew. See ``LeaseStore``."""

@@ -9,7 +9,12 @@ from typing import Final
 
 import msgspec
 
-from overlay.store.base import StoreAccessError, StoreError, StoreUnavailableError
+from overlay.store.base import (
+    PermissionMissingError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+)
 
 _DETAIL_LIMIT: Final = 300  # characters
 _LONGEST_WAIT_S: Final = 60.0  # that a server may tell us to stay away
@@ -29,7 +34,7 @@ class KubeUnavailableError(StoreUnavailableError):
         super().__init__(text)
 
 
-class ForbiddenError(StoreAccessError):
+class ForbiddenError(PermissionMissingError):
     """The account may not do that."""
 
 

@@ -126,6 +126,20 @@ class _Backoff:
         return pause_s * self._uniform(*((1.0, 1.5) if least_s else (0.5, 1.0)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Either:
+    """A signal to stop, or something else that ends a stream."""
+
+    stop: StopSignal
+    other: Callable[[], bool]
+
+    def is_set(self) -> bool:
+        return self.stop.is_set() or self.other()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.stop.wait(timeout) or self.other()
+
+
 class KubeWatch(Generic[T]):
     """One watch of one kind of object, in one namespace, everywhere, or without namespaces."""
 
@@ -139,9 +153,12 @@ class KubeWatch(Generic[T]):
         pace: Pace | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
         clock: Callable[[], float] = time.monotonic,
+        on_list: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_list`` is called whenever a listing begins."""
         self._client = client
         self._kind = kind
+        self._on_list = on_list
         self._namespace = namespace
         self._selectors = dict(selectors or {})
         self._pace = pace if pace is not None else Pace()
@@ -188,6 +205,14 @@ class KubeWatch(Generic[T]):
                 wait_s = self._note_break(exc)
             stop.wait(backoff.pause_s(wait_s))
 
+    def relist(self) -> None:
+        """List everything again, soon: what ``Kind.decode`` keeps is more than before.
+
+        For any thread. A listing that runs meanwhile may be taken for the one
+        that is asked for; ``on_list`` tells which it is.
+        """
+        self._must_list = True
+
     def list_once(self) -> tuple[Mapping[str, Found[T]], int]:
         """Return all objects and the revision that they are of."""
         self._list(None)
@@ -213,6 +238,7 @@ class KubeWatch(Generic[T]):
         yield from self._follow(stop)
 
     def _list(self, stop: StopSignal | None) -> None:
+        self._on_list()
         found: dict[str, Found[T]] = {}
         token = ""
         while True:
@@ -245,8 +271,9 @@ class KubeWatch(Generic[T]):
         }
         with KubeStream(self._client, self._kind, self._namespace, params, pace.idle_s) as stream:
             yield frozenset()
-            while not stop.is_set():
-                line = stream.next(pace.idle_s, stop)
+            end = _Either(stop, lambda: self._must_list)
+            while not end.is_set():
+                line = stream.next(pace.idle_s, end)
                 if line is None:
                     continue  # silence for too long is the stream's own error
                 changed = set(self._apply(line))

@@ -198,8 +198,9 @@ class MemoryLeaseStore:
                 revision = view.revision
                 deliver(view)
 
-    def policies(self) -> MemoryPolicyStore:
+    def policies(self, *, cluster: bool = True) -> MemoryPolicyStore:
         """Return the policies beside the leases."""
+        del cluster
         return self._policies
 
     def reconnect(self) -> None:

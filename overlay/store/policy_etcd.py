@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from etcd3.transactions import Delete, Mod, Put
 
@@ -59,6 +59,15 @@ class EtcdPolicyStore:
             keys_at=list_prefix_at,
         )
         watch.run(deliver, trouble, stop)
+
+    def pod(self, key: PodKey) -> Pod | None:
+        """Return None: nodes tell of their pods themselves. See ``PolicySource``."""
+        del key
+        return None
+
+    def writable(self) -> Self:
+        """Return itself. See ``PolicySource``."""
+        return self
 
     def close(self) -> None:
         """Close the connections."""

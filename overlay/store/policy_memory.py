@@ -6,7 +6,7 @@ It parses and refuses what the etcd store parses and refuses.
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, Self
 
 from overlay.model.document import parse_json
 from overlay.model.netpol import Labels, Pod, PodKey
@@ -68,6 +68,15 @@ class MemoryPolicyStore:
                 trouble(error)
             if view is not None:
                 deliver(view)
+
+    def pod(self, key: PodKey) -> Pod | None:
+        """Return None: nodes tell of their pods themselves. See ``PolicySource``."""
+        del key
+        return None
+
+    def writable(self) -> Self:
+        """Return itself. See ``PolicySource``."""
+        return self
 
     def close(self) -> None:
         """Do nothing: there is no connection."""

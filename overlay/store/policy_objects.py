@@ -11,13 +11,13 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from overlay.model.cluster_policy import ClusterNetworkPolicy
 from overlay.model.document import parse_json
 from overlay.model.netpol import Labels, Namespace, NetworkPolicy, Pod
-from overlay.model.policy_view import AUDIT_ANNOTATION
+from overlay.model.policy_view import AUDIT_ANNOTATION, PolicyView
 from overlay.policy.network.fields import Field, PolicyFormatError
 from overlay.policy.network.parse import parse_policy
 from overlay.policy.network.parse_cluster import parse_cluster_policy
@@ -110,6 +110,29 @@ def stored_objects(
         key = f"{FOLDERS[kind]}/{name}"
         found[key] = (key, f"{kind} {name}", json.dumps(value, separators=(",", ":")).encode())
     return list(found.values())
+
+
+def laid_over(view: PolicyView, documents: Iterable[Mapping[str, Any] | None]) -> PolicyView:
+    """Return what a source would hold if people gave it these too. Raises PolicyFormatError."""
+    policies, cluster = dict(view.policies), dict(view.cluster_policies)
+    namespaces, audited = dict(view.namespaces), set(view.audited)
+    for key, _, value in stored_objects(documents):
+        match parse_stored(key, value):
+            case NetworkPolicy() as policy:
+                policies[policy.key] = policy
+            case ClusterNetworkPolicy() as policy:
+                cluster[policy.name] = policy
+            case Audited(namespace, is_audited):
+                namespaces[namespace.name] = namespace.labels
+                audited.discard(namespace.name)
+                audited |= {namespace.name} if is_audited else set()
+    return replace(
+        view,
+        policies=policies,
+        cluster_policies=cluster,
+        namespaces=namespaces,
+        audited=frozenset(audited),
+    )
 
 
 def pod_document(pod: Pod) -> dict[str, Any]:

@@ -38,6 +38,15 @@ class PolicySource(Protocol):
         the last view stays valid meanwhile.
         """
 
+    def pod(self, key: PodKey) -> Pod | None:
+        """Return a pod as it stands at this moment; None where there is none of that name.
+
+        None as well where nodes tell of their pods themselves.
+        """
+
+    def writable(self) -> "PolicyStore | None":
+        """Return the source as one to write to; None where its objects are an API server's."""
+
     def close(self) -> None:
         """Give back connections."""
 

@@ -11,7 +11,7 @@ from tests.kernel.netns import eventually
 from tests.kube.api_server import TOKEN, ApiServer
 from tests.kube.certificates import make_authority
 from tests.kube.cluster import NODES, STEM, flannels, node
-from tests.kube.objects import Object
+from tests.kube.objects import Object, Place, RefusedError
 
 SERVER: Final = "192.0.2.254"
 PORT: Final = 6443
@@ -42,6 +42,17 @@ class KubeHub(Hub):
         found = self.api.objects.get(NODES, f"n{number}")
         spec = {"podCIDR": f"10.244.{number}.0/24", "podCIDRs": [f"10.244.{number}.0/24"]}
         self.api.objects.replace(NODES, f"n{number}", {**found, "spec": spec}, None)
+
+    def put(self, place: Place, found: Object) -> None:
+        """Write an object as somebody with ``kubectl`` would, whether or not it is there."""
+        name = found["metadata"]["name"]
+        try:
+            known = self.api.objects.get(place, name)
+        except RefusedError:
+            self.api.objects.create(place, found)
+            return
+        meta = {**known["metadata"], **found["metadata"]}
+        self.api.objects.replace(place, name, {**found, "metadata": meta}, None)
 
     def unregister(self, number: int) -> None:
         self.api.objects.delete(NODES, f"n{number}")

@@ -386,8 +386,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _selector(query: dict[str, str]) -> Selector:
-    def pairs(text: str) -> tuple[tuple[str, str], ...]:
+    def pairs(text: str, *, equal: bool = True) -> tuple[tuple[str, str], ...]:
         parts = [part.partition("=") for part in text.split(",") if part]
-        return tuple((name, value.lstrip("=")) for name, _, value in parts)
+        return tuple(
+            (name.removesuffix("!"), value.lstrip("="))
+            for name, _, value in parts
+            if name.endswith("!") != equal
+        )
 
-    return Selector(pairs(query.get("fieldSelector", "")), pairs(query.get("labelSelector", "")))
+    fields = query.get("fieldSelector", "")
+    return Selector(
+        pairs(fields), pairs(query.get("labelSelector", "")), pairs(fields, equal=False)
+    )

@@ -6,7 +6,7 @@ import copy
 import json
 import threading
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
@@ -43,15 +43,20 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """What a list or a watch asks for: fields and labels that must be equal."""
+    """What a list or a watch asks for: fields and labels that must be equal, or must not."""
 
     fields: tuple[tuple[str, str], ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
+    others: tuple[tuple[str, str], ...] = ()  # fields that must not be equal
 
-    def takes(self, found: Object) -> bool:
+    def takes(self, found: Object | None) -> bool:
+        if found is None:
+            return False
         meta = found["metadata"]
-        return all(_field(found, path) == value for path, value in self.fields) and all(
-            meta.get("labels", {}).get(name) == value for name, value in self.labels
+        return (
+            all(_field(found, path) == value for path, value in self.fields)
+            and all(_field(found, path) != value for path, value in self.others)
+            and all(meta.get("labels", {}).get(name) == value for name, value in self.labels)
         )
 
 
@@ -61,6 +66,14 @@ class Event:
     place: Place
     type: str
     object: Object
+    before: Object | None = None
+
+    def seen_by(self, selector: Selector) -> str | None:
+        """Return what it is to a watch: what no longer fits is DELETED to it."""
+        now = self.type != "DELETED" and selector.takes(self.object)
+        if selector.takes(self.before):
+            return "MODIFIED" if now else "DELETED"
+        return "ADDED" if now else None
 
 
 @dataclass
@@ -72,7 +85,7 @@ class Objects:
     changed: threading.Condition = field(default_factory=threading.Condition)
     log: list[Event] = field(default_factory=list)
     _all: dict[tuple[str, str, str], Object] = field(default_factory=dict)
-    _snapshots: dict[int, list[Object]] = field(default_factory=dict)
+    _snapshots: dict[tuple[int, Place, Selector], list[Object]] = field(default_factory=dict)
 
     def create(self, place: Place, given: Object) -> Object:
         with self.changed:
@@ -112,9 +125,10 @@ class Objects:
 
     def delete(self, place: Place, name: str) -> Object:
         with self.changed:
-            found = copy.deepcopy(self.get(place, name))
+            before = self.get(place, name)
+            found = copy.deepcopy(before)
             del self._all[self._key(place, name)]
-            self._note(place, found, "DELETED")
+            self._note(place, found, "DELETED", before)
             return found
 
     def listing(
@@ -123,14 +137,15 @@ class Objects:
         """Return objects, their revision, the token of the next page and how many follow."""
         with self.changed:
             revision, start = (self.revision, 0) if not token else self._read_token(token)
-            found = self._snapshots.get(revision) if token else self._select(place, selector)
+            listed = (revision, place, selector)
+            found = self._snapshots.get(listed) if token else self._select(place, selector)
             if found is None:
                 raise RefusedError(410, "Expired", "The provided continue parameter is too old")
             page = found[start : start + limit] if limit else found
             left = len(found) - start - len(page)
             if left <= 0:
                 return page, revision, "", 0
-            self._snapshots[revision] = found
+            self._snapshots[listed] = found
             following = json.dumps({"rv": revision, "start": start + len(page)}).encode()
             return page, revision, base64.b64encode(following).decode(), left
 
@@ -150,9 +165,9 @@ class Objects:
                     retryAfterSeconds=1,
                 )
             return [
-                event
+                replace(event, type=seen)
                 for event in self._tail(revision)
-                if _is_in(event.place, place) and selector.takes(event.object)
+                if _is_in(event.place, place) and (seen := event.seen_by(selector)) is not None
             ]
 
     def compact(self) -> None:
@@ -189,14 +204,15 @@ class Objects:
         return (place.resource, place.namespace or "", name)
 
     def _write(self, place: Place, key: tuple[str, str, str], found: Object, what: str) -> Object:
+        before = self._all.get(key)
         self._all[key] = found
-        self._note(place, found, what)
+        self._note(place, found, what, before)
         return found
 
-    def _note(self, place: Place, found: Object, what: str) -> None:
+    def _note(self, place: Place, found: Object, what: str, before: Object | None) -> None:
         self.revision += 1
         found["metadata"]["resourceVersion"] = str(self.revision)
-        self.log.append(Event(self.revision, place, what, copy.deepcopy(found)))
+        self.log.append(Event(self.revision, place, what, copy.deepcopy(found), before))
         self.changed.notify_all()
 
     def _read_token(self, token: str) -> tuple[int, int]:

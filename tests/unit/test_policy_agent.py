@@ -20,8 +20,8 @@ from overlay.agent.policy_enforcer import (
     PolicyNotInForceError,
     PolicyOptions,
 )
+from overlay.agent.policy_pods import own_pods, pod_key
 from overlay.agent.policy_publisher import PodPublisher
-from overlay.agent.policy_world import own_pods, pod_key
 from overlay.agent.status import Status
 from overlay.ipam.pool import Demand
 from overlay.kernel.conntrack import Connection, Endpoints
