@@ -22,6 +22,7 @@ from overlay.plan.prune import FOR_EVER, Gone, Prune, PruneLimit
 log = logging.getLogger(__name__)
 
 _NAMED: Final = 5  # peers that a log line names
+_FORMAT: Final = 1  # of the file; another one when an older version would misread it
 _REVISIONS: Final = ("create_revision", "mod_revision", "lease_id")
 
 
@@ -132,10 +133,19 @@ class Hold:
             document = json.loads(self._path.read_text(encoding="utf-8"))
             if document["boot_id"] != boot_id():
                 return Prune()
+            _require_format(document)
             gone = {each.lease.subnet.key: each for each in map(_parse, document["held"])}
         except FileNotFoundError:
             return Prune()
-        except (OSError, ValueError, TypeError, KeyError, RecursionError, LeaseFormatError) as exc:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+            LeaseFormatError,
+        ) as exc:
             log.warning("held peers in %s are not read: %s", self._path, exc)
             return Prune()
         if gone:
@@ -143,9 +153,21 @@ class Hold:
         return replace(Prune(), gone=gone)
 
 
+def _require_format(document: Mapping[str, Any]) -> None:
+    """Raise ValueError for a document of another version.
+
+    One without a number is of a version before there were any, and the same but for that.
+    """
+    found = document.get("format", _FORMAT)
+    if found != _FORMAT:
+        msg = f"format {found!r} is of another version, this one writes {_FORMAT}"
+        raise ValueError(msg)
+
+
 def _document(held: Mapping[str, Gone]) -> dict[str, Any]:
     """Return the file's JSON. ``until`` is null where the peers are kept for ever."""
     return {
+        "format": _FORMAT,
         "boot_id": boot_id(),
         "held": [
             {

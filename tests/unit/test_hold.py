@@ -1,7 +1,9 @@
 """What is held on a node outlives the agent, is told once, and ends by an operator's word."""
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,6 +139,25 @@ def test_file_that_cannot_be_read_holds_nothing(text: str, tmp_path: Path) -> No
     (tmp_path / "held-peers.json").write_bytes(text.replace("BOOT", boot).encode("latin-1"))
     node = Node(tmp_path)
     assert node.see(REST) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "seen", "said"),
+    [
+        pytest.param({"format": None}, 21, "still held", id="from before there were numbers"),
+        pytest.param({"format": 2, "since": "x"}, 1, "format 2 is of another version", id="newer"),
+    ],
+)
+def test_file_of_another_version_is_read_by_its_number(
+    node: Node, caplog: pytest.LogCaptureFixture, change: dict[str, Any], seen: int, said: str
+) -> None:
+    node.see(PEERS)
+    node.see(REST)
+    document = json.loads(node.path.read_text()) | change
+    node.path.write_text(json.dumps({k: v for k, v in document.items() if v is not None}))
+    node.start()
+    assert node.see(REST) == seen
+    assert said in caplog.text
 
 
 def test_file_of_another_boot_holds_nothing(node: Node) -> None:
