@@ -23,6 +23,7 @@ from overlay.agent.cni_request import (
     EXISTS,
     FAULT,
     IO_FAILURE,
+    LIMITED,
     NO_ADDRESS,
     TRY_LATER,
     UNAVAILABLE,
@@ -43,7 +44,7 @@ from overlay.agent.cni_witness import attached
 from overlay.agent.host import boot_clock
 from overlay.agent.layer2 import Layer2
 from overlay.agent.policy_gate import PolicyGate
-from overlay.agent.status import LAPSED, Status
+from overlay.agent.status import LAPSED, Status, stranded_text
 from overlay.ipam.pool import (
     AddressOutsideError,
     AddressTakenError,
@@ -305,7 +306,22 @@ class CniService:
             used, count = self._attachments.usage(network)
             if used >= count:
                 raise CniError(UNAVAILABLE, str(PoolExhaustedError(network, count)))
+        self._expect_health()
         return b""
+
+    def _expect_health(self) -> None:
+        """Raise CniError for what pods that run suffer from."""
+        snapshot = self._status.get()
+        troubles = list(snapshot.kernel_errors)
+        if snapshot.policy_error is not None:
+            troubles.append(f"network policies: {snapshot.policy_error}")
+        stranded = self.stranded()
+        if stranded:
+            more = f", and {len(stranded) - 1} more" if len(stranded) > 1 else ""
+            troubles.append(stranded_text(stranded[0], snapshot) + more)
+        if troubles:
+            way_out = "`overlayctl status` has all of it; pods that run may be cut off"
+            raise CniError(LIMITED, "; ".join(troubles), way_out)
 
     def _ready(self, code: int = TRY_LATER, wait_s: float = 0.0) -> tuple[Subnet, int]:
         snapshot = self._status.wait_for(lambda it: it.subnet_at(self._clock()) is not None, wait_s)

@@ -79,3 +79,20 @@ def test_status_does_not_wait(tmp_path: Path) -> None:
     service = service_of(Status(), tmp_path, 3600)
     code, error = asked(service, CNI_COMMAND="STATUS")
     assert (code, error["code"]) == (1, 50)
+
+
+def test_status_tells_what_running_pods_suffer_from(tmp_path: Path) -> None:
+    status = Status()
+    status.update(phase=RUNNING, site=site(), mtu=1450)
+    service = service_of(status, tmp_path, 0)
+    assert service.answer({"CNI_COMMAND": "STATUS"}, json.dumps(CONFIG).encode(), None) == (0, b"")
+    status.update(kernel_errors=("set route: no buffer space",))
+    code, error = asked(service, CNI_COMMAND="STATUS")
+    assert (code, error["code"]) == (1, 51)
+    assert error["msg"] == "set route: no buffer space"
+    status.update(kernel_errors=())
+    assert asked(service)[0] == 0, "an ADD"
+    status.update(site=site(i=2))
+    code, error = asked(service, CNI_COMMAND="STATUS")
+    assert (code, error["code"]) == (1, 51)
+    assert "is stranded: this node now leases 10.244.2.0/24" in error["msg"]
