@@ -1,5 +1,6 @@
 """Histories whose faults are chosen, where chance needs too many seeds to find their order."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -8,6 +9,9 @@ from tests.sim.faults import flannel_value
 from tests.sim.invariants import CONFIG, SUBNETS
 from tests.sim.node import TTL_S, SimNode
 from tests.sim.world import CONFIGS, World
+
+_HOUR_S: Final = 3600.0
+_BACK_S: Final = 2.0  # from the return of the store until all is right
 
 Scenario = Callable[[World], None]
 
@@ -78,6 +82,35 @@ def cut_off_past_the_end(world: World) -> None:
     world.settle()
 
 
+def away_for_an_hour(world: World) -> None:
+    """All members are down for an hour: nobody asks ever more often, all come back in time."""
+    _begin(world)
+    calls = Counter[str]()
+    judge = world.wire.called
+
+    def called(name: str) -> None:
+        calls[name] += 1
+        judge(name)
+
+    world.wire.called = called
+    world.steps_most *= 4
+    for url in world.wire.servers:
+        world.wire.stop(url)
+    world.advance(_HOUR_S)
+    for node in world.nodes:
+        # The watch asks each 0.4 to 0.8 s, the lessee each 30 s, each of them all members.
+        most = 2.5 * _HOUR_S * (1 + 2 * len(world.wire.servers) / 30)
+        assert calls[node.name] < most, f"{calls[node.name]} calls by {node.name}, not {most:.0f}"
+        assert node.believes() is None, "its lease ran out long ago"
+    for server in world.wire.servers.values():
+        server.is_up = True
+    world.disturbed()
+    world.advance(_BACK_S)
+    for node in world.nodes:
+        assert node.believes() is not None or world.invariants.violations, "not back in time"
+    world.settle()
+
+
 def watches_stand_still(world: World) -> None:
     """Behind one address the watches reach a member that lags, and listings another one."""
     _begin(world)
@@ -99,6 +132,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         revision_given_out_twice,
         revision_overtaken,
         config_of_another_history,
+        away_for_an_hour,
         cut_off_past_the_end,
         watches_stand_still,
     )

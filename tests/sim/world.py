@@ -68,6 +68,7 @@ class World:
             node.on_claim = partial(self.invariants.claimed, node)
         self.operator = SimNode(99, loop, self.wire, make_store, self.invariants.blame)
         self.is_rough = False
+        self.steps_most = _STEPS
         self._rounds = 0
 
     def say(self, text: str) -> None:
@@ -245,7 +246,7 @@ class World:
             self.invariants.check()
             if self.invariants.violations:
                 return
-            if self.loop.steps > _STEPS:
+            if self.loop.steps > self.steps_most:
                 self.invariants.blame(f"{self.loop.steps} steps: something goes round in circles")
                 return
 
