@@ -28,6 +28,7 @@ class Clamp:
         self._find = find
         self._is_on = is_on
         self._limit: int | None = None  # bytes
+        self._known: dict[bytes, int] = {}  # by peer, what it answered last
         self._device_mtu = 0  # the underlay's own, as of the last look
         self.wake: Callable[[], None] = lambda: None
 
@@ -47,8 +48,13 @@ class Clamp:
         return self._device_mtu or (snapshot.site.underlay.mtu if snapshot.site else 0)
 
     def found(self, results: Mapping[bytes, PathMtu], snapshot: Snapshot) -> None:
-        """Take over what a search found. A peer that did not answer says nothing."""
-        known = [result.least for result in results.values() if result.least is not None]
+        """Take over what a search found: of a peer that did not answer what it answered last.
+
+        ``results`` has all peers with a lease; what others once answered is forgotten.
+        """
+        answers = {tag: result.least or self._known.get(tag) for tag, result in results.items()}
+        self._known = {tag: least for tag, least in answers.items() if least is not None}
+        known = self._known.values()
         site = snapshot.site
         if not self._is_on or not known or site is None:
             return

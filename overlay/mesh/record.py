@@ -5,6 +5,7 @@ from collections import deque
 from typing import Final
 
 WINDOW: Final = 60  # the last probes that a share of losses is taken of
+_SILENT: Final = 3  # probes without an echo, one after another
 _WEIGHT: Final = 0.25  # of the newest round trip in the average, about the last seven
 # Upper bounds in seconds: one host to the other side of the world.
 BUCKETS_S: Final = (
@@ -57,8 +58,8 @@ class Record:
 
     @property
     def is_silent(self) -> bool:
-        """Return whether the newest probes, three of them or all, got no echo."""
-        return bool(self._window) and not any(list(self._window)[-3:])
+        """Return whether the newest three probes got no echo; one that was lost says nothing."""
+        return len(self._window) >= _SILENT and not any(list(self._window)[-_SILENT:])
 
 
 class Histogram:

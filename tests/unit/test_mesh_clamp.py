@@ -68,6 +68,17 @@ def test_peer_that_does_not_answer_says_nothing() -> None:
     assert world.woken == 0
 
 
+def test_narrow_peer_counts_while_it_is_silent_and_as_long_as_its_lease() -> None:
+    world = World()
+    wide = PathMtu(1500, 1500)
+    assert world.found(wide, PathMtu(1400, 1400)) == 1400
+    assert world.found(wide, PathMtu(None, None)) == 1400
+    assert world.found(wide, PathMtu(1450, None)) == 1400
+    assert world.woken == 1
+    assert world.found(wide) == 1500
+    assert world.found(wide, PathMtu(None, None)) == 1500, "another one's lease, later"
+
+
 def test_without_the_flag_or_with_an_mtu_in_the_config_nothing_follows() -> None:
     assert World(is_on=False).found(PathMtu(1400, 1400)) == 1500
     assert World(FIXED).found(PathMtu(1400, 1400)) == 1500
