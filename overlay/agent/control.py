@@ -146,12 +146,14 @@ def calls(
     reconciler: Reconciler,
     started_at: float,
     stranded: Callable[[], Sequence[Attachment]],
+    renew_margin_s: int,
 ) -> dict[str, Call]:
     """Return what the agent answers, by name. ``started_at`` is of the monotonic clock."""
 
     def show_status(_given: Arguments) -> dict[str, Any]:
         uptime_s = round(time.monotonic() - started_at, 3)
         return {**_status(status.get(), stranded()), "node": {"id": node.id, "name": node.name},
+                "renew_margin_s": renew_margin_s,
                 "version": __version__, "uptime_s": uptime_s}  # fmt: skip
 
     def show_peers(_given: Arguments) -> dict[str, Any]:

@@ -170,7 +170,10 @@ class Agent:
     def _listen(self, stack: contextlib.ExitStack) -> None:
         flags = self._flags
         stranded = self.cni.stranded
-        answers = calls(flags.node, self.status, self.reconciler, self._started_at, stranded)
+        answers = calls(
+            *(flags.node, self.status, self.reconciler, self._started_at, stranded),
+            flags.renew_margin_s,
+        )
         answers |= self.cni.calls() | event_calls(self.status.events) | self.mesh.calls()
         if self.policy is not None:
             answers |= self.policy.calls()

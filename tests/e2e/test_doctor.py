@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from overlay.cli.doctor.lazy import Lazy
 from overlay.cli.doctor.runner import Report, run_one
 from overlay.store.memory import MemoryLeaseStore
 from tests.e2e.agents import World
@@ -148,6 +149,7 @@ def test_mac_address_that_somebody_changed(world: World) -> None:
     folder = world.place / "usr/lib/systemd/network"
     folder.mkdir(parents=True)
     (folder / "99-default.link").write_text("[Link]\nMACAddressPolicy=persistent\n")
+    (folder / "98-others.link").write_text("[Match]\nDriver=veth\n[Link]\nMACAddressPolicy=none\n")
     world.node.ip("link", "set", "overlay.1", "address", "02:00:00:00:00:55")
     found = doctor(world, "--only=mac-address")["mac-address"]["findings"][0]
     assert "overlay.1 has MAC address 02:00:00:00:00:55, its lease has" in found["reason"]
@@ -189,7 +191,18 @@ def test_two_leases_with_one_public_address(world: World) -> None:
     world.put("subnets/10.244.80.0-24", PEER.replace("11:22", "11:33"))
     found = doctor(world, "--only=duplicate-address")["duplicate-address"]["findings"][0]
     assert "2 leases have public address 192.0.2.2" in found["reason"]
-    assert found["remedy"] == "overlayctl leases release 10.244.80.0-24"
+    look, _, why = found["remedy"].partition("  # ")
+    assert why == "release that of the node that is gone"
+    assert "10.244.80.0/24" in world.overlayctl(*look.split()[1:]), "which one is not known here"
+    world.overlayctl("leases", "release", "10.244.80.0/24")
+    assert doctor(world, "--only=duplicate-address")["duplicate-address"]["status"] == "fine"
+
+
+def test_another_lease_with_this_nodes_address(world: World) -> None:
+    world.put("subnets/10.244.81.0-24", PEER.replace("11:22", "11:34").replace(".2.2", ".2.1"))
+    found = doctor(world, "--only=duplicate-address")["duplicate-address"]["findings"][0]
+    assert "2 leases have public address 192.0.2.1" in found["reason"]
+    assert found["remedy"] == "overlayctl leases release 10.244.81.0-24", "not its own"
     world.overlayctl(*found["remedy"].split()[1:])
     assert doctor(world, "--only=duplicate-address")["duplicate-address"]["status"] == "fine"
 
@@ -254,6 +267,33 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+@pytest.mark.parametrize(
+    ("margin_s", "left_s", "words"),
+    [
+        pytest.param(600, 400, "", id="not half of a short margin is over"),
+        pytest.param(600, 200, "ends in 200 s", id="more than half of a short margin is over"),
+        pytest.param(7200, 3500, "ends in 3500 s", id="more than half of a long margin is over"),
+    ],
+)
+def test_margin_is_the_agents(here: Netns, margin_s: int, left_s: int, words: str) -> None:
+    clock, own = Clock(), lease(1)
+    here.ip("addr", "add", "192.0.2.1/32", "dev", "lo")
+    store = MemoryLeaseStore(clock=clock)
+    store.put_config('{"Network": "10.244.0.0/16"}')
+    store.put_lease(own.subnet, own.attributes, 86400)
+    clock.now_s += 86400 - left_s
+
+    def run() -> Report:
+        agent: Lazy[Mapping[str, Any]] = Lazy(lambda: {"renew_margin_s": margin_s})
+        return run_one(
+            BY_NAME["lease-end"], dataclasses.replace(facts_of(store=store), agent=agent)
+        )
+
+    report = here.call(run)
+    assert (report.status == "finding") is bool(words), report
+    assert words in said(report)
 
 
 @pytest.mark.parametrize(

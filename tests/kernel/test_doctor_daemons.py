@@ -84,6 +84,8 @@ def test_networkd_that_removes_routes_of_others(node: Node, start: Start, tmp_pa
         ("Kind=vxlan", True),
         ("Name=eth*", False),
         ("Name=* !overlay*", False),
+        ("Name=!eth*", True),
+        ("Driver=vxlan", True),
         ("Name=*\nDriver=virtio_net", False),
         ("Type=wlan", False),
     ],
@@ -106,6 +108,22 @@ def test_networkd_that_takes_our_device(
     assert node.check("networkd", flag).status == "fine"
 
 
+def test_drop_in_that_leaves_our_device_alone(node: Node, start: Start, tmp_path: Path) -> None:
+    flag = f"--root={tmp_path}"
+    foreign = "ManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no"
+    write(tmp_path, "etc/systemd/networkd.conf", f"[Network]\n{foreign}\n")
+    write(tmp_path, "usr/lib/systemd/network/50-all.network", "[Match]\nName=*\n")
+    start("systemd-networkd")
+    assert "50-all.network matches overlay.1" in said(node.check("networkd", flag))
+    drop_in = "etc/systemd/network/50-all.network.d/ours.conf"
+    write(tmp_path, drop_in, "[Link]\nUnmanaged=yes\n")
+    assert node.check("networkd", flag).status == "fine"
+    write(tmp_path, drop_in, "[Match]\nName=eth*\n")
+    assert node.check("networkd", flag).status == "finding", "the list has grown"
+    write(tmp_path, drop_in, "[Match]\nName=\nName=eth*\n")
+    assert node.check("networkd", flag).status == "fine"
+
+
 @pytest.mark.parametrize(
     ("file", "text", "is_left_alone"),
     [
@@ -121,6 +139,23 @@ def test_networkd_that_takes_our_device(
             True,
         ),
         ("run/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices=type:wifi\n", False),
+        ("etc/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices=*\n", True),
+        ("etc/NetworkManager/conf.d/a.conf", "[keyfile]\nunmanaged-devices=type:vxlan\n", True),
+        (
+            "etc/NetworkManager/conf.d/a.conf",
+            "[keyfile]\nunmanaged-devices=*,except:interface-name:overlay*\n",
+            False,
+        ),
+        (
+            "etc/NetworkManager/conf.d/a.conf",
+            "[keyfile]\nunmanaged-devices=except:type:ethernet\n",
+            True,
+        ),
+        (
+            "etc/NetworkManager/conf.d/a.conf",
+            "[device-x]\nmatch-device=driver:vxlan\nmanaged=0\n",
+            True,
+        ),
     ],
 )
 def test_network_manager_that_manages_our_device(

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from shlex import quote
 from typing import Final
 
@@ -20,15 +19,12 @@ from overlay.cli.doctor.verdicts import (
 from overlay.model.address import IPAddress
 from overlay.model.errors import OverlayError
 from overlay.model.lease import Lease
-from overlay.store.base import LeaseStore, StoreError
+from overlay.store.base import StoreError
 from overlay.store.kube_config import KubeAccess
 
-# Half of what `--subnet-lease-renew-margin` leaves by default, of a lease of 24 hours
-# and of shorter ones: renewals have failed by then.
-_NEAR_S: Final = 1800
-_NEAR_PART: Final = 48
+_MARGIN_S: Final = 3600  # --subnet-lease-renew-margin, unless the agent says another one
+_NEAR_PART: Final = 48  # of a lease whose node may have another margin
 _MOST_ASKED: Final = 64  # one request a lease
-_ASKERS: Final = 16
 
 
 def _store(facts: Facts) -> Iterator[Verdict]:
@@ -81,14 +77,18 @@ def _duplicates(facts: Facts) -> Iterator[Verdict]:
     for lease in facts.view().leases.values():
         for address in lease.attributes.public.values():
             holders[address].append(lease)
+    own = facts.own_lease()
     for address, leases in holders.items():
         if len(leases) > 1:
             shown = named(f"{lease.subnet} of {lease.node}" for lease in leases)
-            youngest = max(leases, key=lambda lease: lease.create_revision)
-            yield error(
-                f"{len(leases)} leases have public address {address}: {shown}",
-                f"overlayctl leases release {youngest.subnet.key}",
-            )
+            # Whose node is gone cannot be told from here, but where one is this node's own.
+            others = [lease for lease in leases if lease is not own]
+            if len(others) < len(leases):
+                mend = "; ".join(f"overlayctl leases release {o.subnet.key}" for o in others)
+            else:
+                mend = f"overlayctl leases show {address}  # release that of the node that is gone"
+            reason = f"{len(leases)} leases have public address {address}: {shown}"
+            yield error(reason, mend)
     yield Fine(f"{len(holders)} public addresses")
 
 
@@ -110,10 +110,14 @@ def _ends(facts: Facts) -> Iterator[Verdict]:
     leases.sort(key=lambda lease: lease is not own)
     asked = leases[:_MOST_ASKED]
     store = facts.store()
-    with ThreadPoolExecutor(_ASKERS) as pool:
-        left = list(pool.map(lambda lease: _near(store, lease), asked))
-    for lease, seconds in zip(asked, left, strict=True):
-        if seconds is None:
+    # Renewals begin with the margin; half of it later they have failed.
+    margin_s = _margin_s(facts)
+    near_s = (margin_s or _MARGIN_S) / 2
+    for lease, seconds in zip(asked, store.times_to_live(asked), strict=True):
+        if seconds is None or seconds >= near_s:
+            continue
+        is_known = lease is own and margin_s is not None
+        if not is_known and seconds >= (store.granted_ttl(lease) or 0) / _NEAR_PART:
             continue
         whose = "this node's lease" if lease is own else f"the lease of {lease.node},"
         reason = f"{whose} {lease.subnet} ends in {seconds} s and was not renewed"
@@ -122,13 +126,16 @@ def _ends(facts: Facts) -> Iterator[Verdict]:
     yield Fine(f"{len(asked)} of {len(leases)} leases asked for")
 
 
-def _near(store: LeaseStore, lease: Lease) -> int | None:
-    """Return the seconds that are left of a lease that nobody renews, None for the others."""
-    left_s = store.time_to_live(lease)
-    if left_s is None or left_s >= _NEAR_S:
-        return None
-    granted_s = store.granted_ttl(lease)
-    return left_s if granted_s is not None and left_s < granted_s / _NEAR_PART else None
+def _margin_s(facts: Facts) -> int | None:
+    """Return how long before its end the agent renews this node's lease, in seconds.
+
+    None where no agent says it.
+    """
+    try:
+        said = facts.agent().get("renew_margin_s")
+    except OverlayError:
+        said = None
+    return said if isinstance(said, int) else None
 
 
 CHECKS: Final = (

@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from overlay.cli.doctor.facts import Facts
-from overlay.cli.doctor.keyfile import drop_ins, settings
+from overlay.cli.doctor.link_files import file_for
 from overlay.cli.doctor.verdicts import Check, Fine, Scope, Unknown, Verdict, error
 from overlay.model.address import Family, MacAddress, family_of
 from overlay.model.errors import OverlayError
 from overlay.model.kernel import VxlanLink
 from overlay.model.node import vtep_mac
-
-_FOLDERS: Final = ("etc/systemd/network", "run/systemd/network", "usr/lib/systemd/network")
 
 
 def _run(facts: Facts) -> Iterator[Verdict]:
@@ -29,7 +27,7 @@ def _run(facts: Facts) -> Iterator[Verdict]:
         else:
             yield error(
                 f"{device.name} has MAC address {device.mac}, {source} {wanted}: it drops what "
-                f"peers send{_policy(facts)}",
+                f"peers send{_policy(facts, device.name)}",
                 f"ip link set {device.name} address {wanted}",
             )
 
@@ -53,12 +51,13 @@ def _wanted(facts: Facts, device: VxlanLink) -> tuple[MacAddress | None, str]:
     return None, why
 
 
-def _policy(facts: Facts) -> str:
+def _policy(facts: Facts, link: str) -> str:
     """Return the file whose policy may be to blame, as the end of a sentence."""
-    for setting in settings(drop_ins(facts.places.root, _FOLDERS, "*.link")):
-        if setting.key == "MACAddressPolicy" and setting.value != "none":
-            return f" (udev's {setting.file} sets MACAddressPolicy={setting.value})"
-    return ""
+    found = file_for(facts.places.root, link, ".link")
+    said = [s for s in found[1] if s.key == "MACAddressPolicy"] if found is not None else []
+    if not said or said[-1].value == "none":
+        return ""
+    return f" (udev's {said[-1].file} sets MACAddressPolicy={said[-1].value})"
 
 
 CHECK: Final = Check("mac-address", "MAC of the devices against the lease's", _run, Scope.STORE)

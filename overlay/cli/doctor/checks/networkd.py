@@ -6,12 +6,12 @@ of any link that a ``.network`` file matches (systemd.network(5)).
 """
 
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
 from overlay.cli.doctor.facts import Facts
-from overlay.cli.doctor.keyfile import Setting, boolean, drop_ins, settings
+from overlay.cli.doctor.keyfile import boolean, drop_ins, settings
+from overlay.cli.doctor.link_files import file_for
 from overlay.cli.doctor.verdicts import Check, Fine, Verdict, warning
 from overlay.kernel.host.daemons import running
 
@@ -61,33 +61,13 @@ def _foreign(root: Path) -> dict[str, str]:
 
 
 def _manager(root: Path, link: str) -> Path | None:
-    """Return the first ``.network`` file that matches ``link``, unless it leaves it unmanaged."""
-    for file in drop_ins(root, [f"{folder}/network" for folder in _FOLDERS], "*.network"):
-        found = list(settings([file]))
-        if _matches([s for s in found if s.section == "Match"], link):
-            unmanaged = [s for s in found if (s.section, s.key) == ("Link", "Unmanaged")]
-            is_left = any(boolean(s.value, default=False) for s in unmanaged)
-            return None if is_left else file
-    return None
-
-
-def _matches(match: list[Setting], link: str) -> bool:
-    """Return whether a [Match] takes a VXLAN device of that name; other conditions count as no."""
-    if not match:
-        return False
-    for setting in match:
-        words = setting.value.split()
-        if setting.key == "Name":
-            if any(word.startswith("!") and fnmatchcase(link, word[1:]) for word in words):
-                return False
-            if not any(fnmatchcase(link, word.removeprefix("!")) for word in words):
-                return False
-        elif setting.key == "Kind":
-            if "vxlan" not in words:
-                return False
-        elif setting.key != "Type" or not {"vxlan", "ether"} & set(words):
-            return False
-    return True
+    """Return the ``.network`` file that takes ``link``, unless it leaves it unmanaged."""
+    found = file_for(root, link, ".network")
+    if found is None:
+        return None
+    file, said = found
+    unmanaged = [s.value for s in said if (s.section, s.key) == ("Link", "Unmanaged")]
+    return None if unmanaged and boolean(unmanaged[-1], default=False) else file
 
 
 CHECK: Final = Check("networkd", "systemd-networkd's files, if it runs", _run)
