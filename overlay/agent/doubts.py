@@ -9,12 +9,23 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final
 
 from overlay.agent.pace import Pace, rest_until
-from overlay.kernel.notices import OVERFLOW, SYSCTL, Change, Notice, RulesetChange, is_news
+from overlay.kernel.notices import (
+    FORWARD_TABLES,
+    OVERFLOW,
+    SYSCTL,
+    Change,
+    Notice,
+    RulesetChange,
+    is_news,
+)
 from overlay.model.kernel import KernelObject, Key
+from overlay.policy.ports import PORT_TABLE
+from overlay.policy.ruleset import TABLE
 
 NEVER: Final = float("inf")
 FILTER: Final[Key] = ("table", "inet overlay")
 SYSCTLS: Final[Key] = ("sysctl",)
+_OUR_TABLES: Final = (TABLE, PORT_TABLE)
 _REMEMBERED: Final = 16  # ruleset changes between two looks at the table
 
 
@@ -36,7 +47,8 @@ class Doubts:
         self._rulesets: deque[RulesetChange] = deque(maxlen=_REMEMBERED)
         self._makers: dict[Key, str] = {}
         self.look_at = NEVER  # at all of our kernel objects
-        self.filter_at = NEVER  # at the table
+        self.filter_at = NEVER  # at the tables
+        self.forward_at = NEVER  # at what iptables forwards
         self._rest_until = -NEVER  # others write rules all the time, perhaps
 
     def tell(self, notices: Sequence[Notice]) -> None:
@@ -54,9 +66,7 @@ class Doubts:
         while self._notices:
             notice = self._notices.popleft()
             if isinstance(notice, RulesetChange):
-                self._rulesets.append(notice)
-                soonest_at = max(self._pace.next_at(now, FILTER), self._rest_until)
-                self.filter_at = min(self.filter_at, soonest_at)
+                self._hear_ruleset(notice, now)
             elif isinstance(notice, str):
                 is_lossy |= notice == OVERFLOW
                 doubtful |= {SYSCTLS if notice == SYSCTL else (notice,)} & {SYSCTLS, (OVERFLOW,)}
@@ -75,6 +85,15 @@ class Doubts:
             self.look_at = min(self.look_at, *soonest, NEVER)
         return is_lossy
 
+    def _hear_ruleset(self, notice: RulesetChange, now: float) -> None:
+        if not notice.tables.isdisjoint(_OUR_TABLES):
+            self._rulesets.append(notice)
+            soonest_at = max(self._pace.next_at(now, FILTER), self._rest_until)
+            self.filter_at = min(self.filter_at, soonest_at)
+        if not notice.tables.isdisjoint(FORWARD_TABLES):
+            soonest_at = max(self._pace.next_at(now, SYSCTLS), self._rest_until)
+            self.forward_at = min(self.forward_at, soonest_at)
+
     def looked(self) -> dict[Key, str]:
         """Forget the doubts about objects; return who changed which, as far as was told."""
         makers, self._makers = self._makers, {}
@@ -86,6 +105,13 @@ class Doubts:
         is_due = now >= self.filter_at
         if is_due:
             self.filter_at = NEVER
+        return is_due
+
+    def take_forward(self, now: float) -> bool:
+        """Return whether to look at iptables' chains now; whatever comes of it, once."""
+        is_due = now >= self.forward_at
+        if is_due:
+            self.forward_at = NEVER
         return is_due
 
     def rest(self, begun_at: float, now: float) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +31,13 @@ class Outcome:
     applied: int = 0
     repairs: tuple[str, ...] = ()
     written: Container[int] = ()
+
+
+def settings(site: Site, links: Iterable[str] = ()) -> tuple[sysctl.Sysctl, ...]:
+    """Return the sysctls that a site needs; see ``sysctl.wanted`` for ``links``."""
+    tunnel = site.backend.tunnel
+    devices = tuple(tunnel.devices.values()) if tunnel is not None else ()
+    return sysctl.wanted(site.config, site.underlay, devices, links)
 
 
 class PacketFilter(Protocol):
@@ -124,14 +131,13 @@ class Firewall:
         """
         tunnel = site.backend.tunnel
         devices = tuple(tunnel.devices.values()) if tunnel is not None else ()
-        wanted = sysctl.wanted(site.config, site.underlay, devices, sysctl.ipv6_links())
         networks: list[IPNetwork] = [span.network for span in site.config.ranges.values()]
-        settings = sysctl.ensure(wanted)
+        sysctls = sysctl.ensure(settings(site, sysctl.ipv6_links()))
         offloads = offload.ensure(devices, checksums, self._release)
         for change in offloads.changes:
             log.info("%s", change)
         return Outcome(
-            (*settings.problems, *offloads.problems),
+            (*sysctls.problems, *offloads.problems),
             warnings=iptables.ensure(networks),
-            repairs=(*map(str, settings.changes), *offloads.changes),
+            repairs=(*map(str, sysctls.changes), *offloads.changes),
         )

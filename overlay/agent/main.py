@@ -37,6 +37,7 @@ from overlay.agent.notify import notify
 from overlay.agent.policy_part import PolicyPart
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_STORE, Status
+from overlay.agent.sysctl_watch import SysctlWatch
 from overlay.kernel.nft import OwnWrites
 from overlay.kernel.notices import UNDERLAY, Notice
 from overlay.kernel.underlay import find_underlay
@@ -134,6 +135,8 @@ class Agent:
             if self._announce is not None:
                 announced = Announcement(self._announce, self.status)
                 threads["announce"] = functools.partial(announced.run, self.stop)
+            sysctls = SysctlWatch(self.status, self.reconciler.tell)
+            threads["sysctls"] = functools.partial(sysctls.run, self.stop)
             if self.policy is not None:
                 threads |= self.policy.threads(self.stop)
             for name, target in threads.items():

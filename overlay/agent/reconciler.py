@@ -107,7 +107,8 @@ class Reconciler:
     def _wake_at(self) -> float:
         if self._leases is None:  # nothing is planned yet, so nothing else can be due
             return self._audit_at
-        return min(self._audit_at, self._doubts.filter_at, self.hold.due_at)
+        doubts = self._doubts
+        return min(self._audit_at, doubts.filter_at, doubts.forward_at, self.hold.due_at)
 
     def _hear(self) -> None:
         underlay = self._planner.site.underlay.device if self._planner is not None else ""
@@ -130,6 +131,13 @@ class Reconciler:
         errors = self._filter(site, audit=True)
         if self._layer2 is not None:
             errors += self._layer2.audit_rules()
+        self._doubts.rest(begun_at, self._clock())
+        if errors:
+            self._report(errors, is_whole=False)
+
+    def _check_forward(self, site: Site) -> None:
+        begun_at = self._clock()
+        errors = self._surroundings(site, is_new=False)
         self._doubts.rest(begun_at, self._clock())
         if errors:
             self._report(errors, is_whole=False)
@@ -159,10 +167,12 @@ class Reconciler:
             # News does not wait for the backoff to end, nor does much of it undo the backoff.
             self._audit_at = min(self._audit_at, self._failed_at + _NEWS_RETRY_S)
         is_audit = now >= self._audit_at
-        is_in_doubt = self._doubts.take_filter(now)
+        is_in_doubt, is_shut = self._doubts.take_filter(now), self._doubts.take_forward(now)
         if not is_audit and (is_current or self._mirror is None):
             if is_in_doubt and is_current:
                 self._check_filter(site)
+            if is_shut and is_current:
+                self._check_forward(site)
             return
         touched = self._plan(site, view, leases)
         if touched is None:
@@ -173,6 +183,7 @@ class Reconciler:
         failures = self._touch(kernel, touched) if not is_audit and touched else ()
         if is_audit:
             failures = self._settle(kernel)
+        if is_audit or is_shut:
             errors += self._surroundings(site, is_new=touched is None)
         if touched is not None:
             errors += self._filter(site, audit=is_audit or is_in_doubt)

@@ -11,9 +11,10 @@ import struct
 from typing import Final
 
 from overlay.kernel.nft import parse_generations
-from overlay.kernel.notices import OVERFLOW, Notice, RulesetChange, maker
+from overlay.kernel.notices import FORWARD_TABLES, OVERFLOW, Notice, RulesetChange, maker
 from overlay.kernel.rtnl import MessageError, attribute, decoder, split
 from overlay.policy.network.table import POLICY_TABLE
+from overlay.policy.ports import PORT_TABLE
 from overlay.policy.ruleset import TABLE
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,9 @@ log = logging.getLogger(__name__)
 _TABLE_NAME: Final = 1
 _NEWGEN: Final = (10 << 8) | 15
 _TYPE: Final = struct.Struct("=4xH")  # of struct nlmsghdr
-_FAMILY: Final = {"inet": 1}  # linux/netfilter.h, NFPROTO_*
+_FAMILY: Final = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # linux/netfilter.h, NFPROTO_*
+# What an agent has a part in: its tables, and iptables' with the chain that lets pods through.
+_TABLES: Final = (TABLE, POLICY_TABLE, PORT_TABLE, *FORWARD_TABLES)
 _GENERIC: Final = 4  # bytes of struct nfgenmsg; the family is the first
 
 
@@ -35,7 +38,7 @@ def _pattern(table: str) -> tuple[int, bytes]:
 class RulesetNotices:
     """Reads datagrams in their order; one thread."""
 
-    def __init__(self, tables: tuple[str, ...] = (TABLE, POLICY_TABLE)) -> None:
+    def __init__(self, tables: tuple[str, ...] = _TABLES) -> None:
         self._patterns = {table: _pattern(table) for table in tables}
         self._touched: set[str] = set()  # by the transaction whose generation is not told yet
 

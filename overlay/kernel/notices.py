@@ -22,6 +22,7 @@ from overlay.model.kernel import (
 OVERFLOW: Final = "overflow"
 UNDERLAY: Final = "underlay"  # some link or address
 SYSCTL: Final = "sysctl"  # forwarding
+FORWARD_TABLES: Final = ("ip filter", "ip6 filter")  # iptables' own, as nft calls them
 
 _PID_MOST: Final = 1 << 22  # linux/threads.h, PID_MAX_LIMIT
 

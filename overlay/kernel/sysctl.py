@@ -13,6 +13,7 @@ forwarding, and nobody can tell. Left alone on purpose:
 - ``net/bridge/bridge-nf-call-*``: whoever needs it loads br_netfilter.
 """
 
+import contextlib
 import errno
 import logging
 from collections.abc import Iterable
@@ -86,8 +87,11 @@ def wanted(
     tunnels = tuple(devices)
     if Family.IPV4 in config.ranges:
         values.append(Sysctl(_FORWARD_V4, "1"))
-        # All links have it from ip_forward, until somebody takes it from one.
-        values += (Sysctl(f"net/ipv4/conf/{device}/forwarding", "1") for device in tunnels)
+        # All links have it from ip_forward, until somebody takes it from one. The kernel
+        # asks the link that a packet comes in by: a tunnel, or with plain routes the underlay,
+        # which also brings the answers to what pods ask outside.
+        links4 = (underlay.device, *tunnels)
+        values += (Sysctl(f"net/ipv4/conf/{link}/forwarding", "1") for link in links4)
     if Family.IPV6 in config.ranges:
         for link in dict.fromkeys((underlay.device, *links)):
             if link in tunnels:
@@ -96,6 +100,8 @@ def wanted(
             before = ((name, "1"), (f"net/ipv6/conf/{link}/forwarding", "0"))
             values.append(Sysctl(name, "2", before))
         values.append(Sysctl(_FORWARD_V6, "1"))
+        links6 = (underlay.device, *tunnels)
+        values += (Sysctl(f"net/ipv6/conf/{link}/forwarding", "1") for link in links6)
         for device in tunnels:
             values.append(Sysctl(f"net/ipv6/conf/{device}/disable_ipv6", "0"))
             values.append(Sysctl(f"net/ipv6/conf/{device}/accept_ra", "0"))
@@ -124,6 +130,17 @@ def ensure(settings: Iterable[Sysctl]) -> Outcome:
         _LOG.info("%s", change)
         changes.append(change)
     return Outcome(tuple(changes), tuple(problems))
+
+
+def differing(settings: Iterable[Sysctl]) -> frozenset[str]:
+    """Return the names of those that ``ensure`` would write, as far as they can be read."""
+    found = set()
+    for setting in settings:
+        with contextlib.suppress(OSError):
+            is_due = all(_read(name) == value for name, value in setting.when)
+            if is_due and _read(setting.name) != setting.value:
+                found.add(setting.name)
+    return frozenset(found)
 
 
 def read(name: str) -> str | None:

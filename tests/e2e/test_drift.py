@@ -32,6 +32,7 @@ SYSCTLS: Final = (
     "net/ipv4/ip_forward",
     "net/ipv6/conf/all/forwarding",
     "net/ipv4/conf/overlay.1/forwarding",
+    "net/ipv4/conf/eth0/forwarding",
     "net/ipv6/conf/overlay-v6.1/disable_ipv6",
     "net/ipv6/conf/overlay-v6.1/accept_ra",
 )
@@ -286,16 +287,36 @@ def test_addition_to_the_table(fresh: Fabric, damage: str) -> None:
         "sysctl -qw net.ipv6.conf.all.forwarding=0",
         "sysctl -qw net/ipv4/conf/overlay.1/forwarding=0",
         "sysctl -qw net/ipv6/conf/overlay-v6.1/disable_ipv6=1",
+        "sysctl -qw net/ipv6/conf/overlay-v6.1/accept_ra=1",
+        "sysctl -qw net/ipv4/conf/eth0/forwarding=0",
     ],
 )
 def test_sysctl(fresh: Fabric, damage: str) -> None:
     damage_and_wait(fresh, damage)
 
 
-def test_sysctl_that_the_kernel_says_nothing_of_is_put_right_by_the_audit(
-    start: Callable[..., Fabric],
-) -> None:
-    damage_and_wait(start(audit="1s"), "sysctl -qw net/ipv6/conf/overlay-v6.1/accept_ra=1")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "iptables -F OVERLAY-FORWARD",
+        "iptables -D FORWARD -m comment --comment overlay-fabric -j OVERLAY-FORWARD",
+        "iptables -F",
+    ],
+)
+def test_way_through_iptables(fresh: Fabric, damage: str) -> None:
+    """Docker's FORWARD chain drops; ours lets pods through, and comes back when it is flushed."""
+    world, _ = fresh
+    node = world.node
+    node.run("iptables", "-P", "FORWARD", "DROP")
+
+    def chains() -> str:
+        return node.run("iptables", "-S")
+
+    eventually(lambda: "-j OVERLAY-FORWARD" in chains(), timeout_s=20)
+    eventually(lambda: "-A OVERLAY-FORWARD" in chains(), timeout_s=20)
+    before = chains()
+    node.run("sh", "-ec", damage)
+    eventually(lambda: chains() == before, timeout_s=20)
 
 
 def test_underlay_down_and_up(fresh: Fabric) -> None:

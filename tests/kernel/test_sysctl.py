@@ -47,19 +47,35 @@ def node(make_netns: MakeNetns, router: Netns) -> Netns:
 def test_wanted_reads_like_sysctl() -> None:
     assert [str(s) for s in wanted(config(v6=False), UNDERLAY, ["overlay.1"])] == [
         "net/ipv4/ip_forward = 1",
+        "net/ipv4/conf/up.100/forwarding = 1",
         "net/ipv4/conf/overlay.1/forwarding = 1",
     ]
     assert [
         str(s) for s in wanted(config(v6=True), UNDERLAY, ["overlay.1"], ["eth1", "up.100"])
     ] == [
         "net/ipv4/ip_forward = 1",
+        "net/ipv4/conf/up.100/forwarding = 1",
         "net/ipv4/conf/overlay.1/forwarding = 1",
         "net/ipv6/conf/up.100/accept_ra = 2",
         "net/ipv6/conf/eth1/accept_ra = 2",
         "net/ipv6/conf/all/forwarding = 1",
+        "net/ipv6/conf/up.100/forwarding = 1",
+        "net/ipv6/conf/overlay.1/forwarding = 1",
         "net/ipv6/conf/overlay.1/disable_ipv6 = 0",
         "net/ipv6/conf/overlay.1/accept_ra = 0",
     ]
+
+
+def test_values_that_differ_are_found_where_the_kernel_tells_nothing(
+    node: Netns, router: Netns
+) -> None:
+    del router
+    settings = wanted(config(v6=True), UNDERLAY, [])
+    node.call(lambda: ensure(settings))
+    assert node.call(lambda: sysctl.differing(settings)) == frozenset()
+    name = "net/ipv4/conf/up.100/forwarding"
+    node.call(lambda: (sysctl._ROOT / name).write_text("0"))
+    assert node.call(lambda: sysctl.differing(settings)) == {name}
 
 
 def advertise(router: Netns, device: str) -> None:
@@ -121,8 +137,11 @@ def test_device_that_is_gone_is_a_problem_and_the_rest_is_set(netns: Netns) -> N
         "net/ipv6/conf/all/forwarding",
     ]
     assert [p.split(":")[0] for p in outcome.problems] == [
+        "sysctl net/ipv4/conf/up.100/forwarding = 1",
         "sysctl net/ipv4/conf/overlay.1/forwarding = 1",
         "sysctl net/ipv6/conf/up.100/accept_ra = 2",
+        "sysctl net/ipv6/conf/up.100/forwarding = 1",
+        "sysctl net/ipv6/conf/overlay.1/forwarding = 1",
         "sysctl net/ipv6/conf/overlay.1/disable_ipv6 = 0",
         "sysctl net/ipv6/conf/overlay.1/accept_ra = 0",
     ]

@@ -22,6 +22,7 @@ from tests.unit.worlds import V4, by_key, lease, site
 
 HERE = site(V4)
 FAMILIES = HERE.config.families
+TABLES = frozenset({"inet overlay"})
 
 
 class FakeFilter:
@@ -30,7 +31,7 @@ class FakeFilter:
     def __init__(self) -> None:
         self.is_changed = False
         self.is_turned_back = False
-        self.looks = 0
+        self.looks = self.surroundings_looks = 0
         self.written: list[int] = []
         self.look: Callable[[bool], None] = lambda _audit: None
         self.refusal = ""  # why a sysctl cannot be set
@@ -47,6 +48,7 @@ class FakeFilter:
 
     def surroundings(self, site: Site, checksums: str) -> Outcome:
         del site
+        self.surroundings_looks += 1
         repairs = ("sysctl x: 0 -> 1",) if self.is_turned_back else ()
         self.is_turned_back = False
         return Outcome((self.refusal,) if self.refusal else (), repairs=repairs)
@@ -219,7 +221,9 @@ def test_changed_table_is_written_anew_and_the_others_transaction_is_named(
 ) -> None:
     bench.filter.is_changed = True
     bench.filter.written = [5]
-    bench.tell(RulesetChange(5, "nft (pid 1)"), RulesetChange(6, "firewalld (pid 2)"))
+    bench.tell(
+        RulesetChange(5, "nft (pid 1)", TABLES), RulesetChange(6, "firewalld (pid 2)", TABLES)
+    )
     assert changed(caplog) == ["somebody else changed the table, firewalld (pid 2); put right"]
     assert not bench.filter.is_changed
 
@@ -228,7 +232,7 @@ def test_one_who_fights_over_the_table_is_backed_off(bench: Bench) -> None:
     before = bench.filter.looks
     for step in range(3000):
         bench.filter.is_changed = True
-        bench.tell(RulesetChange(step, "firewalld (pid 2)"))
+        bench.tell(RulesetChange(step, "firewalld (pid 2)", TABLES))
         bench.now += 0.01
     assert 5 < bench.filter.looks - before < 20
     (fight,) = bench.status.get().contested(bench.now)
@@ -243,21 +247,33 @@ def test_others_who_write_their_own_rules_all_the_time_cost_a_tenth_at_most(benc
 
     bench.filter.look = look
     before, began = bench.filter.looks, bench.now
-    bench.tell(RulesetChange(0, "kube-proxy (pid 3)"))
+    bench.tell(RulesetChange(0, "kube-proxy (pid 3)", TABLES))
     assert bench.filter.looks == before + 1, "at first at once"
     step = 0
     while bench.now < began + 10:
         step += 1
-        bench.tell(RulesetChange(step, "kube-proxy (pid 3)"))
+        bench.tell(RulesetChange(step, "kube-proxy (pid 3)", TABLES))
         bench.now += 0.001
     assert 0.02 * (bench.filter.looks - before) < 0.1 * (bench.now - began)
     bench.filter.is_changed = True
-    bench.tell(RulesetChange(step + 1, "firewalld (pid 2)"))
+    bench.tell(RulesetChange(step + 1, "firewalld (pid 2)", TABLES))
     wait_s = bench.turn()
     assert wait_s <= 0.5
     bench.now += wait_s
     bench.turn()
     assert not bench.filter.is_changed
+
+
+def test_rules_of_others_alone_raise_no_doubt_but_about_what_iptables_forwards(
+    bench: Bench,
+) -> None:
+    filter_ = bench.filter
+    before = (filter_.looks, filter_.surroundings_looks)
+    bench.tell(RulesetChange(1, "kube-proxy (pid 3)"))
+    assert (filter_.looks, filter_.surroundings_looks) == before
+    bench.tell(RulesetChange(2, "dockerd (pid 4)", frozenset({"ip filter"})))
+    assert (filter_.looks, filter_.surroundings_looks) == (before[0], before[1] + 1)
+    assert bench.turn() > 60
 
 
 def test_one_who_fights_over_a_sysctl_is_backed_off(bench: Bench) -> None:
@@ -284,7 +300,7 @@ def test_agent_without_a_site_waits_whatever_it_is_told(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.reconciler.sites = Mailbox(bench.bell)  # nothing there yet
     bench.now += 1000  # what the first one held is overdue
-    bench.tell(RulesetChange(1), SYSCTL, OVERFLOW)
+    bench.tell(RulesetChange(1, "", TABLES), SYSCTL, OVERFLOW)
     assert bench.turn() > 60
 
 
@@ -293,7 +309,7 @@ def test_kernel_that_refuses_all_is_not_asked_again_and_again(bench: Bench) -> N
         raise KernelError("no buffer space")
 
     bench.kernel.dump = refuse  # type: ignore[method-assign]  # a kernel out of memory
-    bench.tell(RulesetChange(1), OVERFLOW)
+    bench.tell(RulesetChange(1, "", TABLES), OVERFLOW)
     assert bench.turn() > 0.1
     assert bench.status.get().kernel_errors == ("no buffer space",)
 
@@ -345,7 +361,7 @@ def test_kernel_that_refuses_all_is_left_in_peace_while_leases_change(bench: Ben
     bench.tell(OVERFLOW)
     for step in range(1000):
         bench.see(*peers(2, 3 + step % 5))
-        bench.tell(UNRELATED, RulesetChange(step))
+        bench.tell(UNRELATED, RulesetChange(step, "", TABLES))
         assert bench.turn() > 0, "it would go round in circles"
         bench.now += 0.01
     assert 5 < dumps < 30, "of 2000 that were provoked in 10 s"
