@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from bench import agents
 from bench.bed import bed
-from bench.chains import FLOOR, Chain, chains
+from bench.chains import FLANNEL, FLOOR, Chain, chains
 from bench.options import AgentCommand, Options
 from bench.ready import await_subnet
 from bench.series import Series, ratio, series
@@ -25,9 +25,12 @@ AT_ONCE: Final = 10
 MOST_PODS: Final = 110  # of a node: the kubelet's own limit
 _EACH: Final = (
     *("plugin", "at once", "ADD ms, p50 / p99", "ADD CPU ms", "DEL ms, p50 / p99"),
-    *("DEL CPU ms", "ADD / floor", "DEL / floor"),
+    *("DEL CPU ms", "ADD / floor", "DEL / floor", "ADD / flannel", "DEL / flannel"),
 )
-_ALL: Final = ("plugin", "pods", "all attached s", "ADD ms, p50 / p99", "all detached s")
+_ALL: Final = (
+    *("plugin", "pods", "all attached s", "ADD ms, p50 / p99", "all detached s"),
+    *("DEL ms, p50 / p99", "ADD / flannel", "DEL / flannel"),
+)
 
 
 class PluginError(OverlayError):
@@ -48,6 +51,9 @@ class Calls:
         return series(self.each_s)
 
 
+Pair: TypeAlias = tuple[Calls, Calls]  # ADDs and DELs
+
+
 def run(options: Options) -> Iterator[Table]:
     """Return two tables: pods attached and detached in turns, and a whole node's pods.
 
@@ -55,9 +61,8 @@ def run(options: Options) -> Iterator[Table]:
     """
     rounds = options.pick(AT_ONCE, 200, 500)
     most = options.pick(AT_ONCE, MOST_PODS, MOST_PODS)
-    rows: list[tuple[str, ...]] = []
-    records: list[dict[str, Any]] = []
-    wholes: list[tuple[str, ...]] = []
+    turns: dict[tuple[str, int], Pair] = {}
+    wholes: dict[str, Pair] = {}
     with contextlib.ExitStack() as stack:
         test = stack.enter_context(bed())
         node = stack.enter_context(test.node())
@@ -66,9 +71,8 @@ def run(options: Options) -> Iterator[Table]:
         names = [f"{node.namespace}-{number}" for number in range(most)]
         stack.callback(netns.delete, names)
         netns.add(names)
-        floor: dict[int, tuple[Calls, Calls]] = {}
 
-        def inside(work: Callable[[], tuple[Calls, Calls]]) -> tuple[Calls, Calls]:
+        def inside(work: Callable[[], Pair]) -> Pair:
             return netns.inside(node.namespace, work)
 
         for chain in chains(node.place, node.place / "state" / "cni.sock"):
@@ -76,17 +80,25 @@ def run(options: Options) -> Iterator[Table]:
             runtime = Runtime(chain, names, served)
             inside(functools.partial(runtime.in_turns, AT_ONCE, 1))  # files into the cache
             for workers in (1, AT_ONCE):
-                pair = inside(functools.partial(runtime.in_turns, rounds, workers))
-                floor.setdefault(workers, pair)
-                rows.append(_row(chain.name, workers, pair, floor[workers]))
-                records.append(_record(chain.name, workers, pair))
-            if chain.name == FLOOR:
-                continue
-            pair = inside(runtime.all_at_once)
-            wholes.append(_whole(chain.name, pair))
-            records.append({**_record(chain.name, AT_ONCE, pair), "pods": most})
-    yield Table(_EACH, tuple(rows), tuple(records))
-    yield Table(_ALL, tuple(wholes))
+                work = functools.partial(runtime.in_turns, rounds, workers)
+                turns[chain.name, workers] = inside(work)
+            if chain.name != FLOOR:
+                wholes[chain.name] = inside(runtime.all_at_once)
+    rows = tuple(
+        (*_row(name, workers, pair), *_ratios(pair, turns[FLOOR, workers], 1),
+         *_ratios(pair, turns.get((FLANNEL, workers))))
+        for (name, workers), pair in turns.items()
+    )  # fmt: skip
+    records = [_record(name, workers, pair) for (name, workers), pair in turns.items()]
+    records += [{**_record(name, AT_ONCE, pair), "pods": most} for name, pair in wholes.items()]
+    yield Table(_EACH, rows, tuple(records))
+    yield Table(
+        _ALL,
+        tuple(
+            (*_whole(name, pair), *_ratios(pair, wholes.get(FLANNEL)))
+            for name, pair in wholes.items()
+        ),
+    )
 
 
 class Runtime:
@@ -97,7 +109,7 @@ class Runtime:
         self._pods = pods
         self._agent = agent
 
-    def in_turns(self, rounds: int, workers: int) -> tuple[Calls, Calls]:
+    def in_turns(self, rounds: int, workers: int) -> Pair:
         """Return ``rounds`` ADDs and as many DELs, ``workers`` at a time, each pod by itself.
 
         The agent's processor time is split in halves: they run side by side.
@@ -120,7 +132,7 @@ class Runtime:
         added, removed = zip(*pairs, strict=True)
         return _calls(added, wall_s, half_s), _calls(removed, wall_s, half_s)
 
-    def all_at_once(self) -> tuple[Calls, Calls]:
+    def all_at_once(self) -> Pair:
         """Attach every pod, ten at a time, and then detach them all."""
         found = []
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -173,28 +185,33 @@ def _calls(timed: Sequence[tuple[float, float]], wall_s: float, agent_s: float) 
     return Calls(tuple(elapsed for elapsed, _ in timed), wall_s, cpu_s)
 
 
-def _row(
-    name: str, workers: int, pair: tuple[Calls, Calls], floor: tuple[Calls, Calls]
-) -> tuple[str, ...]:
-    cells = [f"{text}" for calls in pair for text in _shown(calls)]
-    ratios = (
-        ratio(calls.series.median, least.series.median)
-        for calls, least in zip(pair, floor, strict=True)
+def _row(name: str, workers: int, pair: Pair) -> tuple[str, ...]:
+    return (name, str(workers), *(text for calls in pair for text in _shown(calls)))
+
+
+def _ratios(pair: Pair, other: Pair | None, digits: int = 2) -> tuple[str, ...]:
+    """Return the medians of ADD and DEL as parts of another's, where there is one."""
+    if other is None:
+        return "-", "-"
+    return tuple(
+        ratio(calls.series.median, least.series.median, digits)
+        for calls, least in zip(pair, other, strict=True)
     )
-    return (name, str(workers), *cells, *ratios)
 
 
 def _shown(calls: Calls) -> tuple[str, str]:
     return calls.series.tail(1000), f"{1000 * calls.cpu_s:.1f}"
 
 
-def _whole(name: str, pair: tuple[Calls, Calls]) -> tuple[str, ...]:
+def _whole(name: str, pair: Pair) -> tuple[str, ...]:
     add, delete = pair
     count = str(len(add.each_s))
-    return name, count, f"{add.wall_s:.2f}", add.series.tail(1000), f"{delete.wall_s:.2f}"
+    shown = (f"{calls.wall_s:.2f}" for calls in pair)
+    tails = (calls.series.tail(1000) for calls in (add, delete))
+    return (name, count, *(text for both in zip(shown, tails, strict=True) for text in both))
 
 
-def _record(name: str, workers: int, pair: tuple[Calls, Calls]) -> dict[str, Any]:
+def _record(name: str, workers: int, pair: Pair) -> dict[str, Any]:
     found: dict[str, Any] = {"plugin": name, "at_once": workers}
     for verb, calls in zip(("add", "del"), pair, strict=True):
         found[f"{verb}_s"] = calls.each_s
