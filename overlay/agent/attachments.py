@@ -63,13 +63,22 @@ class Attachments:
     """All attachments, for any thread; ``directory`` is made when the first one is written.
 
     ``reserved`` addresses are given to those alone who ask for them by name.
+    ``others`` returns what other plugins hold at this moment: that is given to
+    nobody. It raises OSError.
     """
 
-    def __init__(self, directory: Path, reserved: Iterable[Span] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        reserved: Iterable[Span] = (),
+        others: Callable[[], frozenset[IPAddress]] = frozenset,
+    ) -> None:
         self._directory = directory
+        self._others = others
         self._lock = threading.Lock()
         self._by_key: dict[AttachmentKey, Attachment] = {}
         self._held = HeldAddresses()
+        self._of_others: frozenset[IPAddress] = frozenset()  # as last looked at
         self._counted: frozenset[IPAddress] = frozenset()  # of those held, in the pool
         self._is_marked = False  # with this boot
         self._pool = Pool(reserved)
@@ -137,6 +146,7 @@ class Attachments:
                 raise AttachmentExistsError(self._by_key[key])
             if self._held.is_about(self._path(key)):
                 raise AttachmentUnreadError(key)
+            self._count_held(self._others())
             addresses = self._pool.allocate(subnet, demand)
             try:
                 attachment = make(addresses)
@@ -183,9 +193,14 @@ class Attachments:
         self._count_held()
         return found
 
-    def _count_held(self) -> None:
-        """Bring the pool in step with what is held without a record that can be read."""
-        now = frozenset(self._held.addresses())
+    def _count_held(self, others: frozenset[IPAddress] | None = None) -> None:
+        """Bring the pool in step with what is held without a record that can be read.
+
+        ``others`` is what other plugins hold, None where that was not looked at.
+        """
+        if others is not None:
+            self._of_others = others
+        now = frozenset(self._held.addresses()) | self._of_others
         if now == self._counted:
             return
         known = {address for each in self._by_key.values() for address in each.addresses}

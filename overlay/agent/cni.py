@@ -42,6 +42,7 @@ from overlay.agent.cni_result import format_error, format_ipam_result, format_re
 from overlay.agent.cni_teardown import Teardown, addresses_in_use
 from overlay.agent.cni_witness import attached
 from overlay.agent.host import boot_clock
+from overlay.agent.host_local import HostLocal
 from overlay.agent.layer2 import Layer2
 from overlay.agent.policy_gate import PolicyGate
 from overlay.agent.status import LAPSED, Status, stranded_text
@@ -83,6 +84,7 @@ class CniService:
         start_s: float = 5.0,
         gate: PolicyGate | None = None,
         clock: Callable[[], float] = boot_clock,
+        host_local: HostLocal | None = None,
     ) -> None:
         self._status, self._start_s, self._clock = status, start_s, clock
         self._gate = gate
@@ -91,7 +93,7 @@ class CniService:
         self._layer2 = layer2
         self._sockets = RtnlPool()
         self._note = status.events.note_later
-        self._teardown = Teardown(attachments, layer2, self._sockets, self._note, gate)
+        self._teardown = Teardown(attachments, layer2, self._sockets, self._note, gate, host_local)
         self._commands: Mapping[str, Callable[[CniRequest, PodNamespace | None], bytes]] = {
             "ADD": self._add,
             "DEL": self._delete,

@@ -11,6 +11,7 @@ from overlay.agent.attachments import Attachments
 from overlay.agent.cni_request import WIRING, CniError
 from overlay.agent.cni_witness import detached
 from overlay.agent.events import Told
+from overlay.agent.host_local import HostLocal
 from overlay.agent.layer2 import Layer2
 from overlay.agent.policy_gate import PolicyGate
 from overlay.agent.turns import Turns
@@ -39,7 +40,9 @@ class Teardown:
         sockets: RtnlPool,
         note: Callable[[Kind, Callable[[], Told]], None],
         gate: PolicyGate | None = None,
+        host_local: HostLocal | None = None,
     ) -> None:
+        self._host_local = host_local
         self._attachments, self._layer2 = attachments, layer2
         self._sockets, self._note, self._gate = sockets, note, gate
         self.turns: Turns[str] = Turns()
@@ -49,6 +52,10 @@ class Teardown:
         if link:
             pods.detach(link)
         released = self._attachments.release(key)
+        if self._host_local is not None:
+            gone = self._host_local.release(key.container, key.interface)
+            if gone:
+                log.info("%s had %s of host-local", key, ", ".join(sorted(map(str, gone))))
         if released is not None:  # a DEL may come for what never was
             self._note(Kind.POD_DETACHED, lambda: detached(released, why))
         self._follow()

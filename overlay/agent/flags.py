@@ -68,6 +68,8 @@ class Flags:
     cni: CniFlags = field(default_factory=CniFlags)
     policy: PolicyFlags = field(default_factory=PolicyFlags)
     checksum_offload: str = "auto"  # of the VXLAN devices: overlay.kernel.host.offload.CHOICES
+    host_local_dir: Path = Path("/var/lib/cni/networks")
+    replaces_flannel: bool = False  # where its device has our VNI and port
     kube: KubeFlags | None = None  # leases from the Kubernetes API instead of etcd
 
     @property
@@ -140,6 +142,8 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
         state_dir=args.state_dir,
         cni_socket=args.cni_socket or args.state_dir / "cni.sock",
         reserved=args.reserve_addresses,
+        host_local_dir=args.host_local_dir,
+        replaces_flannel=args.replace_flannel,
         healthz_ip=args.healthz_ip,
         metrics_names=args.metrics_names,
         healthz_port=args.healthz_port,
@@ -308,6 +312,20 @@ def flag_parser(environment: Mapping[str, str]) -> _Parser:  # one flag after th
         "",
         "addresses that no pod gets unless it asks for them: 10.244.3.10,10.244.3.32/28,A-B",
         type=_spans,
+    )
+    flag(
+        "host-local-dir",
+        Path("/var/lib/cni/networks"),
+        "addresses that the plugin host-local holds there are given to nobody",
+        type=_path,
+    )
+    flag(
+        "replace-flannel",
+        False,  # noqa: FBT003
+        "remove flannel's device where it has our VNI and port; stop flannel first",
+        type=_boolean,
+        nargs="?",
+        const=True,
     )
     flag("healthz-ip", ip_address("127.0.0.1"), "address of the HTTP server", type=_any_address)
     flag("healthz-port", 9470, "its port; 0 for no server", type=_port)

@@ -27,6 +27,7 @@ from overlay.agent.events import Events
 from overlay.agent.flags import Flags, parse_flags
 from overlay.agent.heartbeat import Heartbeats
 from overlay.agent.host import Host, boot_clock
+from overlay.agent.host_local import HostLocal
 from overlay.agent.http import HttpServer
 from overlay.agent.kernel_watch import KernelWatch
 from overlay.agent.layer2 import Layer2
@@ -38,6 +39,7 @@ from overlay.agent.policy_part import PolicyPart
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_STORE, Status
 from overlay.agent.sysctl_watch import SysctlWatch
+from overlay.kernel.netlink import NetlinkKernel, check_devices
 from overlay.kernel.nft import OwnWrites
 from overlay.kernel.notices import UNDERLAY, Notice
 from overlay.kernel.underlay import find_underlay
@@ -71,14 +73,17 @@ class Agent:
         self._store = store
         self._announce = announce
         self._clock = clock
-        self._host = host if host is not None else Host()
+        self._host = host if host is not None else _this_machine(flags)
         self._started_at = clock()
         self._fault: Exception | None = None
         self._beats = Heartbeats(clock)
         self.stop = self._host.bell()
         self.status = Status(Events(self._host.wall_clock))
         self._recorder = Recorder(self.status, Journal(flags.state_dir))
-        attachments = Attachments(flags.state_dir / "attachments", flags.reserved)
+        host_local = HostLocal(flags.host_local_dir)
+        attachments = Attachments(
+            flags.state_dir / "attachments", flags.reserved, host_local.addresses
+        )
         self.mesh = MeshPart(flags, store, self.status, self._host, clock, attachments.list)
         own = OwnWrites()
         layer2 = Layer2(attachments, own)
@@ -105,7 +110,12 @@ class Agent:
             else None
         )
         self.cni = CniService(
-            self.status, attachments, layer2, gate=self.policy, clock=self._host.boot_clock
+            self.status,
+            attachments,
+            layer2,
+            gate=self.policy,
+            clock=self._host.boot_clock,
+            host_local=host_local,
         )
         self.lessee = Lessee(
             flags,
@@ -270,6 +280,15 @@ class Agent:
     def _check(self, backend: Backend, underlay: Underlay) -> None:
         if backend.tunnel is not None:
             self._host.check_devices(backend.tunnel, self._flags.node, underlay)
+
+
+def _this_machine(flags: Flags) -> Host:
+    if not flags.replaces_flannel:
+        return Host()
+    return Host(
+        kernel=functools.partial(NetlinkKernel, replaces_flannel=True),
+        check_devices=functools.partial(check_devices, replaces_flannel=True),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

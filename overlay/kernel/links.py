@@ -4,6 +4,7 @@ Layouts: linux/if_link.h (ifinfomsg, IFLA_*, IFLA_VXLAN_*).
 """
 
 import errno
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -16,6 +17,8 @@ from overlay.model.kernel import LINK_ALIAS, VxlanLink
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
+
+log = logging.getLogger(__name__)
 
 _IFF_LOWER_UP: Final = 1 << 16
 _MASTER: Final = 10
@@ -142,9 +145,12 @@ class LinkWriter:
     """Makes, changes and removes VXLAN devices. Holds sockets of its own while it lives.
 
     What a join or a repair needs is packed by hand; what is rare goes through pyroute2.
+    With ``replaces_flannel`` a device of flannel's that has our VNI and port gives
+    way: the kernel takes one of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, replaces_flannel: bool = False) -> None:
+        self._replaces_flannel = replaces_flannel
         self._rtnl: RtnlSocket | None = None
         self._ipr: IPRoute | None = None
 
@@ -167,9 +173,13 @@ class LinkWriter:
         underlay = links.get(link.underlay)
         if underlay is None:
             raise OSError(errno.ENODEV, f"underlay interface {link.underlay} does not exist")
-        conflict = find_conflict(link, links)
+        conflict = find_conflict(link, links, replaces_flannel=self._replaces_flannel)
         if conflict is not None:
             raise LinkConflictError(conflict)
+        for rival in links.values():
+            if self._replaces_flannel and _is_flannels(rival) and _takes_vni(rival, link):
+                log.warning("flannel's device %s gives way to %s", rival.name, link.name)
+                self._link("del", index=rival.index)
         found = links.get(link.name)
         twin = found or next(
             (o for o in links.values() if o.is_ours() and o.could_be(link) and _same_port(o, link)),
@@ -265,16 +275,20 @@ class LinkWriter:
         return self._ipr
 
 
-def find_conflict(link: VxlanLink, links: Mapping[str, LinkInfo]) -> str | None:
+def find_conflict(
+    link: VxlanLink, links: Mapping[str, LinkInfo], *, replaces_flannel: bool = False
+) -> str | None:
     """Return what stands in the way of ``link`` and how to clear it, None when nothing does.
 
     Something else of its name; or another VXLAN device with its VNI, port and
-    family, of which the kernel takes only one.
+    family, of which the kernel takes only one; but not flannel's where that is
+    to give way.
     """
     found = links.get(link.name)
     if found is not None and not found.could_be(link):
         return _conflict(link, found)
-    rival = next((o for o in links.values() if not o.is_ours() and _takes_vni(o, link)), None)
+    rivals = (o for o in links.values() if not o.is_ours() and _takes_vni(o, link))
+    rival = next((o for o in rivals if not (replaces_flannel and _is_flannels(o))), None)
     if rival is not None and rival is not found:
         return _conflict(link, rival)
     return None
@@ -285,12 +299,21 @@ def _conflict(link: VxlanLink, found: LinkInfo) -> str:
     what = "is not a VXLAN device"
     if vxlan is not None:
         what = f"is a VXLAN device with VNI {vxlan.vni} and port {vxlan.port}"
-    hint = "; stop flannel on this node first" if found.name.startswith(_FLANNEL) else ""
+    hint = (
+        "; stop flannel on this node first (or let --replace-flannel do it)"
+        if _is_flannels(found)
+        else ""
+    )
     return (
         f"device {found.name} exists, {what}, and is not ours; it stands in the way of "
         f"{link.name} (VNI {link.vni}, port {link.port}): remove it with `ip link del "
         f"{found.name}`{hint}, or choose another Backend.VNI"
     )
+
+
+def _is_flannels(link: LinkInfo) -> bool:
+    """Return whether the name is one of flannel's: flannel.VNI, flannel-v6.VNI."""
+    return link.vxlan is not None and link.name.startswith(_FLANNEL)
 
 
 def _takes_vni(other: LinkInfo, link: VxlanLink) -> bool:

@@ -35,9 +35,9 @@ _GONE: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNO
 class NetlinkKernel:
     """One network namespace. One thread uses it; see ``Kernel`` for the contract."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, replaces_flannel: bool = False) -> None:
         self._rtnl = RtnlSocket()
-        self._writer = LinkWriter()
+        self._writer = LinkWriter(replaces_flannel=replaces_flannel)
         self._links: dict[str, LinkInfo] | None = None
         self.mark: object = None
 
@@ -234,9 +234,12 @@ def _is_done_already(op: Op, refusal: Refusal) -> bool:
     return isinstance(op.target, Rule) and refusal.errno == errno.EEXIST
 
 
-def check_devices(tunnel: Tunnel, node: NodeIdentity, underlay: Underlay) -> None:
+def check_devices(
+    tunnel: Tunnel, node: NodeIdentity, underlay: Underlay, *, replaces_flannel: bool = False
+) -> None:
     """Look whether a backend's devices can be made, before anything else is done.
 
+    With ``replaces_flannel`` devices of flannel's are not in the way.
     Raises DeviceConflictError when a device that is not ours stands in the way.
     """
     with RtnlSocket() as rtnl:
@@ -245,6 +248,6 @@ def check_devices(tunnel: Tunnel, node: NodeIdentity, underlay: Underlay) -> Non
         local = underlay.local[family].ip
         mac = vtep_mac(node.id, tunnel.vni, family)
         wanted = VxlanLink(name, tunnel.vni, tunnel.port, mac, 0, local, underlay.device)
-        text = find_conflict(wanted, links)
+        text = find_conflict(wanted, links, replaces_flannel=replaces_flannel)
         if text is not None:
             raise DeviceConflictError(text)

@@ -18,7 +18,7 @@ MANIFESTS: Final = Path(__file__).parents[2] / "manifests"
 KUSTOMIZE: Final = MANIFESTS / "kubernetes"
 CHART: Final = MANIFESTS / "helm/overlay"
 # Each a folder of overlays/ and a file of values beside the chart.
-FORMS: Final = ("kubernetes", "etcd", "dual-stack", "isolated")
+FORMS: Final = ("kubernetes", "etcd", "dual-stack", "isolated", "from-flannel")
 NAMESPACE: Final = "overlay-system"
 
 Manifest = dict[str, Any]

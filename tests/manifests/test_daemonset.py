@@ -17,6 +17,7 @@ HOST_PATHS: Final = {
     "/etc/cni/net.d",
     "/proc/sys/net",
     "/run/xtables.lock",
+    "/var/lib/cni/networks",  # on nodes that move from flannel
 }
 
 
