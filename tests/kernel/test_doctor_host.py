@@ -4,17 +4,30 @@ Each fault is made in the node's own namespace, and where the remedy is a
 command that can be run there, it is run and the check is silent again.
 """
 
+import http.server
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from overlay.cli.doctor.checks.kernel import judge
+from overlay.cli.doctor.runner import run_one
 from overlay.kernel.host.features import missing
-from tests.kernel.doctors import Node, examine, lease, remedies, said, shell
+from tests.kernel.doctors import (
+    BY_NAME,
+    Node,
+    examine,
+    facts_of,
+    lease,
+    remedies,
+    said,
+    shell,
+)
 from tests.kernel.netns import MakeNetns, Netns
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
@@ -194,19 +207,23 @@ def test_full_table_of_connections(node: Node) -> None:
         "add rule inet t o ct state new accept'"
     )
 
-    def fill() -> None:
+    def fill(first: float, share: float) -> None:
         import socket
 
         for address in range(1, 9):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                 sender.bind((f"127.0.1.{address}", 0))
-                for port in range(1024, 1024 + int(most * 0.8) // 8):
+                for port in range(1024 + int(most * first) // 8, 1024 + int(most * share) // 8):
                     sender.sendto(b"", ("127.0.0.2", port))
 
-    node.here.call(fill)
+    node.here.call(lambda: fill(0, 0.8))
     report = node.check("conntrack")
     assert "when the table is full, new ones are dropped" in said(report)
     assert report.findings[0].severity == "warning"
+    node.here.call(lambda: fill(0.8, 0.96))
+    report = node.check("conntrack")
+    assert "connections: new ones are dropped" in said(report)
+    assert report.findings[0].severity == "error"
 
 
 def test_port_that_a_program_has_taken(make_netns: MakeNetns) -> None:
@@ -256,6 +273,31 @@ def test_inotify_instances_that_are_used_up(before: str, words: str) -> None:
     assert shell(command).returncode == 0
 
 
+# Watches files, then runs what the other words say.
+WATCHER = """\
+import ctypes, pathlib, subprocess, sys
+libc, place = ctypes.CDLL(None), pathlib.Path(sys.argv[1])
+watcher = libc.inotify_init1(0)
+for number in range(95):
+    file = place / str(number)
+    file.touch()
+    assert libc.inotify_add_watch(watcher, str(file).encode(), 2) > 0
+sys.exit(subprocess.run(sys.argv[2:]).returncode)
+"""
+
+
+def test_inotify_watches_that_are_used_up(tmp_path: Path) -> None:
+    command = f"{OVERLAYCTL} doctor --local --only inotify"
+    # A user namespace has a limit of its own (user_namespaces(7)); the host's stays.
+    limit = "sysctl -qw user.max_inotify_watches=100"
+    watching = f"{sys.executable} -c '{WATCHER}' {tmp_path} {command}"
+    inside = ["unshare", "--user", "--map-root-user", "sh", "-c", f"{limit} && {watching}"]
+    done = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=60)
+    assert "of 100 inotify watches are used" in done.stdout, done
+    assert done.returncode == 1
+    assert "inotify watches are used" not in shell(command).stdout
+
+
 def test_kernel_without_a_kind_of_device(netns: Netns) -> None:
     assert examine(netns, "kernel").status == "fine"
     lacking = netns.call(lambda: missing(["veth", "no-such-kind"]))
@@ -301,6 +343,68 @@ def test_full_disk(netns: Netns, small_disk: Path) -> None:
     assert full.endswith(": no pod can be attached")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert "is read-only" in said(examine(netns, "disk", flag))
+
+
+class WrongClock(http.server.BaseHTTPRequestHandler):
+    """Answers as etcd does, with a Date that is ``ahead_s`` from now."""
+
+    ahead_s = 0.0
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string((timestamp or time.time()) + self.ahead_s)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "words"),
+    [(0.0, ""), (3600.0, "s behind that of"), (-3600.0, "s ahead of that of")],
+)
+def test_clock_that_differs_from_the_one_of_etcd(ahead_s: float, words: str) -> None:
+    handler = type("Handler", (WrongClock,), {"ahead_s": ahead_s})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            endpoint = f"--etcd-endpoints=http://127.0.0.1:{server.server_port}"
+            report = run_one(BY_NAME["clock"], facts_of(endpoint))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert (report.status == "finding") is bool(words), report
+    assert words in said(report)
+
+
+def test_disk_without_room_for_files(netns: Netns, tmp_path: Path) -> None:
+    place = tmp_path / "few"
+    place.mkdir()
+    options = "size=32m,nr_inodes=300"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "few", str(place)], check=True)
+    try:
+        flag = f"--state-dir={place}"
+        assert examine(netns, "disk", flag).status == "fine"
+        for number in range(100):
+            (place / str(number)).touch()
+        assert "files can be made at" in said(examine(netns, "disk", flag))
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_machine_without_br_netfilter(node: Node) -> None:
+    node.run("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0")
+    flags = f"--local --only br-netfilter --socket={node.place}/cni.sock"
+    # An empty folder over /proc/sys/net/bridge, as without the module.
+    hide = "mount -t tmpfs none /proc/sys/net/bridge"
+    hidden = f"unshare --mount sh -c '{hide} && {OVERLAYCTL} doctor {flags}'"
+    shown = node.here.run("sh", "-c", hidden, check=False)
+    assert "pods are on cni0 and br_netfilter is not loaded" in shown
+    assert "modprobe br_netfilter; sysctl -w net/bridge/bridge-nf-call-iptables=1" in shown
 
 
 def write(file: Path, text: str) -> None:
