@@ -124,7 +124,7 @@ def _commands(node: Node, pod: str) -> list[str]:
         "doctor --local",
         *("mesh", "mesh --links", "mesh --links -o json", "mtu"),
         *("events", "events -o json"),
-        *("policy list", "pod list", f"policy diff -f {policy}"),
+        *("policy list", "pod list", f"policy diff {policy}"),
         *("capture --seconds 0.01", "completion bash", "cni --help"),
     ]
 

@@ -27,11 +27,14 @@ def send_and_watch(observed: Observed) -> dict[str, Any]:
         )
     token = secrets.token_bytes(TOKEN_BYTES)
     is_udp = leg.packet.protocol == "udp"
+    syn_to = (leg.packet.port or 0) if leg.packet.protocol == "tcp" else 0
+    if leg.packet.protocol == "tcp" and not syn_to:
+        raise UsageError("--live --proto tcp: name a --port, which the SYN is sent to")
     taps = taps_for(observed)
     destination = leg.packet.destination
 
     def sighting(frame: Frame, first_ns: int = 0) -> Sighting | None:
-        what = what_is(frame.data, token, destination, is_udp=is_udp)
+        what = what_is(frame.data, token, destination, is_udp=is_udp, syn_to=syn_to)
         if what is None:
             return None
         return Sighting(frame.device, what, frame.is_outgoing, (frame.at_ns - first_ns) / 1e6)
@@ -51,7 +54,7 @@ def send_and_watch(observed: Observed) -> dict[str, Any]:
     seen = in_order(taps, seen)
     verdict = judge(observed, taps, seen)
     return {
-        "probe": "UDP datagram" if is_udp else "ICMP echo",
+        "probe": "UDP datagram" if is_udp else "TCP SYN" if syn_to else "ICMP echo",
         "seen": [each.to_json() for each in seen],
         "counted": _rose(before, _counted()),
         "verdict": verdict.text,

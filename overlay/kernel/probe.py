@@ -10,6 +10,7 @@ from overlay.kernel.base import KernelError
 from overlay.kernel.netns import open_socket
 from overlay.model.address import Family
 from overlay.policy.verdict import Packet
+from overlay.trace.syn import syn
 
 TOKEN_BYTES: Final = 16
 _ECHO: Final = {Family.IPV4: 8, Family.IPV6: 128}  # RFC 792, RFC 4443
@@ -18,17 +19,14 @@ _DISCARD: Final = 9  # RFC 863: the port of a datagram that asked for none
 
 
 def send_probe(packet: Packet, token: bytes, sandbox: str = "") -> None:
-    """Send ``token`` as ``packet`` says: in a UDP datagram, else in an ICMP echo request.
+    """Send ``token`` as ``packet`` says: in a UDP datagram, an ICMP echo request, or a TCP SYN.
 
-    From the network namespace ``sandbox``, the calling thread's own where it
-    is empty. Raises KernelError.
+    A SYN has it in its source port and sequence number (``trace.syn``); nobody
+    waits for its answer, which the sender's kernel resets. From the network
+    namespace ``sandbox``, the calling thread's own where it is empty. Raises
+    KernelError.
     """
-    is_udp = packet.protocol == "udp"
-    kind = socket.SOCK_DGRAM if is_udp else socket.SOCK_RAW
-    icmp = socket.IPPROTO_ICMP if packet.family is Family.IPV4 else socket.IPPROTO_ICMPV6
-    protocol = socket.IPPROTO_UDP if is_udp else icmp
-    payload = token if is_udp else _echo(packet.family, token)
-    port = packet.port or _DISCARD if is_udp else 0
+    kind, protocol, payload, port = _form(packet, token)
     try:
         if sandbox:
             descriptor = os.open(sandbox, os.O_RDONLY | os.O_CLOEXEC)
@@ -44,6 +42,17 @@ def send_probe(packet: Packet, token: bytes, sandbox: str = "") -> None:
     except OSError as exc:
         msg = f"the probe cannot be sent from {packet.source}: {exc.strerror or exc}"
         raise KernelError(msg) from exc
+
+
+def _form(packet: Packet, token: bytes) -> tuple[int, int, bytes, int]:
+    """Return the socket's kind and protocol, what is sent, and to which port of it."""
+    if packet.protocol == "udp":
+        return socket.SOCK_DGRAM, socket.IPPROTO_UDP, token, packet.port or _DISCARD
+    if packet.protocol == "tcp" and packet.port is not None:
+        return socket.SOCK_RAW, socket.IPPROTO_TCP, syn(packet, packet.port, token), 0
+    is_v4 = packet.family is Family.IPV4
+    icmp = socket.IPPROTO_ICMP if is_v4 else socket.IPPROTO_ICMPV6
+    return socket.SOCK_RAW, icmp, _echo(packet.family, token), 0
 
 
 def _echo(family: Family, token: bytes) -> bytes:

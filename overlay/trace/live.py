@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from overlay.model.address import Family, IPAddress, family_of
+from overlay.trace import syn
 from overlay.trace.bpf import probe_filter, tunnel_filter
 from overlay.trace.facts import Leg, Observed
 
-What: TypeAlias = Literal["probe", "answer", "refusal"]
+What: TypeAlias = Literal["probe", "answer", "refusal", "reset"]
 
 # ICMP and ICMPv6 types (RFC 792, RFC 4443): an echo's answer, and errors that quote a packet.
 _REPLY = {Family.IPV4: 0, Family.IPV6: 129}
@@ -74,8 +75,18 @@ def taps_for(observed: Observed) -> list[Tap]:
     return list({tap.device: tap for tap in found}.values())
 
 
-def what_is(frame: bytes, token: bytes, destination: IPAddress, *, is_udp: bool) -> What | None:
-    """Return what a frame that holds ``token`` is; None for one without it."""
+def what_is(
+    frame: bytes, token: bytes, destination: IPAddress, *, is_udp: bool = False, syn_to: int = 0
+) -> What | None:
+    """Return what a frame that holds ``token`` is; None for one without it.
+
+    ``syn_to`` is the port that a TCP SYN went to, 0 where the probe is none.
+    """
+    if syn_to:
+        what, start = syn.find(frame, syn_to, token)
+        if start < 0:
+            return None
+        return "refusal" if _quotes(frame, start, family_of(destination)) else what
     at = frame.find(token)
     if at < 0:
         return None
@@ -143,6 +154,10 @@ def judge(observed: Observed, taps: Sequence[Tap], seen: Sequence[Sighting]) -> 
     if taps[0].device in answered:
         first = next(s for s in seen if s.device == taps[0].device and s.what == "answer")
         return Judgement(f"answered after {first.after_ms:.2f} ms", is_lost=False)
+    reset = next((s for s in seen if s.what == "reset"), None)
+    if reset is not None:
+        where = f"{leg.packet.destination} has nobody on port {leg.packet.port}"
+        return Judgement(f"reset by {reset.device}: {where}", is_lost=True)
     if refusal is not None:
         return Judgement(f"refused: an ICMP error came by {refusal.device}", is_lost=True)
     missing = next((tap for tap in taps if tap.device not in probed), None)
