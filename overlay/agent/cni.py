@@ -9,26 +9,18 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from overlay.agent.attachments import (
-    AttachmentExistsError,
-    AttachmentGoneError,
-    Attachments,
-    AttachmentUnreadError,
-)
+from overlay.agent.attachments import Attachments
 from overlay.agent.cni_config import demand, wanted_labels, wanted_mode, wanted_mtu
+from overlay.agent.cni_refusal import refusal_of
 from overlay.agent.cni_request import (
     BAD_CONFIG,
     BAD_VARIABLE,
     CHECK_FAILED,
-    EXISTS,
     FAULT,
-    IO_FAILURE,
     LIMITED,
-    NO_ADDRESS,
     TRY_LATER,
     UNAVAILABLE,
     UNKNOWN_CONTAINER,
-    WIRING,
     CniError,
     CniRequest,
     expected_by,
@@ -43,11 +35,11 @@ from overlay.agent.cni_teardown import Teardown, addresses_in_use
 from overlay.agent.cni_witness import attached
 from overlay.agent.host import boot_clock
 from overlay.agent.host_local import HostLocal
+from overlay.agent.ipam_call import ipam_calls
 from overlay.agent.layer2 import Layer2
 from overlay.agent.policy_gate import PolicyGate
 from overlay.agent.status import LAPSED, Status, stranded_text
 from overlay.ipam.pool import (
-    AddressOutsideError,
     AddressTakenError,
     PoolExhaustedError,
 )
@@ -111,7 +103,7 @@ class CniService:
             request = parse_request(variables, text)
             return 0, self._commands[request.command](request, netns)
         except Exception as exc:  # noqa: BLE001 - whoever waits for an answer gets one
-            error = _told(exc)
+            error = refusal_of(exc)
         command = variables.get("CNI_COMMAND", "?")
         if error.code == FAULT:
             log.error("CNI %s: %s", command, error, exc_info=error.__cause__)
@@ -126,32 +118,7 @@ class CniService:
 
     def calls(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
         """Return what ``overlayctl ipam`` asks over the node's socket."""
-        return {"ipam": self._list, "ipam-release": self._release}
-
-    def _list(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        del given
-        links, held, strays = self._teardown.look()
-        return {
-            "attachments": [{**a.to_json(), "live": not a.link or a.link in links} for a in held],
-            "strays": strays,
-            "ranges": self._ranges(),
-        }
-
-    def _ranges(self) -> list[dict[str, Any]]:
-        site = self._status.get().site
-        networks = site.own.subnet.networks() if site is not None else ()
-        usages = [(network, self._attachments.usage(network)) for network in networks]
-        return [
-            {"network": str(network), "used": used, "count": count}
-            for network, (used, count) in usages
-        ]
-
-    def _release(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Detach and release every interface of a container, or every link nobody knows."""
-        if given.get("strays") is True:
-            return {"released": [], "links": self._teardown.release_strays()}
-        found = self._teardown.release(given.get("container"))
-        return {"released": [a.to_json() for a in found], "links": []}
+        return ipam_calls(self._status, self._attachments, self._teardown)
 
     def _add(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
         subnet, mtu = self._ready(wait_s=self._start_s)
@@ -346,31 +313,3 @@ def _seen(path: str, netns: PodNamespace | None) -> int:
     except KernelError:
         return 0
     return inode if inode_at(path) == inode else 0
-
-
-def _told(exc: Exception) -> CniError:
-    """Return an exception as what the runtime is told."""
-    match exc:
-        case CniError():
-            return exc
-        case AttachmentExistsError():
-            return CniError(EXISTS, str(exc), "delete it first; the first one is kept")
-        case AttachmentUnreadError():
-            return CniError(EXISTS, str(exc), "delete it first")
-        case AttachmentGoneError():
-            return CniError(TRY_LATER, str(exc))
-        case PoolExhaustedError():
-            return CniError(NO_ADDRESS, str(exc))
-        case AddressTakenError() | AddressOutsideError():
-            return CniError(BAD_CONFIG, str(exc))
-        case KernelError():
-            return CniError(WIRING, str(exc))
-        case OSError():
-            return CniError(IO_FAILURE, f"attachment cannot be written: {exc.strerror}")
-    error = CniError(
-        FAULT,
-        f"a fault of the agent: {type(exc).__name__}: {exc}",
-        "what was begun is undone; the agent's log has more, please report it",
-    )
-    error.__cause__ = exc
-    return error

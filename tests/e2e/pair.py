@@ -32,9 +32,9 @@ needs_reference_plugins: Final = pytest.mark.skipif(
 class Pair:
     """The nodes ``n1`` and ``n2``, our plugin as built, and the namespaces of pods."""
 
-    def __init__(self, lab: Lab, place: Path) -> None:
+    def __init__(self, lab: Lab, place: Path, form: str = "python") -> None:
         self.lab, self.place = lab, place
-        self.path = (build("python", place / "bin").path.parent, REFERENCE_PLUGINS)
+        self.path = (build(form, place / "bin").path.parent, REFERENCE_PLUGINS)
         self._pods: list[Netns] = []
 
     def close(self) -> None:

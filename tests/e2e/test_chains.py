@@ -19,6 +19,7 @@ from tests.e2e.pair import (
     needs_reference_plugins,
     place_of,
 )
+from tests.e2e.test_cni import BOTH_FORMS
 from tests.kernel.netns import Netns, eventually, host_unchanged
 
 pytestmark = [pytest.mark.e2e, needs_reference_plugins]
@@ -45,10 +46,12 @@ LIMITS: Final = {
 LOAD: Final = 1_000_000  # bytes: half a second at that rate
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+@pytest.fixture(scope="module", params=BOTH_FORMS)
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
     with host_unchanged(), lab_of_two() as lab:
-        pair = Pair(lab, tmp_path_factory.mktemp("chains"))
+        pair = Pair(lab, tmp_path_factory.mktemp("chains"), request.param)
         # The chains that the reference plugins make once and leave for ever.
         first = every_plugin(pair, "n1")
         warm = place_of(pair.pod(), "warm", capabilities={**PUBLISHED, **LIMITS})

@@ -15,6 +15,7 @@ import pytest
 import overlay_cni.plugin
 from tests.e2e.agents import BIN, RunningAgent, World
 from tests.kernel.netns import Netns, eventually, host_unchanged
+from tests.unit.cni_plugins import build
 
 pytestmark = pytest.mark.e2e
 
@@ -26,6 +27,7 @@ CONFIG = json.dumps(
         "Backend": {"Type": "vxlan"},
     }
 )
+BOTH_FORMS = ("python", "shim")
 PLUGIN = [sys.executable, "-ISE", overlay_cni.plugin.__file__]
 
 
@@ -113,9 +115,13 @@ def running_node(
             netns.close()
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with running_node(tmp_path_factory.mktemp("cni")) as here:
+@pytest.fixture(scope="module", params=BOTH_FORMS)
+def node(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
+    place = tmp_path_factory.mktemp("cni")
+    with running_node(place) as here:
+        here.plugin = [str(build(request.param, place / "bin").path)]
         yield here
 
 

@@ -15,8 +15,9 @@ from overlay.kernel.announce import frame
 from overlay.model.address import parse_mac
 from overlay.policy.ports import link_local
 from tests.e2e.agents import BIN
-from tests.e2e.test_cni import CONFIG, Node, addresses, host_links, running_node, says
+from tests.e2e.test_cni import BOTH_FORMS, CONFIG, Node, addresses, host_links, running_node, says
 from tests.kernel.netns import Netns, eventually
+from tests.unit.cni_plugins import build
 
 pytestmark = pytest.mark.e2e
 
@@ -24,9 +25,13 @@ BRIDGE: Final = "opod-bridge"
 DEADLINE_S: Final = 20.0
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with running_node(tmp_path_factory.mktemp("bridge"), "--audit-interval=5s") as here:
+@pytest.fixture(scope="module", params=BOTH_FORMS)
+def node(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
+    place = tmp_path_factory.mktemp("bridge")
+    with running_node(place, "--audit-interval=5s") as here:
+        here.plugin = [str(build(request.param, place / "bin").path)]
         yield here
 
 

@@ -17,23 +17,23 @@ import itertools
 import json
 import os
 import random
+import shutil
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-import overlay_cni.plugin
 from overlay.agent.cni_wire import MAGIC
 from tests.e2e.agents import World
 from tests.kernel.netns import Netns, host_unchanged
+from tests.unit.cni_plugins import Plugin, build
 
 pytestmark = pytest.mark.e2e
 
@@ -52,7 +52,7 @@ CONFIG: Final = json.dumps(
     }
 )
 COUNT: Final = 13
-PLUGIN: Final = (sys.executable, "-ISE", overlay_cni.plugin.__file__)
+FORMS: Final = ("python", "shim") if shutil.which("cc") and shutil.which("make") else ("python",)
 STEPS_BETWEEN_KILLS: Final = 250
 ALL_STALE: Final[Mapping[str, Any]] = {"cni.dev/valid-attachments": []}
 
@@ -94,10 +94,10 @@ def ask(path: str, variables: Mapping[str, str], config: object, netns: Path | N
     return _ANSWER.unpack_from(data)[1], json.loads(output) if output else None
 
 
-def execute(variables: Mapping[str, str], config: object) -> Answer:
+def execute(plugin: Path, variables: Mapping[str, str], config: object) -> Answer:
     """Execute the plugin as a runtime does."""
     done = subprocess.run(
-        PLUGIN,
+        [plugin],
         input=json.dumps(config).encode(),
         env=dict(variables),
         capture_output=True,
@@ -137,7 +137,10 @@ class Ledger:
 class Runtime:
     """One worker: its pod, its network, and what it was told it has."""
 
-    def __init__(self, number: int, path: str, pod: Netns, ledger: Ledger) -> None:
+    def __init__(
+        self, number: int, path: str, pod: Netns, ledger: Ledger, plugins: Sequence[Plugin]
+    ) -> None:
+        self._plugins = plugins
         self._random = random.Random(f"{SEED}/{number}")
         self._network, self._container = f"net{number}", f"pod{number}-{'c' * 40}"
         self._mode = ("ptp", "bridge")[number % 2]
@@ -269,8 +272,9 @@ class Runtime:
             **(extra or {}),
         }
         if self._random.random() < 0.1:
-            self._note("through the plugin")
-            return execute(variables, config)
+            plugin = self._random.choice(self._plugins)
+            self._note(f"through the plugin, {plugin.form}")
+            return execute(plugin.path, variables, config)
         return ask(self._path, variables, config, netns)
 
     def _holder(self, interface: str) -> str:
@@ -290,7 +294,8 @@ class Stress:
         self.agent = world.agent()
         self.agent.wait_ready()
         ledger = Ledger()
-        self.runtimes = [Runtime(i, self.path, pod, ledger) for i, pod in enumerate(pods)]
+        plugins = [build(form, world.place / form) for form in FORMS]
+        self.runtimes = [Runtime(i, self.path, pod, ledger, plugins) for i, pod in enumerate(pods)]
         self.kills = 0
 
     def run(self, steps: int) -> None:

@@ -58,7 +58,7 @@ PURE: Final = frozenset(
 # disturbed; and an error in ``answer`` itself is the socket's.
 SPARED: Final = frozenset(
     {
-        *("_enter", "__exit__", "close", "answer", "_told", "undo", "_take_back", "_follow"),
+        *("_enter", "__exit__", "close", "answer", "refusal_of", "undo", "_take_back", "_follow"),
         *("version_for_errors", "format_error"),
     }
 )
