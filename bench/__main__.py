@@ -27,6 +27,7 @@ BENCHES: Final[Mapping[str, str]] = {
     "policy": "network policies of a cluster: compiled, applied, changed; traffic with and without",
     "kube": "N nodes of Kubernetes listed and watched: time, CPU, memory",
     "commands": "every command of overlayctl beside an agent with 1,000 peers",
+    "scale": "100,000 leases simulated, entries in the kernel, watchers of etcd",
     "growth": "join time, CPU, memory and etcd requests up to 20,000 peers; a picture",
 }
 # The picture takes minutes and is drawn when the document is made anew.

@@ -36,8 +36,9 @@ class Node:
 class Bed:
     """An underlay of 172.16.0.0/12 on a bridge, and an etcd that all nodes reach."""
 
-    def __init__(self, place: Path, gateway: Gateway, namespace: str) -> None:
+    def __init__(self, place: Path, gateway: Gateway, namespace: str, pid: int) -> None:
         self.etcd = gateway
+        self.etcd_pid = pid
         self.namespace = namespace
         self._place = place
         self._lease = gateway.grant(24 * _HOUR_S)
@@ -121,6 +122,6 @@ def bed(config: str = CONFIG, peers: int = 0) -> Iterator[Bed]:
         netns.inside(name, lambda: stack.enter_context(far))
         gateway = netns.inside(name, lambda: Gateway(_ETCD, _NEAR))
         stack.callback(gateway.close)
-        made = Bed(place, gateway, name)
+        made = Bed(place, gateway, name, etcd.pid or 0)
         made.write(config, peers)
         yield made
