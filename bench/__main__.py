@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ BENCHES: Final[Mapping[str, str]] = {
     "cold-join": "from start to every entry of N peers in the kernel",
     "changes": "1,000 leases more on top of 1,000, and those removed again",
     "event": "one lease put until its route is there",
+    "start": "from exec to the first request that etcd gets",
     "restart": "killed and started again, until all is checked; packets lost",
     "idle": "memory and CPU of an agent that has nothing to do",
     "cni": "ADD and DEL, one by one and ten at a time; 110 pods on a node",
@@ -30,6 +32,7 @@ BENCHES: Final[Mapping[str, str]] = {
     "scale": "100,000 leases simulated, entries in the kernel, watchers of etcd",
     "growth": "join time, CPU, memory and etcd requests up to 20,000 peers; a picture",
 }
+RESULTS: Final = Path(__file__).resolve().parent / "results"
 # The picture takes minutes and is drawn when the document is made anew.
 _BY_NAME_ONLY: Final = frozenset({"growth"})
 
@@ -54,7 +57,18 @@ def parse(argv: Sequence[str]) -> tuple[list[str], Options, argparse.Namespace]:
         help="measure another agent with flannel's flags beside ours, such as 'flanneld -ip-masq'",
     )
     parser.add_argument("--idle", type=float, metavar="S", help="seconds of doing nothing (60)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    parser.add_argument(
+        "--leases",
+        choices=("flannel", "own"),
+        default="flannel",
+        help="form of the peers' leases: flannel's, or with our own facts (%(default)s)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write every sample there (bench/results/TIME.json)",
+    )
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="put the tables between the markers there"
     )
@@ -67,7 +81,8 @@ def parse(argv: Sequence[str]) -> tuple[list[str], Options, argparse.Namespace]:
     except ValueError as exc:
         parser.error(f"--agent: {exc}")
     effort_asked = Effort.QUICK if args.quick else Effort.FULL if args.full else Effort.NORMAL
-    options = Options(effort_asked, distinct([AgentCommand.ours(), *others]), args.idle)
+    agents = distinct([AgentCommand.ours(), *others])
+    options = Options(effort_asked, agents, args.idle, are_leases_own=args.leases == "own")
     names = args.names or [n for n in BENCHES if n not in _BY_NAME_ONLY]
     try:
         _check_files(names, args)
@@ -91,17 +106,33 @@ def main(argv: Sequence[str]) -> int:
     names, options, args = parse(argv)
     shown = machine.describe()
     print(shown, flush=True)
-    results: dict[str, Any] = {"machine": shown, "effort": options.effort.value, "benches": {}}
+    begun = time.strftime("%Y-%m-%dT%H%M%S")
+    file = args.json or RESULTS / f"{begun}.json"
+    results: dict[str, Any] = {
+        "machine": shown,
+        "begun": begun,
+        "effort": options.effort.value,
+        "leases": args.leases,
+        "busy_cores": {},
+        "seconds": {},
+        "benches": {},
+    }
     with signals.as_exceptions():
         for name in names:
-            print(f"\n# {name}: {BENCHES[name]}", flush=True)
+            busy = machine.busy_cores()
+            load = machine.load(busy)
+            print(f"\n# {name}: {BENCHES[name]}; {load}", flush=True)
+            started = time.monotonic()
             tables = _run(name, options)
+            results["busy_cores"][name] = busy
+            results["seconds"][name] = time.monotonic() - started
             results["benches"][name] = [each for table in tables for each in table.records]
-            if args.json is not None:
-                args.json.write_text(json.dumps(results, indent=1) + "\n")
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(results, indent=1) + "\n")
             if args.write is not None:
-                body = "\n\n".join([*map(str, tables), f"On {shown}."])
+                body = "\n\n".join([*map(str, tables), f"On {shown}; {load}."])
                 args.write.write_text(rewritten(args.write.read_text(), name, body))
+    print(f"\nEvery sample is in {file}.")
     return 0
 
 

@@ -73,9 +73,11 @@ def flags(agent: AgentCommand, node: Node, endpoint: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(agent: AgentCommand, bed: Bed, node: Node, *, away: bool = False) -> Iterator[Running]:
-    """Start an agent in a node; it has ended after the block."""
-    command = flags(agent, node, bed.endpoint(away=away))
+def running(
+    agent: AgentCommand, bed: Bed, node: Node, *, away: bool = False, endpoint: str | None = None
+) -> Iterator[Running]:
+    """Start an agent in a node, for the bed's etcd or an ``endpoint``; it ends with the block."""
+    command = flags(agent, node, endpoint or bed.endpoint(away=away))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OVERLAYD_")}
     # flannel asks for it, and another agent may be a script that finds its own files by it.
     environment["NODE_NAME"] = node.namespace

@@ -4,11 +4,12 @@ import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench import machine
 from bench.gateway import Gateway
 from bench.peers import CONFIG, PREFIX, pairs
 from bench.proxy import DelayProxy
@@ -36,12 +37,20 @@ class Node:
 class Bed:
     """An underlay of 172.16.0.0/12 on a bridge, and an etcd that all nodes reach."""
 
-    def __init__(self, place: Path, gateway: Gateway, namespace: str, pid: int) -> None:
+    def __init__(
+        self, place: Path, gateway: Gateway, namespace: str, pid: int, *, are_leases_own: bool
+    ) -> None:
         self.etcd = gateway
+        self._are_own = are_leases_own
         self.etcd_pid = pid
         self.namespace = namespace
         self._place = place
         self._lease = gateway.grant(24 * _HOUR_S)
+
+    @property
+    def address(self) -> str:
+        """Return the address of the bed's own namespace on the underlay."""
+        return _ETCD
 
     def endpoint(self, *, away: bool = False) -> str:
         """Return etcd's URL, the near one's or that of the proxy that is 3 ms away."""
@@ -49,12 +58,16 @@ class Bed:
 
     def write(self, config: str, peers: int) -> None:
         """Leave the config and this many peers in etcd, and no lease of anybody else."""
-        wanted = pairs(range(peers))
+        wanted = self.pairs(range(peers))
         there = self.etcd.keys(f"{PREFIX}/subnets/")
         self.etcd.delete_all(key for key in there if key not in wanted)
         self.etcd.put(f"{PREFIX}/config", config.encode())
         have = set(there)
         self.put({key: value for key, value in wanted.items() if key not in have})
+
+    def pairs(self, numbers: Iterable[int]) -> dict[str, bytes]:
+        """Return keys and values of peers, in the form that was asked for."""
+        return pairs(numbers, are_own=self._are_own)
 
     def put(self, wanted: dict[str, bytes]) -> None:
         """Put leases that end in a day."""
@@ -99,10 +112,16 @@ def namespace() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def bed(config: str = CONFIG, peers: int = 0) -> Iterator[Bed]:
-    """Make a test bed with its etcd; all of it is gone after the block. Needs root."""
+def bed(config: str = CONFIG, peers: int = 0, *, are_leases_own: bool = False) -> Iterator[Bed]:
+    """Make a test bed with its etcd; all of it is gone after the block. Needs root.
+
+    etcd's data lies on a tmpfs where there is one; what agents write does not.
+    """
     with contextlib.ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        place, data = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=parent)))
+            for parent in (None, machine.etcd_place())
+        )
         name = stack.enter_context(namespace())
         netns.ip_batch(
             name,
@@ -113,7 +132,7 @@ def bed(config: str = CONFIG, peers: int = 0) -> Iterator[Bed]:
             ],
         )
         etcd = EmbeddedEtcd(
-            place / "etcd",
+            data / "etcd",
             client_url=f"http://{_ETCD}:{_NEAR}",
             command_prefix=tuple(netns.command_prefix(name)),
         )
@@ -122,6 +141,6 @@ def bed(config: str = CONFIG, peers: int = 0) -> Iterator[Bed]:
         netns.inside(name, lambda: stack.enter_context(far))
         gateway = netns.inside(name, lambda: Gateway(_ETCD, _NEAR))
         stack.callback(gateway.close)
-        made = Bed(place, gateway, name, etcd.pid or 0)
+        made = Bed(place, gateway, name, etcd.pid or 0, are_leases_own=are_leases_own)
         made.write(config, peers)
         yield made

@@ -34,8 +34,8 @@ def run(options: Options) -> Iterator[Table]:
     rounds = options.pick(1, 3, 5)
     rows: list[tuple[str, ...]] = []
     records: list[dict[str, object]] = []
-    with bed() as test:
-        netlink = floors.netlink_s(test, count, 2 * count)
+    with bed(are_leases_own=options.are_leases_own) as test:
+        netlink = floors.netlink_s(test, count, 2 * count, rounds)
         for away in options.pick((False,), (False, True), (False, True)):
             found: dict[str, list[tuple[Change, Change]]] = {a.name: [] for a in options.agents}
             for _ in range(rounds):
@@ -49,13 +49,13 @@ def run(options: Options) -> Iterator[Table]:
                     rows.append((name, change, place, *_cells(changes, netlink[index])))
                     runs = [asdict(each) for each in changes]
                     record = {"agent": name, "change": change, "away": away, "runs": runs}
-                    records.append({**record, "netlink_s": netlink[index]})
+                    records.append({**record, "netlink_s": netlink[index].samples})
     yield Table(_COLUMNS, tuple(rows), tuple(records))
 
 
 def _measure(agent: AgentCommand, test: Bed, count: int, *, away: bool) -> tuple[Change, Change]:
     test.write(peers.CONFIG, count)
-    more = peers.pairs(range(count, 2 * count))
+    more = test.pairs(range(count, 2 * count))
     with (
         test.node() as node,
         netns.inside(node.namespace, KernelEntries) as entries,
@@ -85,15 +85,15 @@ def _timed(
     return Change(changed_at - started, written - started, running.usage.cpu_s - before)
 
 
-def _cells(changes: list[Change], netlink_s: float) -> tuple[str, ...]:
+def _cells(changes: list[Change], netlink: Series) -> tuple[str, ...]:
     def of(field: str) -> Series:
         return series([float(getattr(change, field)) for change in changes])
 
-    floor = of("writes_s").median + netlink_s
+    floor = of("writes_s").median + netlink.median
     return (
         of("wall_s").spread(),
-        f"{of('cpu_s').median:.2f}",
+        of("cpu_s").spread(),
         of("writes_s").spread(),
-        f"{netlink_s:.3f}",
+        netlink.spread(1, 3),
         ratio(of("wall_s").median, floor),
     )

@@ -18,14 +18,13 @@ QUIET_S: Final = 0.4  # without a change, after which nothing more is expected
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """One join: seconds from exec to the last change, CPU seconds and peak memory, floors."""
+    """One join: seconds from exec to the last change, CPU seconds, peak memory, the listing."""
 
     wall_s: float
     cpu_s: float
     peak_mib: float
     requests: int  # messages that etcd received
     list_s: float
-    netlink_s: float
 
 
 def joined(
@@ -45,12 +44,12 @@ def joined(
     return changed_at
 
 
-def measure(agent: AgentCommand, test: Bed, count: int, *, away: bool, netlink_s: float) -> Join:
+def measure(agent: AgentCommand, test: Bed, count: int, *, away: bool) -> Join:
     """Make one cold join in a new node, with ``count`` peers in etcd."""
     test.write(peers.CONFIG, count)
     with test.node() as node:
         list_s = floors.listing_s(test, node, away=away)
-        return _measure_in(node, agent, test, count, (list_s, netlink_s), away=away)
+        return _measure_in(node, agent, test, count, list_s, away=away)
 
 
 def _measure_in(
@@ -58,7 +57,7 @@ def _measure_in(
     agent: AgentCommand,
     test: Bed,
     count: int,
-    floor: tuple[float, float],
+    list_s: float,
     *,
     away: bool,
 ) -> Join:
@@ -69,7 +68,7 @@ def _measure_in(
             used = running.usage
             requests = sum(test.etcd.received().values()) - before
     wall_s = changed_at - running.started_at
-    return Join(wall_s, used.cpu_s, used.peak_mib, requests, *floor)
+    return Join(wall_s, used.cpu_s, used.peak_mib, requests, list_s)
 
 
 def run(options: Options) -> Iterator[Table]:
@@ -78,19 +77,19 @@ def run(options: Options) -> Iterator[Table]:
     rounds = options.pick(1, 3, 5)
     rows: list[tuple[str, ...]] = []
     records: list[dict[str, object]] = []
-    with bed() as test:
+    with bed(are_leases_own=options.are_leases_own) as test:
         for count in sizes:
-            netlink_s = min(floors.netlink_s(test, 0, count)[0] for _ in range(rounds))
+            netlink, _ = floors.netlink_s(test, 0, count, rounds)
             for away in (False, True):
                 found: dict[str, list[Join]] = {agent.name: [] for agent in options.agents}
                 for _ in range(rounds):  # in turns, so that a busy moment meets all
                     for agent in options.agents:
-                        join = measure(agent, test, count, away=away, netlink_s=netlink_s)
-                        found[agent.name].append(join)
+                        found[agent.name].append(measure(agent, test, count, away=away))
                 for name, joins in found.items():
-                    rows.append(_row(name, count, joins, away=away))
+                    rows.append(_row(name, count, joins, netlink, away=away))
                     runs = [asdict(join) for join in joins]
-                    records.append({"agent": name, "peers": count, "away": away, "runs": runs})
+                    record = {"agent": name, "peers": count, "away": away, "runs": runs}
+                    records.append({**record, "netlink_s": netlink.samples})
     yield Table(_COLUMNS, tuple(rows), tuple(records))
 
 
@@ -100,20 +99,22 @@ _COLUMNS: Final = (
 )
 
 
-def _row(name: str, count: int, joins: list[Join], *, away: bool) -> tuple[str, ...]:
+def _row(
+    name: str, count: int, joins: list[Join], netlink: Series, *, away: bool
+) -> tuple[str, ...]:
     def of(field: str) -> Series:
         return series([float(getattr(join, field)) for join in joins])
 
-    floor = of("list_s").median + of("netlink_s").median
+    floor = of("list_s").median + netlink.median
     return (
         name,
         f"{count:,}",
         "3 ms away" if away else "near",
         of("wall_s").spread(),
-        f"{of('cpu_s').median:.2f}",
-        f"{of('peak_mib').median:.0f}",
+        of("cpu_s").spread(),
+        of("peak_mib").spread(1, 0),
         f"{of('requests').median:.0f}",
-        f"{of('list_s').median:.3f}",
-        f"{of('netlink_s').median:.3f}",
+        of("list_s").spread(1, 3),
+        netlink.spread(1, 3),
         ratio(of("wall_s").median, floor),
     )

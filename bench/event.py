@@ -34,12 +34,11 @@ class Events:
 
 def run(options: Options) -> Iterator[Table]:
     """Return one table. Answer and route are awaited together: the route may come first."""
-    count = options.pick(50, 1000, 1000)
-    sizes = options.pick((50,), (1000,), (1000, 5000))
+    sizes = options.pick((50,), (100, 1000, 5000), (100, 1000, 5000, 20000))
     number = options.pick(10, 200, 500)
     rows: list[tuple[str, ...]] = []
     records: list[dict[str, object]] = []
-    with bed(peers=count) as test:
+    with bed(are_leases_own=options.are_leases_own) as test:
         for size in sizes:
             for agent in options.agents:
                 found = _measure(agent, test, size, number)
@@ -84,7 +83,7 @@ def _measure(agent: AgentCommand, test: Bed, size: int, number: int) -> Events:
 def _one(test: Bed, entries: KernelEntries, number: int) -> tuple[float, float]:
     """Put one lease; return the seconds to etcd's answer, and to the last of its entries."""
     time.sleep(_PAUSE_S)
-    key, value = peers.pair(peers.peer(number))
+    ((key, value),) = test.pairs([number]).items()
     request = test.put_request(key, value)
     entries.read()
     entries.expect(peers.entries([number]))

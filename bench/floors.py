@@ -1,19 +1,24 @@
 """Floors: the same work with nothing around it, measured in the same run."""
 
-import contextlib
+import functools
 import json
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Final
 
-from bench import peers
-from bench.bed import Bed, Node
-from overlay.kernel.netlink import NetlinkKernel
+from bench import packer, peers
+from bench.bed import DEVICE, Bed, Node
+from bench.series import Series, series
 from overlay.lab import netns
-from overlay.model.kernel import Op
-from overlay.plan.diff import diff
-from overlay.plan.planner import desired
+
+_TUNNEL: Final = (
+    "link add tunnel type vxlan id 1 dev {} dstport 8472 nolearning",
+    "addr add 10.0.1.0/32 dev tunnel",
+    "link set tunnel up",
+)
 
 
 def listing_s(bed: Bed, node: Node, *, away: bool = False) -> float:
@@ -28,32 +33,35 @@ def listing_s(bed: Bed, node: Node, *, away: bool = False) -> float:
     return float(json.loads(done.stdout))
 
 
-def netlink_s(bed: Bed, first: int, last: int) -> tuple[float, float]:
-    """Return the seconds that packed netlink alone takes for the peers' entries.
+def netlink_s(bed: Bed, first: int, last: int, rounds: int = 1) -> tuple[Series, Series]:
+    """Return the seconds that packed netlink alone takes for the peers' three entries.
 
-    To set and to delete those of ``first`` to ``last``, on top of the peers before
-    them; the requests are packed within that time, but planned before.
+    To set and to delete those of ``first`` to ``last``, on top of the peers
+    before them; packing counts, what is packed was made before. Nothing of ours
+    is in it: ``packer`` alone. Each round in a node of its own.
     """
-    with bed.node() as node:
-        return netns.inside(node.namespace, lambda: _netlink_inside(first, last))
+    pairs = []
+    for _ in range(rounds):
+        with bed.node() as node:
+            netns.ip_batch(node.namespace, [line.format(DEVICE) for line in _TUNNEL])
+            work = functools.partial(_netlink_inside, first, last)
+            pairs.append(netns.inside(node.namespace, work))
+    added, removed = zip(*pairs, strict=True)
+    return series(added), series(removed)
 
 
 def _netlink_inside(first: int, last: int) -> tuple[float, float]:
-    site = peers.site()
-    before = desired(site, peers.leases(range(first))).objects.values()
-    after = desired(site, peers.leases(range(last))).objects.values()
-    with contextlib.closing(NetlinkKernel()) as kernel:
-        _timed(kernel, diff(before, ()))
-        return _timed(kernel, diff(after, before)), _timed(kernel, diff(before, after))
+    index = socket.if_nametoindex("tunnel")
+    packer.send(peers.packed(range(first), index))
+    messages = list(peers.packed(range(first, last), index))
+    gone = [packer.deletion(message) for message in reversed(messages)]
+    return _timed(messages), _timed(gone)
 
 
-def _timed(kernel: NetlinkKernel, ops: Sequence[Op]) -> float:
+def _timed(messages: Sequence[bytes]) -> float:
     started = time.perf_counter()
-    failures = kernel.apply(ops)
-    elapsed = time.perf_counter() - started
-    if failures:
-        raise RuntimeError(str(failures[0]))
-    return elapsed
+    packer.send(messages)
+    return time.perf_counter() - started
 
 
 def _listing(url: str) -> float:

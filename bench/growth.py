@@ -1,7 +1,7 @@
 """How a join grows with the number of peers, as a table and as a picture."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -10,6 +10,7 @@ from bench import floors
 from bench.bed import bed
 from bench.cold_join import Join, measure
 from bench.options import Options
+from bench.series import Series, ratio, series
 from bench.svg import Line, Panel, picture
 from bench.table import Table
 
@@ -18,7 +19,7 @@ _SIZES: Final = (10, 30, 100, 300, 1000, 3000, 10000, 20000)
 _QUICK: Final = (10, 30)
 _COLUMNS: Final = (
     *("agent", "peers", "wall s", "CPU s", "peak MiB", "etcd requests"),
-    *("listing alone s", "netlink alone s", "wall grows as peers to the power of"),
+    *("listing alone s", "netlink alone s", "wall / floor", "wall grows as peers to the power of"),
 )
 _PANELS: Final = {
     "wall_s": "Seconds until all is right, by peers",
@@ -31,65 +32,72 @@ _PANELS: Final = {
 def run(options: Options) -> Iterator[Table]:
     """Return one table, etcd near; write ``docs/growth.svg`` unless quick."""
     sizes = options.pick(_QUICK, _SIZES, _SIZES)
-    rounds = options.pick(1, 1, 3)
-    found: dict[str, dict[int, Join]] = {agent.name: {} for agent in options.agents}
-    with bed() as test:
+    rounds = options.pick(1, 3, 5)
+    found: dict[str, dict[int, list[Join]]] = {agent.name: {} for agent in options.agents}
+    netlink: dict[int, Series] = {}
+    with bed(are_leases_own=options.are_leases_own) as test:
         for count in sizes:
-            netlink_s = floors.netlink_s(test, 0, count)[0]
-            for agent in options.agents:
-                joins = [
-                    measure(agent, test, count, away=False, netlink_s=netlink_s)
-                    for _ in range(rounds)
-                ]
-                found[agent.name][count] = _median(joins)
+            netlink[count], _ = floors.netlink_s(test, 0, count, rounds)
+            for _ in range(rounds):
+                for agent in options.agents:
+                    join = measure(agent, test, count, away=False)
+                    found[agent.name].setdefault(count, []).append(join)
     rows, records = [], []
     for name, joins_by_size in found.items():
-        before: tuple[int, Join] | None = None
-        for count, join in joins_by_size.items():
-            rows.append((name, f"{count:,}", *_cells(join), _power(before, (count, join))))
-            records.append({"agent": name, "peers": count, **asdict(join)})
-            before = (count, join)
+        before: tuple[int, float] | None = None
+        for count, joins in joins_by_size.items():
+            now = (count, _of(joins, "wall_s").median)
+            rows.append((name, f"{count:,}", *_cells(joins, netlink[count]), _power(before, now)))
+            runs = [asdict(join) for join in joins]
+            record = {"agent": name, "peers": count, "runs": runs}
+            records.append({**record, "netlink_s": netlink[count].samples})
+            before = now
     notes: tuple[str, ...] = ()
     if sizes is _SIZES:
-        PICTURE.write_text(picture(panels(found)))
+        PICTURE.write_text(picture(panels(found, netlink)))
         notes = (f"Drawn in `docs/{PICTURE.name}`.",)
     yield Table(_COLUMNS, tuple(rows), tuple(records), notes)
 
 
-def panels(found: dict[str, dict[int, Join]]) -> list[Panel]:
-    """Return the diagrams: a line an agent, and the floor beside the time."""
+def panels(
+    found: Mapping[str, Mapping[int, Sequence[Join]]], netlink: Mapping[int, Series]
+) -> list[Panel]:
+    """Return the diagrams of medians: a line an agent, and the floor beside the time."""
     made = []
     for field, title in _PANELS.items():
         lines = [
-            Line(name, tuple((n, float(getattr(join, field))) for n, join in joins.items()))
-            for name, joins in found.items()
+            Line(name, tuple((n, _of(joins, field).median) for n, joins in by_size.items()))
+            for name, by_size in found.items()
         ]
         if field == "wall_s":
-            joins = next(iter(found.values()))
-            points = tuple((n, join.list_s + join.netlink_s) for n, join in joins.items())
+            first = next(iter(found.values()))
+            points = tuple(
+                (n, _of(joins, "list_s").median + netlink[n].median) for n, joins in first.items()
+            )
             lines.append(Line("listing and netlink alone", points, is_dashed=True))
         made.append(Panel(title, tuple(lines)))
     return made
 
 
-def _median(joins: list[Join]) -> Join:
-    """Return the join whose time is the median (the lower one of two)."""
-    return sorted(joins, key=lambda join: join.wall_s)[(len(joins) - 1) // 2]
+def _of(joins: Sequence[Join], field: str) -> Series:
+    return series([float(getattr(join, field)) for join in joins])
 
 
-def _cells(join: Join) -> tuple[str, ...]:
+def _cells(joins: Sequence[Join], netlink: Series) -> tuple[str, ...]:
+    listing, wall = _of(joins, "list_s"), _of(joins, "wall_s")
     return (
-        f"{join.wall_s:.2f}",
-        f"{join.cpu_s:.2f}",
-        f"{join.peak_mib:.0f}",
-        f"{join.requests:.0f}",
-        f"{join.list_s:.3f}",
-        f"{join.netlink_s:.3f}",
+        wall.spread(),
+        _of(joins, "cpu_s").spread(),
+        _of(joins, "peak_mib").spread(1, 0),
+        f"{_of(joins, 'requests').median:.0f}",
+        listing.spread(1, 3),
+        netlink.spread(1, 3),
+        ratio(wall.median, listing.median + netlink.median),
     )
 
 
-def _power(before: tuple[int, Join] | None, now: tuple[int, Join]) -> str:
+def _power(before: tuple[int, float] | None, now: tuple[int, float]) -> str:
     """Return the exponent between two sizes: 1 is linear, 2 quadratic."""
     if before is None:
         return "-"
-    return f"{math.log(now[1].wall_s / before[1].wall_s) / math.log(now[0] / before[0]):.2f}"
+    return f"{math.log(now[1] / before[1]) / math.log(now[0] / before[0]):.2f}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.options import Options
-from bench.series import Series, series
+from bench.series import Series, ratio, series
 from bench.table import Table
 from bench.usage import Usage, usage
 
@@ -27,6 +27,7 @@ _BEATS: Final = 2000  # status updates by kubelets; 5,000 nodes make 17 a second
 _LIMIT_S: Final = 120.0
 _COLUMNS: Final = (
     *("nodes", "list to first view s", "CPU s", "fetched alone s", "requests", "MB on the wire"),
+    "list / fetched",
     *("memory before MiB", "at peak MiB", "after MiB", f"CPU of {_BEATS:,} beats s"),
 )
 
@@ -46,14 +47,15 @@ def run(options: Options) -> Iterator[Table]:
             (
                 f"{size:,}",
                 cells["wall_s"].spread(),
-                f"{cells['cpu_s'].median:.2f}",
-                f"{cells['fetch_s'].median:.2f}",
+                cells["cpu_s"].spread(),
+                cells["fetch_s"].spread(),
                 f"{cells['requests'].median:.0f}",
                 f"{cells['mb'].median:.1f}",
+                ratio(cells["wall_s"].median, cells["fetch_s"].median),
                 f"{cells['before_mib'].median:.0f}",
-                f"{cells['peak_mib'].median:.0f}",
-                f"{cells['after_mib'].median:.0f}",
-                f"{cells['beats_cpu_s'].median:.2f}",
+                cells["peak_mib"].spread(1, 0),
+                cells["after_mib"].spread(1, 0),
+                cells["beats_cpu_s"].spread(),
             )
         )
         records.append({"nodes": size, **{key: each.samples for key, each in cells.items()}})

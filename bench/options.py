@@ -67,6 +67,7 @@ class Options:
     effort: Effort = Effort.NORMAL
     agents: tuple[AgentCommand, ...] = ()
     idle_s: float | None = None
+    are_leases_own: bool = False
 
     def pick(self, quick: T, normal: T, full: T) -> T:
         """Return the value for the effort."""

@@ -64,6 +64,12 @@ def nexthop(number: int, gateway: int, index: int, tunnel: tuple[int, int] | Non
     return _message(_NEWNEXTHOP, body)
 
 
+def deletion(message: bytes) -> bytes:
+    """Return the message that deletes what ``message`` adds."""
+    length, kind, _, number, port = _HEADER.unpack_from(message)
+    return _HEADER.pack(length, kind + 1, 1, number, port) + message[_HEADER.size :]
+
+
 def send(messages: Iterable[bytes]) -> None:
     """Send to the kernel of the thread's namespace; the last of each buffer is acknowledged.
 

@@ -13,9 +13,14 @@ from bench.options import AgentCommand
 from overlay.lab import netns
 from overlay.lab.pods import plugin_command, read_subnet_file
 from overlay.model.address import Family
+from overlay.model.errors import OverlayError
 
 _BRIDGE: Final = "cni0"
 _FIRST: Final = 10  # host number of the first pod on a bridge
+
+
+class NotAttachedError(OverlayError):
+    """The plugin refused to attach a pod: the text is its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +59,11 @@ def _by_our_plugin(node: Node, name: str, mode: str) -> Pod:
                 "CNI_PATH": "",
             },
             capture_output=True,
-            check=True,
+            check=False,
         ),
     )
+    if done.returncode:
+        raise NotAttachedError(f"{name}: {(done.stdout or done.stderr).decode(errors='replace')}")
     answer = json.loads(done.stdout)["ips"][0]["address"]
     return Pod(name, str(IPv4Interface(answer).ip))
 

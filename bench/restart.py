@@ -53,7 +53,7 @@ def run(options: Options) -> Iterator[Table]:
     rounds = options.pick(1, 3, 5)
     rows: list[tuple[str, ...]] = []
     records: list[dict[str, object]] = []
-    with bed() as test:
+    with bed(are_leases_own=options.are_leases_own) as test:
         for count in sizes:
             found: dict[str, list[Restart]] = {agent.name: [] for agent in options.agents}
             for _ in range(rounds):
@@ -90,7 +90,7 @@ def _measure(agent: AgentCommand, test: Bed, count: int) -> Restart:
 
 def _break(test: Bed, node: Node, running: agents.Running, count: int) -> None:
     running.end(signal.SIGKILL)
-    test.put(peers.pairs([_LAST]))
+    test.put(test.pairs([_LAST]))
     netns.ip_batch(node.namespace, [f"route del {peers.peer(count // 2).subnet}"])
 
 
@@ -180,8 +180,8 @@ def _row(name: str, count: int, runs: list[Restart]) -> tuple[str, ...]:
         name,
         f"{count:,}",
         of("wall_s").spread(),
-        f"{of('cpu_s').median:.2f}",
-        f"{of('list_s').median:.3f}",
+        of("cpu_s").spread(),
+        of("list_s").spread(1, 3),
         ratio(of("wall_s").median, of("list_s").median),
         f"{sum(each.lost for each in runs)} / {sum(each.sent for each in runs)}",
     )

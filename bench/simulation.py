@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from bench.options import Options
-from bench.peers import PREFIX
+from bench.peers import PREFIX, owner
 from bench.series import series
 from bench.table import Table
 from bench.tables import LENGTH, subnet
 from bench.usage import memory_mib
 from overlay.model.address import Family, IPAddress
 from overlay.model.kernel import KernelObject, Key, Op
-from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner, format_attributes
+from overlay.model.lease import Lease, LeaseAttributes, LeaseView, format_attributes
 from overlay.model.network import parse_network_config
 from overlay.model.node import NodeIdentity, Underlay, vtep_mac
 from overlay.model.subnet import Subnet
@@ -40,7 +40,6 @@ _CONFIG: Final = (
     f'{{"Network": "10.0.0.0/8", "SubnetLen": {LENGTH}, "SubnetMin": "10.0.1.0", '
     '"Backend": {"Type": "vxlan", "VNI": 1}}'
 )
-_BOOT: Final = "6ba7b810-9dad-11d1-80b4-00c04fd430c8/4026531840"
 _PUBLIC: Final = (172 << 24) + (17 << 16)
 _STEPS: Final = ("view", "plan", "diff", "filter")
 _COLUMNS: Final = (
@@ -172,14 +171,13 @@ def simulate(size: int, events: int) -> Mapping[str, Any]:
 def _stored(number: int) -> KeyValue:
     """Return a lease as one of our agents writes it."""
     mac = vtep_mac(f"peer{number}", 1, Family.IPV4)
-    owner = Owner(f"{number:032x}", f"node-{number}", "0.1.0", "2026-11-28T12:00:00Z", _BOOT)
     lease = Lease(
         Subnet(IPv4Network((subnet(number), LENGTH))),
         LeaseAttributes(
             "vxlan",
             {Family.IPV4: IPv4Address(_PUBLIC + number)},
             {Family.IPV4: {"VNI": 1, "VtepMAC": mac}},
-            owner,
+            owner(number),
         ),
     )
     key = f"{PREFIX}/subnets/{lease.subnet.key}".encode()

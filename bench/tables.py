@@ -106,7 +106,7 @@ def _entries(way: str, size: int, index: int) -> Iterator[bytes]:
 
 def _cost_s(name: str, size: int, count: int) -> float:
     """Return the seconds of one packet to a peer at random; all of them left by the wire."""
-    chosen = random.Random(1)  # noqa: S311 - the same peers for each way
+    chosen = random.Random(1)
     peers = [chosen.randrange(size) for _ in range(min(size, _SPREAD))]
     targets = [(socket.inet_ntoa(struct.pack("!I", subnet(each) + 5)), 9) for each in peers]
     rounds = -(-count // len(targets))

@@ -5,7 +5,6 @@ process of its own, as etcd's own client has them; nodes have a connection each,
 which costs more. Messages: etcd's ``rpc.proto``, WatchRequest, by hand.
 """
 
-import json
 import subprocess
 import sys
 import threading
@@ -37,8 +36,23 @@ def tables(options: Options) -> Iterator[Table]:
     watchers = options.pick((1, 10), (1, 100, 1_000), (1, 100, 1_000, 5_000))
     times = options.pick(2, 10, 20)
     events = options.pick(3, 100, 200)
-    with bed() as test, test.node() as node:
-        rows, records = [], []
+    with bed(are_leases_own=options.are_leases_own) as test:
+        yield _listings(test, sizes, times)
+        found = [_events(test, count, events) for count in watchers]
+    least = found[0]
+    rows = []
+    for each in found:
+        told = series(each["told_s"]).tail(1000)
+        share = (each["cpu_s"] - least["cpu_s"]) / max(1, each["watchers"] - least["watchers"])
+        cost = f"{1e6 * share:.0f}" if each is not least else "-"
+        cells = (f"{1000 * each['cpu_s']:.2f}", cost, told, f"{each['rss_mib']:.0f}")
+        rows.append((f"{each['watchers']:,}", *cells))
+    yield Table(_WATCHED, tuple(rows), tuple(found))
+
+
+def _listings(test: Bed, sizes: Sequence[int], times: int) -> Table:
+    rows, records = [], []
+    with test.node() as node:
         for size in sizes:
             test.write(peers.CONFIG, size)
             before = usage(test.etcd_pid).cpu_s
@@ -46,17 +60,7 @@ def tables(options: Options) -> Iterator[Table]:
             spent = (usage(test.etcd_pid).cpu_s - before) / times
             rows.append((f"{size:,}", f"{1000 * spent:.1f}", alone.spread(1, 3)))
             records.append({"leases": size, "etcd_cpu_s": spent, "alone_s": alone.samples})
-        yield Table(_LISTED, tuple(rows), tuple(records))
-        found = [_events(test, count, events) for count in watchers]
-    rows = []
-    for each in found:
-        told = series(each["told_s"]).tail(1000)
-        least = found[0]
-        share = (each["cpu_s"] - least["cpu_s"]) / max(1, each["watchers"] - least["watchers"])
-        cost = f"{1e6 * share:.0f}" if each is not least else "-"
-        cells = (f"{1000 * each['cpu_s']:.2f}", cost, told, f"{each['rss_mib']:.0f}")
-        rows.append((f"{each['watchers']:,}", *cells))
-    yield Table(_WATCHED, tuple(rows), tuple(found))
+    return Table(_LISTED, tuple(rows), tuple(records))
 
 
 def _events(test: Bed, watchers: int, events: int) -> Mapping[str, Any]:
@@ -81,7 +85,7 @@ def _put_and_wait(
     for number in range(events):
         time.sleep(_PAUSE_S)
         started = time.perf_counter()
-        test.put(peers.pairs([number]))
+        test.put(test.pairs([number]))
         if not child.stdout.readline():
             raise RuntimeError("the watchers ended")
         told.append(time.perf_counter() - started)

@@ -59,7 +59,9 @@ def bench(name: str, file: Path, *more: str) -> list[dict[str, Any]]:
     return records
 
 
-@pytest.mark.parametrize("name", ["cold-join", "changes", "event", "restart", "throughput"])
+@pytest.mark.parametrize(
+    "name", ["cold-join", "changes", "event", "start", "restart", "idle", "throughput", "growth"]
+)
 def test_bench_measures_another_agent_on_the_same_work(
     name: str, tmp_path: Path, other: Path
 ) -> None:
@@ -72,9 +74,13 @@ def test_bench_measures_another_agent_on_the_same_work(
     assert ours == others
 
 
-@pytest.mark.parametrize("name", ["idle", "cni", "datapath", "nft", "policy", "kube", "growth"])
+@pytest.mark.parametrize("name", ["cni", "datapath", "nft", "policy", "kube", "scale"])
 def test_bench_measures(name: str, tmp_path: Path) -> None:
     bench(name, tmp_path / "result.json")
+
+
+def test_peers_with_our_own_facts_are_measured_too(tmp_path: Path) -> None:
+    bench("event", tmp_path / "result.json", "--leases", "own")
 
 
 def test_agent_that_ends_is_named_with_its_words(tmp_path: Path) -> None:

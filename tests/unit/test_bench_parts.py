@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import peers
+from bench import packer, peers, start
 from bench.agents import flags
 from bench.bed import Node
 from bench.echo import Echoes, ask, serve
@@ -25,6 +25,7 @@ from overlay.kernel import messages
 from overlay.kernel.rtnl import Request
 from overlay.lab.etcd import free_port
 from overlay.model.kernel import FdbEntry, Neighbor, Op, Route
+from overlay.model.lease import parse_attributes
 from overlay.plan.planner import desired
 
 INDEX = {"overlay.1": 7}
@@ -52,6 +53,44 @@ def test_deleted_entries_are_gone() -> None:
     neighbor = next(each for each in deleted if each is not None and each[0][0] == "neigh")
     assert neighbor[1] is None
     assert set(peers.gone([3]).values()) == {None}
+
+
+def test_floor_s_own_packing_is_the_entries_that_are_waited_for() -> None:
+    found = [_packed_entry(message) for message in peers.packed([3, 4], 7)]
+    assert dict(each for each in found if each is not None) == peers.entries([3, 4])
+
+
+def test_deletion_names_what_was_added() -> None:
+    gone = [_packed_entry(packer.deletion(message)) for message in peers.packed([3], 7)]
+    assert dict(each for each in gone if each is not None) == peers.gone([3])
+
+
+def _packed_entry(message: bytes) -> tuple[Identity, bytes | None] | None:
+    length, kind = struct.unpack_from("=IH", message)
+    assert length == len(message)
+    return parse(kind, message, 16, length)
+
+
+def test_own_leases_say_who_wrote_them_and_flannel_s_do_not() -> None:
+    key = "/coreos.com/network/subnets/10.1.3.0-24"
+    own, flannel = peers.pairs([3], are_own=True)[key], peers.pairs([3])[key]
+    assert b'"Overlay":{"NodeID":' in own
+    assert b"Overlay" not in flannel
+    assert parse_attributes("x", own).public == parse_attributes("x", flannel).public
+
+
+def test_start_waits_for_the_frame_of_a_request() -> None:
+    here, there = socket.socketpair()
+    settings, window = b"\0\0\6\4\0\0\0\0\0" + b"x" * 6, b"\0\0\4\x08\0\0\0\0\0" + b"y" * 4
+    with here, there:
+        here.settimeout(10)
+        there.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + window)
+        there.sendall(b"\0\0\2\1\4\0\0\0\1" + b"zz")
+        start.await_request(here)
+        assert here.recv(2) == b"zz"
+        there.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionError):
+            start.await_request(here)
 
 
 @pytest.mark.parametrize(

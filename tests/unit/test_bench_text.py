@@ -2,15 +2,16 @@
 
 import doctest
 import importlib
+import os
 from pathlib import Path
 
 import pytest
 
-from bench import growth, svg
+from bench import growth, machine, svg
 from bench.__main__ import BENCHES, parse
 from bench.cold_join import Join
 from bench.options import AgentCommand, Effort
-from bench.series import Series, ratio, series
+from bench.series import Series, paired, ratio, series
 from bench.svg import Line, Panel, picture
 from bench.table import MarkerError, Table, rewritten
 
@@ -44,6 +45,18 @@ def test_series_without_a_sample_is_refused() -> None:
 
 def test_ratio_to_no_floor_is_a_dash() -> None:
     assert (ratio(1.26, 0.5), ratio(1.0, 0.0)) == ("2.5", "-")
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    assert paired([30.0, 10.0, 22.0], [40.0, 20.0, 20.0]).spread() == "0.75 (0.50-1.10)"
+    with pytest.raises(ValueError, match="longer"):
+        paired([1.0], [1.0, 2.0])
+
+
+def test_machine_that_has_other_work_is_said_to() -> None:
+    assert 0 <= machine.busy_cores() <= (os.cpu_count() or 1)
+    assert machine.load(0.1) == "quiet before it"
+    assert machine.load(1.5).startswith("NOT QUIET: 1.5 cores")
 
 
 def test_table_is_aligned_markdown_with_notes() -> None:
@@ -95,6 +108,11 @@ def test_other_agent_is_measured_beside_ours() -> None:
     assert options.agents[1] == AgentCommand("flanneld", ("/opt/flanneld", "-ip-masq"))
 
 
+def test_peers_have_flannel_s_leases_unless_told_otherwise() -> None:
+    assert not parse(["event"])[1].are_leases_own
+    assert parse(["--leases", "own", "event"])[1].are_leases_own
+
+
 def test_agents_of_one_name_are_told_apart() -> None:
     _, options, _ = parse(["--agent", "/a/overlayd", "--agent", "/b/overlayd", "nft"])
     assert [agent.name for agent in options.agents] == ["overlayd", "overlayd-2", "overlayd-3"]
@@ -107,6 +125,7 @@ def test_agents_of_one_name_are_told_apart() -> None:
         ["nonsense"],
         ["--agent", ""],
         ["--quick", "--full"],
+        ["--leases", "theirs"],
         pytest.param(["--write", "/nowhere/a.md"], id="no document"),
         pytest.param(["--write", str(ROOT / "README.md"), "nft"], id="no place in the document"),
         pytest.param(["--json", "/nowhere/a.json"], id="no directory"),
@@ -140,9 +159,14 @@ def test_axis_covers_all_values(low: float, high: float, expected: tuple[float, 
 
 
 def test_growth_draws_time_cpu_memory_and_requests_of_every_agent() -> None:
-    joins = {10: Join(0.3, 0.3, 50, 8, 0.01, 0.01), 100: Join(0.4, 0.3, 51, 8, 0.02, 0.01)}
-    panels = growth.panels({"overlayd": joins, "other": joins})
+    one, other = Join(0.3, 0.3, 50, 8, 0.01), Join(0.5, 0.3, 51, 8, 0.03)
+    joins = {10: [one], 100: [one, other, other]}
+    netlink = {10: series([0.01]), 100: series([0.02])}
+    panels = growth.panels({"overlayd": joins, "other": joins}, netlink)
     assert len(panels) == 4
+    ours, _, floor = panels[0].lines
+    assert list(ours.points) == [(10, 0.3), (100, 0.5)]
+    assert list(floor.points) == [(10, 0.02), (100, 0.05)]
     assert [line.name for line in panels[0].lines] == [
         *("overlayd", "other", "listing and netlink alone")
     ]
