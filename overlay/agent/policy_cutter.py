@@ -1,14 +1,14 @@
 """Connections that outlived what allowed them: cut by a policy, or left by a pod that went.
 
 The kernel asks rules about the first packet of a connection alone, so that a
-new policy says nothing to one that is there: its entry is deleted, and the
-next packet is asked about like a first one.
+new policy says nothing to one that is there: its entry is marked, and the
+table drops what carries the mark (``midway``). What is allowed again loses it.
 """
 
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable
-from typing import Final
+from typing import Final, Protocol
 
 from overlay.agent.attachments import Attachments
 from overlay.agent.status import Status
@@ -17,22 +17,39 @@ from overlay.kernel.base import KernelError
 from overlay.kernel.conntrack import Connection
 from overlay.kernel.host.addresses import list_addresses
 from overlay.kernel.rtnl import RtnlSocket
+from overlay.model import netpol
 from overlay.model.address import IPAddress
+from overlay.model.attachment import Attachment, AttachmentKey
 from overlay.model.event import Kind
-from overlay.model.netpol import Flow, Protocol, World
+from overlay.model.netpol import Flow, World
 from overlay.policy.network.compile import DEFAULTS, CompileOptions
 from overlay.policy.network.decide import Decider
+from overlay.policy.network.midway import CUT_MARK
 from overlay.store.base import StopSignal
 
 log = logging.getLogger(__name__)
 
 _GATHER_S: Final = 0.1  # between two looks at all connections
+_RETRY_S: Final = 1.0
 _IDLE_S: Final = 3600.0
-_PROTOCOLS: Final = {protocol.value: protocol for protocol in Protocol}
+_PROTOCOLS: Final = {protocol.value: protocol for protocol in netpol.Protocol}
+
+
+class Connections(Protocol):
+    """The kernel's connections: the module ``overlay.kernel.conntrack`` fits."""
+
+    def connections(self, about: Collection[IPAddress], /) -> list[Connection]:
+        """Return those with any of these addresses at an end. Raises KernelError."""
+
+    def cut(self, entries: Collection[Connection], /) -> int:
+        """Delete entries; return how many were there. Raises KernelError."""
+
+    def mark(self, entries: Collection[Connection], bit: int, /, *, is_set: bool) -> int:
+        """Set a bit of their marks or take it away. Raises KernelError."""
 
 
 class ConnectionCutter:
-    """``judge`` and ``wake`` are for any thread, ``run`` is one of its own.
+    """``judge``, ``wake`` and ``admit`` are for any thread, ``run`` is one of its own.
 
     ``keeps`` leaves connections alone that policies forbid; those of pods that
     went are deleted either way: another pod may get the address.
@@ -45,27 +62,45 @@ class ConnectionCutter:
         status: Status,
         *,
         keeps: bool = False,
-        list_connections: Callable[
-            [Collection[IPAddress]], list[Connection]
-        ] = conntrack.connections,
-        cut: Callable[[Collection[Connection]], int] = conntrack.cut,
+        kernel: Connections = conntrack,
         local: Callable[[], frozenset[IPAddress]] | None = None,
     ) -> None:
         self._node, self._attachments, self._status = node, attachments, status
-        self._keeps, self._list, self._cut = keeps, list_connections, cut
+        self._keeps, self._kernel = keeps, kernel
         self._local = local if local is not None else local_addresses
         self._bell = threading.Event()
+        self._lock = threading.Lock()  # of what follows
         self._due: tuple[World, CompileOptions] | None = None
         self._before = self._own()
+        self._gone: set[IPAddress] = set()  # whose connections are not deleted yet
+        self._has_marked = True  # perhaps, before the agent was started anew
 
     def judge(self, world: World, options: CompileOptions) -> None:
         """Cut what ``world`` forbids; its table must be in force."""
-        self._due = (world, options)
+        with self._lock:
+            self._due = (world, options)
         self._bell.set()
 
     def wake(self) -> None:
         """Look which pods went."""
         self._bell.set()
+
+    def admit(self, attachment: Attachment) -> None:
+        """Delete what an earlier pod left at the addresses of one that is about to start.
+
+        Nothing is there to delete but for an address given anew at once.
+        """
+        with self._lock:
+            given = dict.fromkeys(attachment.addresses, attachment.key)
+            self._gone |= {a for a, key in given.items() if self._before.get(a, key) != key}
+            stale = self._gone & given.keys()
+            self._before |= given
+        if stale:
+            try:
+                self._forget(stale)
+            except KernelError as exc:
+                log.warning("%s; it is tried again", exc)
+                self._bell.set()
 
     def run(self, stop: StopSignal) -> None:
         """Cut until ``stop`` is set."""
@@ -74,59 +109,88 @@ class ConnectionCutter:
             self._bell.clear()
             if stop.is_set():
                 return
-            due, self._due = self._due, None
+            with self._lock:
+                due, self._due = self._due, None
             try:
                 self.step(*(due if due is not None else (None, DEFAULTS)))
             except KernelError as exc:
-                log.warning("%s", exc)
+                log.warning("%s; it is tried again", exc)
+                with self._lock:
+                    self._due = self._due or due
+                self._bell.set()
+                stop.wait(_RETRY_S)
             stop.wait(_GATHER_S)
 
     def step(self, world: World | None, options: CompileOptions) -> int:
-        """Delete what is to be deleted now; return how many entries. Raises KernelError."""
+        """Cut what is to be cut now; return how many connections. Raises KernelError."""
         own = self._own()
-        gone, self._before = self._before - own, own
-        count = 0
-        if gone:
-            # Whatever the protocol: what is established passes without being asked about.
-            count += self._cut([c for c in self._list(gone) if not _ends(c) & own])
-        if world is not None and world.policies and not self._keeps:
-            forbidden = list(self._forbidden(world, options, own))
-            if forbidden:
-                cut = self._cut(forbidden)
-                count += cut
-                self._status.count(policy_cuts=cut)
-                text = f"{cut} connections that policies forbid are cut"
-                log.info("%s", text)
-                self._status.events.note(Kind.POLICY_CUT, text, connections=cut)
+        with self._lock:
+            self._gone |= {a for a, key in self._before.items() if own.get(a) != key}
+            self._before = own
+            gone = set(self._gone)
+        count = self._forget(gone) if gone else 0
+        if world is None:
+            return count
+        is_judged = bool(world.policies) or (options.admin_tier and bool(world.cluster_policies))
+        if (is_judged and not self._keeps) or self._has_marked:
+            count += self._judge(world, options, frozenset(own))
         return count
 
-    def _forbidden(
-        self, world: World, options: CompileOptions, own: Iterable[IPAddress]
-    ) -> Iterable[Connection]:
-        pods = frozenset(own)
-        if not pods:
+    def _forget(self, gone: Collection[IPAddress]) -> int:
+        """Delete the connections of pods that went, whatever the protocol, with whomever.
+
+        What is established passes without being asked about.
+        """
+        count = self._kernel.cut(self._kernel.connections(gone))
+        with self._lock:
+            self._gone -= set(gone)
+        return count
+
+    def _judge(self, world: World, options: CompileOptions, own: frozenset[IPAddress]) -> int:
+        forbidden: list[Connection] = []
+        allowed: list[Connection] = []
+        is_any_marked = False
+        for entry, passes in self._judged(world, options, own):
+            is_marked = bool(entry.mark & CUT_MARK)
+            is_any_marked |= not passes
+            if is_marked == passes:
+                (allowed if passes else forbidden).append(entry)
+        if allowed:
+            self._kernel.mark(allowed, CUT_MARK, is_set=False)
+        count = self._kernel.mark(forbidden, CUT_MARK, is_set=True) if forbidden else 0
+        self._has_marked = is_any_marked
+        if count:
+            self._status.count(policy_cuts=count)
+            text = f"{count} connections that policies forbid are cut"
+            log.info("%s", text)
+            self._status.events.note(Kind.POLICY_CUT, text, connections=count)
+        return count
+
+    def _judged(
+        self, world: World, options: CompileOptions, own: frozenset[IPAddress]
+    ) -> Iterable[tuple[Connection, bool]]:
+        """Yield this node's pods' connections, and whether each may be."""
+        if not own:
             return
         local = self._local()
         decider = Decider(world, options)
-        for entry in self._list(pods):
-            protocol = _PROTOCOLS.get(entry.protocol)
+        for entry in self._kernel.connections(own):
             # As the hook sees it: after the destination is translated, before the source is.
             source, target = entry.original.source, entry.reply.source
-            if protocol is None or source in local:
-                continue
-            flow = Flow(source, target, protocol, entry.reply.source_port)
-            if not decider.decide(flow).allowed:
-                yield entry
+            protocol = _PROTOCOLS.get(entry.protocol)
+            if self._keeps or source in local:
+                yield entry, True
+            elif protocol is None:
+                yield entry, decider.allows_other(source, target)
+            else:
+                flow = Flow(source, target, protocol, entry.reply.source_port)
+                yield entry, decider.decide(flow).allowed
 
-    def _own(self) -> frozenset[IPAddress]:
-        return frozenset(a for each in self._attachments.list() for a in each.addresses)
+    def _own(self) -> dict[IPAddress, AttachmentKey]:
+        return {a: each.key for each in self._attachments.list() for a in each.addresses}
 
 
 def local_addresses() -> frozenset[IPAddress]:
     """Return the node's own addresses, on whatever link: it reaches its pods always."""
     with RtnlSocket() as rtnl:
         return frozenset(i.ip for listed in list_addresses(rtnl).values() for i in listed)
-
-
-def _ends(entry: Connection) -> frozenset[IPAddress]:
-    return frozenset({entry.original.source, entry.reply.source})

@@ -13,7 +13,8 @@ from overlay.kernel.nflog import LoggedPacket, PacketLog
 from overlay.model.address import IPAddress
 from overlay.model.event import Kind
 from overlay.model.netpol import Protocol, World
-from overlay.policy.network.render import LogOptions
+from overlay.policy.network.midway import CUT, MIDWAY
+from overlay.policy.network.render import UNKNOWN, LogOptions
 from overlay.policy.network.table import Denial
 from overlay.store.base import StopSignal
 
@@ -22,6 +23,12 @@ log = logging.getLogger(__name__)
 _POLL_S: Final = 3600.0  # the thread ends with the process
 _MOST: Final = 20  # lines a second, from all classes of pods together
 _NAMES: Final = {protocol.value: protocol.name for protocol in Protocol} | {1: "ICMP", 58: "ICMPv6"}
+
+_REASONS: Final = {
+    UNKNOWN.ident: "by no policy: the pod is not known yet",
+    CUT.ident: "by a policy that came after the connection",
+    MIDWAY.ident: "in the middle of a connection whose beginning nobody saw",
+}
 
 
 @dataclass(slots=True)
@@ -99,9 +106,9 @@ class DenialLog:
         port = f" port {packet.port}" if packet.port else ""
         source, target = self._shown(packet.source), self._shown(packet.destination)
         way = denial.direction.value if denial.direction is not None else "any"
-        policies = ", ".join(denial.policies) or "no policy: the pod is not known yet"
         verdict = "would be denied (audit)" if denial.audited else "is denied"
-        text = f"{source} to {target} {protocol}{port} {verdict} by {way} of {policies}"
+        because = _REASONS.get(denial.ident) or f"by {way} of {', '.join(denial.policies)}"
+        text = f"{source} to {target} {protocol}{port} {verdict} {because}"
         facts = {
             "source": str(packet.source),
             "destination": str(packet.destination),

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from overlay.agent.attachments import Attachments
 from overlay.agent.doubts import NEVER, named
 from overlay.agent.pace import Pace
-from overlay.agent.policy_pods import is_meant, is_of_kubernetes, pod_key, told
+from overlay.agent.policy_pods import is_meant, is_of_kubernetes, pod_key, pod_links, told
 from overlay.agent.policy_world import NOTHING, Selecting, WorldMaker
 from overlay.agent.status import PolicyState, Status
 from overlay.kernel.base import KernelError
@@ -30,7 +30,8 @@ from overlay.model.lease import LeaseView
 from overlay.model.netpol import Pod, PodKey, World
 from overlay.model.policy_view import PolicyView
 from overlay.policy.network.compile import CompileOptions, PolicyCompiler
-from overlay.policy.network.midway import guarded, is_empty, isolated
+from overlay.policy.network.links import with_links
+from overlay.policy.network.midway import TRACKING, guarded, is_empty, isolated
 from overlay.policy.network.render import LogOptions
 from overlay.policy.network.table import POLICY_TABLE, Denial, PolicyRuleset
 from overlay.store.base import StopSignal, StoreError
@@ -59,9 +60,6 @@ class PolicyTable(Protocol):
 
     def forget(self) -> None:
         """Write all of it at the next ``apply``."""
-
-    def remove(self) -> bool:
-        """Remove the table; return whether there was one. Raises NftError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ class PolicyEnforcer:
         self._tried = 0  # the last ticket that was taken up, whatever became of it
         self._retry_at = self._repair_at = NEVER
         self._doubts: deque[RulesetChange | str] = deque()
-        self._is_there = True  # the table, as far as is known: one may be left from before
+        self._is_there = True  # rules about pods, perhaps: some may be left from before
         self.world = World()
         self.denials: dict[str, Denial] = {}
 
@@ -189,7 +187,7 @@ class PolicyEnforcer:
 
     @property
     def _is_idle(self) -> bool:
-        """Return whether there is no policy, and no table: then no pod changes anything.
+        """Return whether there is no policy, and no rule about pods: then none changes anything.
 
         To look at all pods for each that comes or goes cost a third of attaching it.
         """
@@ -319,19 +317,20 @@ class PolicyEnforcer:
         ruleset = self._compiler.update(world, self._maker.unknown)
         compiled_at = self._clock()
         if is_empty(ruleset):
-            is_written = self._is_there and self._table.remove()
+            is_written = self._table.apply(TRACKING) and self._is_there
             self._is_there = False
         else:
             if any(attachment.mode == BRIDGE for attachment in held):
                 self._show_bridged()
-            is_written = self._table.apply(guarded(ruleset))
+            ruleset = guarded(with_links(ruleset, pod_links(held)), self._options.log)
+            is_written = self._table.apply(ruleset)
             self._is_there = True
         self.world = world
         self.denials = dict(ruleset.denials)
         self._known = frozenset(map(str, self._maker.own_addresses)) if self._is_there else NONE
         self._status.update(
             policy=PolicyState(
-                len(view.policies),
+                len(world.policies) + self._options.admin_tier * len(world.cluster_policies),
                 len(isolated(ruleset)),
                 compiled_at - begun_at,
                 self._clock() - compiled_at,

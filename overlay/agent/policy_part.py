@@ -93,6 +93,7 @@ class PolicyPart:
     def admit(self, attachment: Attachment) -> None:
         """Return once a pod that is about to start is judged by its policies. See PolicyGate."""
         self._publish()
+        self.cutter.admit(attachment)
         self.enforcer.admit(attachment)
 
     def wake(self) -> None:

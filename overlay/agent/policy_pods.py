@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Final
 
 from overlay.model.address import IPAddress
-from overlay.model.attachment import Attachment
+from overlay.model.attachment import BRIDGE, Attachment
 from overlay.model.netpol import Pod, PodKey
 from overlay.model.policy_view import PolicyView
+from overlay.policy.network.links import PodLink
 from overlay.policy.network.subject import DEFAULT_NAMESPACE
+from overlay.policy.ports import link_local
 
 _ODD: Final = re.compile(r"[^a-z0-9.-]|\.(?=[.-])|(?<=-)\.")
 _LONGEST: Final = 253  # characters of a pod's name (RFC 1123)
@@ -86,3 +88,16 @@ def told_pods(
 def told(view: PolicyView, asked: Mapping[PodKey, Pod], key: PodKey) -> Pod | None:
     """Return the pod that a name means: what was asked for is newer than the view."""
     return asked.get(key) or view.pods.get(key)
+
+
+def pod_links(attachments: Iterable[Attachment]) -> list[PodLink]:
+    """Return the links of this node's pods."""
+    return [
+        PodLink(
+            each.link,
+            each.addresses,
+            link_local(each.mac) if each.mode == BRIDGE and each.mac is not None else None,
+        )
+        for each in attachments
+        if each.link
+    ]

@@ -1,6 +1,6 @@
-"""The kernel's table of connections: listed, and entries deleted one by one.
+"""The kernel's table of connections: listed, and entries marked or deleted one by one.
 
-``conntrack -L`` and ``conntrack -D`` by raw netlink, in the network namespace
+``conntrack -L``, ``-U`` and ``-D`` by raw netlink, in the network namespace
 of the calling thread. Sources: linux/netfilter/nfnetlink_conntrack.h.
 """
 
@@ -20,11 +20,11 @@ from overlay.model.address import IPAddress
 
 _NETLINK_NETFILTER: Final = 12
 _CT: Final = 1 << 8  # NFNL_SUBSYS_CTNETLINK
-_CT_GET, _CT_DELETE = _CT | 1, _CT | 2
+_CT_NEW, _CT_GET, _CT_DELETE = _CT | 0, _CT | 1, _CT | 2
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _ERROR, _DONE = 2, 3
 _NESTED: Final = 0x8000
-_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_ID = 1, 2, 12
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_MARK, _CTA_ID, _CTA_MARK_MASK = 1, 2, 8, 12, 21
 _CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
 _CTA_IP = ((1, 2), (3, 4))  # source and destination, IPv4 and IPv6
 _CTA_PROTO_NUM, _CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT = 1, 2, 3
@@ -49,12 +49,14 @@ class Connection:
     """One entry: who began it with whom, and who answers whom, after translation of addresses.
 
     ``protocol`` is IP's number. ``key`` is what deletes it and nothing else.
+    ``mark`` is shared with whoever else marks connections, bit by bit.
     """
 
     protocol: int
     original: Endpoints
     reply: Endpoints
     key: bytes
+    mark: int = 0
 
 
 def connections(about: Collection[IPAddress]) -> list[Connection]:
@@ -77,14 +79,28 @@ def connections(about: Collection[IPAddress]) -> list[Connection]:
 
 def cut(entries: Collection[Connection]) -> int:
     """Delete entries; return how many were there. Raises KernelError."""
+    return _each(_CT_DELETE, entries, b"", "deleted")
+
+
+def mark(entries: Collection[Connection], bit: int, *, is_set: bool) -> int:
+    """Set a bit of the entries' marks, or take it away; return how many are there.
+
+    Other bits stay. ``conntrack -U --mark BIT/BIT``. Raises KernelError.
+    """
+    value = struct.pack("!I", bit if is_set else 0)
+    body = attribute(_CTA_MARK, value) + attribute(_CTA_MARK_MASK, struct.pack("!I", bit))
+    return _each(_CT_NEW, entries, body, "marked")
+
+
+def _each(kind: int, entries: Collection[Connection], body: bytes, done: str) -> int:
     count = 0
     with _opened() as channel:
         for entry in entries:
             family = socket.AF_INET if entry.original.source.version == 4 else socket.AF_INET6
-            channel.send(_message(_CT_DELETE, _REQUEST | _ACK, family, entry.key))
+            channel.send(_message(kind, _REQUEST | _ACK, family, entry.key + body))
             code = _acknowledged(channel)
             if code not in {0, errno.ENOENT}:
-                msg = f"conntrack: an entry cannot be deleted: {os.strerror(code)}"
+                msg = f"conntrack: an entry cannot be {done}: {os.strerror(code)}"
                 raise KernelError(msg)
             count += code == 0
     return count
@@ -102,7 +118,8 @@ def parse_connection(data: bytes, start: int, end: int) -> Connection | None:
     key = attribute(_CTA_TUPLE_ORIG | _NESTED, original)
     if _CTA_ID in parts:  # of two with one tuple, after the first one went, only this
         key += attribute(_CTA_ID, parts[_CTA_ID])
-    return Connection(protocol, one, other, key)
+    mark = int.from_bytes(parts.get(_CTA_MARK, b""), "big")
+    return Connection(protocol, one, other, key, mark)
 
 
 def _endpoints(data: bytes) -> tuple[int, Endpoints]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from overlay.model.address import Family, IPAddress, family_of
+from overlay.policy.network.midway import CUT_MARK
 
 IP: Final = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 _NFPROTO: Final = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}
@@ -93,6 +94,8 @@ class Packet:
 
     def _flags(self, parts: list[Any]) -> tuple[bool, Any]:
         """Return what a mask leaves of the TCP flags: SYN alone is set in a first packet."""
+        if parts == [{"ct": {"key": "mark"}}, CUT_MARK]:
+            return True, 0  # a new connection is one that was not cut
         if parts[:1] != [_TCP_FLAGS]:
             return False, None
         if self.protocol != "tcp":

@@ -1,9 +1,12 @@
 """Network policies on three nodes: what agents make of them, asked with real connections."""
 
 import contextlib
+import functools
+import json
 import os
 import signal
 import socket
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +30,7 @@ from tests.e2e.policies import (
     seen,
     talks,
 )
-from tests.kernel.netns import eventually
+from tests.kernel.netns import Netns, eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -146,6 +149,62 @@ def test_connection_that_a_new_policy_forbids_is_cut_and_an_allowed_one_is_not(
     assert "connections that policies forbid are cut" in events
 
 
+def test_cut_connection_comes_back_from_neither_side_until_it_is_allowed(
+    fabric: Fabric, stack: contextlib.ExitStack
+) -> None:
+    """Egress of the one who began it: a stream of the other's, datagrams of both, and ping."""
+    one, two, _ = fabric.nodes
+    client = fabric.pod(one, "leaver")
+    fabric.label("leaver", "app=leaver")
+    server = fabric.pod(two, "held").listen(stack)
+    at = server.addresses[0]
+    stream = client.netns.call(lambda: socket.create_connection((at, PORT), timeout=10))
+    stack.enter_context(stream).sendall(STREAM)
+    assert not is_silent(stream)
+    asker = stack.enter_context(client.netns.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    answerer = stack.enter_context(server.netns.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    answerer.bind((at, 9999))
+    asker.bind((client.addresses[0], 9998))
+    pinger = stack.enter_context(client.netns.socket(socket.AF_INET, socket.SOCK_RAW, 1))
+    ways = {
+        "there": (asker, (at, 9999), answerer, b"there"),
+        "back": (answerer, (client.addresses[0], 9998), asker, b"back"),
+        "ping": (pinger, (at, 0), pinger, echo_request(77)),
+    }
+
+    def open_ways() -> set[str]:
+        return {name for name, way in ways.items() if arrives(*way)}
+
+    eventually(lambda: open_ways() == set(ways), timeout_s=20, what="everything")
+    fabric.apply("leaver", {**selecting(app="leaver"), "policyTypes": ["Egress"]})
+    eventually(lambda: not open_ways(), timeout_s=20, what="the cut of datagrams and ping")
+    eventually(lambda: is_silent(stream), timeout_s=20, what="the end of the stream")
+    # Each side has tried to bring it back by now, several times.
+    assert not open_ways()
+    assert is_silent(stream)
+    fabric.delete("leaver")
+    eventually(lambda: open_ways() == set(ways), timeout_s=20, what="everything again")
+    eventually(lambda: not is_silent(stream), timeout_s=60, what="the stream again")
+
+
+def echo_request(ident: int) -> bytes:
+    """Return an ICMP echo request without content."""
+    return struct.pack("!BBHHH", 8, 0, 0xFFFF - 0x0800 - ident - 1, ident, 1)
+
+
+def arrives(source: socket.socket, to: tuple[str, int], target: socket.socket, data: bytes) -> bool:
+    """Return whether a packet brings ``target`` something of its own, within a moment."""
+    target.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while target.recv(1 << 16):
+            pass
+    target.settimeout(0.3)
+    with contextlib.suppress(TimeoutError):
+        source.sendto(data, to)
+        return bool(target.recv(1 << 16))
+    return False
+
+
 def test_policies_stay_in_force_without_agent_and_without_store(
     fabric: Fabric, stack: contextlib.ExitStack
 ) -> None:
@@ -175,7 +234,7 @@ def test_policies_stay_in_force_without_agent_and_without_store(
     assert "changed the table inet overlay_policy" in running.log
     fabric.delete("kept")
     comes_to(client, server, ALL)
-    eventually(lambda: not table(three), timeout_s=20, what="no table without a policy")
+    eventually(lambda: "map" not in table(three), timeout_s=20, what="no rules without a policy")
 
 
 def test_pods_on_one_bridge_are_kept_apart(fabric: Fabric, stack: contextlib.ExitStack) -> None:
@@ -193,6 +252,51 @@ def test_pods_on_one_bridge_are_kept_apart(fabric: Fabric, stack: contextlib.Exi
         comes_to(client, server, NOBODY)
     fabric.label("b2", "role=b")
     comes_to(near, server, TCP)
+
+
+def test_link_local_addresses_are_no_way_around_policies(
+    fabric: Fabric, stack: contextlib.ExitStack
+) -> None:
+    two = fabric.nodes[1]
+    routed = fabric.pod(two, "l1")
+    ends = [fabric.pod(two, name, mode="bridge") for name in ("l2", "l3")]
+    link = json.loads(two.netns.run("ip", "-j", "-6", "route", "get", routed.addresses[1]))[0][
+        "dev"
+    ]
+    ways = {
+        "a pod to its node": (routed.netns, "eth0", two.netns, link),
+        "pod to pod": (ends[0].netns, "eth0", ends[1].netns, "eth0"),
+    }
+
+    def open_ways() -> set[str]:
+        return {name for name, way in ways.items() if arrives_by_link_local(*way)}
+
+    eventually(lambda: open_ways() == set(ways), timeout_s=20, what="datagrams")
+    for name, types in (("l1", "Egress"), ("l3", "Ingress")):
+        fabric.label(name, f"app={name}")
+        fabric.apply(name, {**selecting(app=name), "policyTypes": [types]})
+        stack.callback(fabric.delete, name)
+    eventually(lambda: not open_ways(), timeout_s=20, what="silence")
+
+
+def arrives_by_link_local(source: Netns, link: str, target: Netns, at: str) -> bool:
+    """Return whether a datagram arrives at the first link-local address of ``at``."""
+    shown = json.loads(target.run("ip", "-j", "-6", "addr", "show", "dev", at, "scope", "link"))
+    address = next(a["local"] for a in shown[0]["addr_info"] if "local" in a)
+    scopes = [
+        netns.call(functools.partial(socket.if_nametoindex, name))
+        for netns, name in ((source, link), (target, at))
+    ]
+    with (
+        source.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client,
+        target.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server,
+    ):
+        server.bind((address, 9997, 0, scopes[1]))
+        server.settimeout(0.5)
+        client.sendto(b"?", (address, 9997, 0, scopes[0]))
+        with contextlib.suppress(TimeoutError):
+            return server.recv(1) == b"?"
+    return False
 
 
 def test_audit_lets_through_and_tells_names_and_counts(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 
 import pytest
 
@@ -11,6 +12,7 @@ from overlay.kernel.nft_policy import NftPolicyTable
 from overlay.kernel.notices import RulesetChange
 from overlay.model.netpol import NetworkPolicy, World
 from overlay.policy.network.compile import PolicyCompiler
+from overlay.policy.network.links import PodLink, with_links
 from overlay.policy.network.midway import guarded
 from overlay.policy.network.table import POLICY_TABLE
 from tests.kernel.netns import MakeNetns, Netns, eventually
@@ -32,7 +34,8 @@ class Watched:
     compiler: PolicyCompiler
 
     def apply(self, wanted: World) -> None:
-        ruleset = guarded(self.compiler.update(wanted))
+        links = [PodLink("opodb", (ip_address("10.244.1.2"),))]
+        ruleset = guarded(with_links(self.compiler.update(wanted), links))
         assert self.netns.call(lambda: self.table.apply(ruleset))
 
     def foreign(self) -> list[RulesetChange]:

@@ -7,6 +7,7 @@ from textwrap import dedent
 
 import pytest
 
+from overlay.model.address import MacAddress
 from overlay.model.cluster_policy import Action, ClusterNetworkPolicy, ClusterRule, Tier
 from overlay.model.netpol import (
     EVERYTHING,
@@ -30,8 +31,11 @@ from overlay.policy.network.compile import (
     compile_policies,
     denials_by_policy,
 )
+from overlay.policy.network.links import PodLink, with_links
+from overlay.policy.network.midway import guarded
 from overlay.policy.network.render import LogOptions
 from overlay.policy.network.table import PolicyRuleset
+from overlay.policy.ports import link_local
 
 
 def app(name: str) -> Selector:
@@ -109,8 +113,9 @@ def test_one_policy_one_chain_one_set_of_peers() -> None:
 
 
 ALWAYS_V6 = (
-    "icmpv6 type { packet-too-big, nd-router-solicit, nd-router-advert, "
-    "nd-neighbor-solicit, nd-neighbor-advert } accept"
+    "icmpv6 type { packet-too-big, mld-listener-query, mld-listener-report, mld-listener-done, "
+    "nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, "
+    "mld2-listener-report } accept"
 )
 
 
@@ -473,3 +478,26 @@ def test_an_edited_policy_keeps_its_counter() -> None:
     """)
         + "\n"
     )
+
+
+def test_link_local_addresses_are_judged_by_link_or_by_mac_address() -> None:
+    deny = NetworkPolicy("shop", "deny", app("web"), ingress=(), egress=())
+    ruleset = compile_policies(world(pod(1, "web"), pod(2, "web"), policies=(deny,)), "n1")
+    routed = PodLink("opoda", (ip_address("fd00::1"),))
+    bridged = PodLink(
+        "opodb", (ip_address("10.244.0.2"),), link_local(MacAddress("02:00:00:00:00:01"))
+    )
+    found = with_links(ruleset, [routed, bridged, PodLink("opodc", (ip_address("10.244.0.9"),))])
+    egress, ingress = (ruleset.maps[name].elements["10.244.0.1"] for name in ("ov_from4", "ov_to4"))
+    assert found.maps["ov_links"].elements == {'"opoda"': egress}
+    assert found.maps["ov_from6"].elements["fe80::ff:fe00:1"] == egress
+    assert found.maps["ov_to6"].elements["fe80::ff:fe00:1"] == ingress
+    assert found.base["ov_input"][-1] == "ip6 saddr fe80::/10 iifname vmap @ov_links"
+
+
+def test_pods_under_audit_lose_nothing_in_the_middle_of_a_connection() -> None:
+    policies = (WEB, NetworkPolicy("lab", "deny", ingress=()))
+    pods = world(pod(1, "web"), pod(2, "x", "lab"), policies=policies)
+    ruleset = guarded(compile_policies(pods, "n1", CompileOptions(frozenset({"lab"}))))
+    assert ruleset.sets["ov_shut4"].elements == {"10.244.0.1"}
+    assert ruleset.base["ov_forward"][1] == "ct mark & 0x20000000 == 0x20000000 goto ov_d_cut"

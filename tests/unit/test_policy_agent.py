@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,29 @@ from overlay.agent.policy_pods import own_pods, pod_key
 from overlay.agent.policy_publisher import PodPublisher
 from overlay.agent.status import Status
 from overlay.ipam.pool import Demand
+from overlay.kernel.base import KernelError
 from overlay.kernel.conntrack import Connection, Endpoints
 from overlay.kernel.nflog import LoggedPacket
 from overlay.kernel.nft import NftError
 from overlay.kernel.notices import RulesetChange
 from overlay.model.attachment import Attachment, AttachmentKey, parse_attachment
+from overlay.model.cluster_policy import Action, ClusterNetworkPolicy, ClusterRule, Tier
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner
-from overlay.model.netpol import NetworkPolicy, Operator, Pod, Requirement, Selector, World
+from overlay.model.netpol import (
+    NetworkPolicy,
+    Operator,
+    Pod,
+    PodPeer,
+    Requirement,
+    Selector,
+    World,
+)
 from overlay.model.node import NodeIdentity
 from overlay.model.policy_view import PolicyView
 from overlay.model.subnet import parse_subnet
 from overlay.policy.network.classes import Direction
-from overlay.policy.network.compile import DEFAULTS
+from overlay.policy.network.compile import DEFAULTS, CompileOptions
+from overlay.policy.network.midway import CUT_MARK, TRACKING
 from overlay.policy.network.render import LogOptions
 from overlay.policy.network.table import Denial, PolicyRuleset
 from overlay.store.base import StoreUnavailableError
@@ -70,10 +82,6 @@ class Table:
     def forget(self) -> None:
         if self.held is not None:
             self.held = PolicyRuleset()
-
-    def remove(self) -> bool:
-        was, self.held = self.held, None
-        return was is not None
 
     def isolates(self, attachment: Attachment) -> bool:
         to = self.held.maps["ov_to4"].elements if self.held is not None and self.held.maps else {}
@@ -189,7 +197,7 @@ def test_table_that_somebody_changed_is_written_anew(node: Node) -> None:
         (event,) = node.status.events.flush()
         assert "nft (pid 7)" in event.text
         node.enforcer.put(PolicyView(2))
-        eventually(lambda: node.table.held is None, 20)
+        eventually(lambda: node.table.held == TRACKING, 20)
 
 
 def test_who_fights_for_the_table_delays_no_policy_and_no_pod(node: Node) -> None:
@@ -263,42 +271,133 @@ class Conntrack:
 
     def __init__(self, *entries: Connection) -> None:
         self.entries = list(entries)
+        self.fails = 0
 
-    def list(self, about: Collection[Any]) -> list[Connection]:
+    def connections(self, about: Collection[Any], /) -> list[Connection]:
+        if self.fails:
+            self.fails -= 1
+            raise KernelError("busy")
         return [e for e in self.entries if {e.original.source, e.reply.source} & set(about)]
 
-    def cut(self, gone: Collection[Connection]) -> int:
+    def cut(self, gone: Collection[Connection], /) -> int:
         self.entries = [e for e in self.entries if e not in gone]
         return len(gone)
+
+    def mark(self, marked: Collection[Connection], bit: int, /, *, is_set: bool) -> int:
+        self.entries = [
+            replace(e, mark=e.mark | bit if is_set else e.mark & ~bit) if e in marked else e
+            for e in self.entries
+        ]
+        return len(marked)
+
+    def of(self, *flows: Connection) -> list[int]:
+        """Return the marks of connections, as far as they are there."""
+        return [e.mark for one in flows for e in self.entries if e.key == one.key]
+
+    def cutter(self, node: Node, **more: Any) -> ConnectionCutter:
+        local = lambda: frozenset({ip_address("192.0.2.1")})  # noqa: E731
+        return ConnectionCutter(
+            "n1", node.attachments, node.status, kernel=self, local=local, **more
+        )
+
+
+PEER = "10.244.2.9"
 
 
 @pytest.mark.parametrize("keeps", [False, True])
 def test_forbidden_connections_are_cut_and_those_of_pods_that_went(node: Node, keeps: bool) -> None:
     pod, gone = node.add("a", {"app": "web"}), node.add("b")
     web, past = str(pod.addresses[0]), str(gone.addresses[0])
-    forbidden = flow("10.244.2.9", web, 80)
+    forbidden = [flow(PEER, web, 80), flow(PEER, web, 53, 17), flow(PEER, web, 0, 1)]
     kept = [
-        flow(web, "10.244.2.9", 80),
+        flow(web, PEER, 80),
+        flow(web, PEER, 0, protocol=1),
         flow("192.0.2.1", web, 80),
         flow("10.0.0.1", "10.0.0.2", 1),
     ]
-    ping = flow("10.244.2.9", web, 0, protocol=1)
-    stale = [flow("10.244.2.9", past, 53, protocol=17), flow(past, "10.244.2.9", 80)]
-    table = Conntrack(forbidden, *kept, ping, *stale)
-    cutter = ConnectionCutter(
-        "n1",
-        node.attachments,
-        node.status,
-        keeps=keeps,
-        list_connections=table.list,
-        cut=table.cut,
-        local=lambda: frozenset({ip_address("192.0.2.1")}),
-    )
+    # The last is of a pod that is still there, with one that went.
+    stale = [flow(PEER, past, 53, protocol=17), flow(past, PEER, 80), flow(web, past, 53, 17)]
+    table = Conntrack(*forbidden, *(replace(each, mark=5) for each in kept), *stale)
+    cutter = table.cutter(node, keeps=keeps)
     node.attachments.release(gone.key)
     world = World(own_pods(node.attachments.list(), "n1"), policies=DENYING.policies)
-    assert cutter.step(world, DEFAULTS) == (2 if keeps else 3)
-    assert table.entries == [*([forbidden] if keeps else []), *kept, ping]
+    assert cutter.step(world, DEFAULTS) == (3 if keeps else 6)
+    assert table.of(*forbidden) == ([0] * 3 if keeps else [CUT_MARK] * 3)
+    assert table.of(*kept) == [5] * 4, "others' marks stay"
+    assert table.of(*stale) == []
     assert cutter.step(None, DEFAULTS) == 0
+    assert cutter.step(world, DEFAULTS) == 0
+
+
+def test_what_is_allowed_again_goes_on(node: Node) -> None:
+    web = str(node.add("a", {"app": "web"}).addresses[0])
+    one = replace(flow(PEER, web, 80), mark=4 | CUT_MARK)  # as an agent before this one left it
+    table = Conntrack(one)
+    cutter = table.cutter(node)
+    pods = own_pods(node.attachments.list(), "n1")
+    cutter.step(World(pods), DEFAULTS)
+    assert table.of(one) == [4]
+    assert cutter.step(World(pods, policies=DENYING.policies), DEFAULTS) == 1
+    assert table.of(one) == [4 | CUT_MARK]
+    kept = table.cutter(node, keeps=True)
+    kept.step(World(pods, policies=DENYING.policies), DEFAULTS)
+    assert table.of(one) == [4]
+
+
+def test_cluster_policies_alone_cut_too(node: Node) -> None:
+    web = str(node.add("a", {"app": "web"}).addresses[0])
+    everyone = PodPeer(Selector(), Selector())
+    deny = ClusterNetworkPolicy(
+        "deny", Tier.ADMIN, 1, everyone, egress=(ClusterRule(Action.DENY, None),)
+    )
+    world = World(own_pods(node.attachments.list(), "n1"), cluster_policies={"deny": deny})
+    table = Conntrack(flow(web, PEER, 80), flow(web, PEER, 0, protocol=1))
+    assert table.cutter(node).step(world, DEFAULTS) == 0, "the tier is off"
+    assert table.cutter(node).step(world, CompileOptions(admin_tier=True)) == 2
+
+
+def test_address_that_is_given_anew_at_once_inherits_nothing(node: Node) -> None:
+    old = node.add("old")
+    stale = flow(PEER, str(old.addresses[0]), 53, protocol=17)
+    table = Conntrack(stale)
+    cutter = table.cutter(node)
+    node.attachments.release(old.key)
+    key = AttachmentKey("net", "new", "eth0")
+    new = node.attachments.add(
+        SUBNET, Demand(old.addresses, ()), key, lambda a: Attachment(key, "/x", a, "opod")
+    )
+    table.fails = 1
+    cutter.admit(new)
+    assert table.of(stale) == [0], "the kernel did not answer"
+    cutter.admit(new)
+    assert table.of(stale) == []
+    young = flow(PEER, str(new.addresses[0]), 53, protocol=17)
+    table.entries.append(young)
+    assert cutter.step(None, DEFAULTS) == 0
+    assert table.of(young) == [0]
+
+
+def test_what_the_kernel_did_not_answer_is_asked_again(node: Node) -> None:
+    pod, gone = node.add("a", {"app": "web"}), node.add("b")
+    forbidden = flow(PEER, str(pod.addresses[0]), 80)
+    stale = flow(PEER, str(gone.addresses[0]), 80)
+    table = Conntrack(forbidden, stale)
+    cutter = table.cutter(node)
+    node.attachments.release(gone.key)
+    table.fails = 2
+    cutter.judge(
+        World(own_pods(node.attachments.list(), "n1"), policies=DENYING.policies), DEFAULTS
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=cutter.run, args=(stop,))
+    thread.start()
+    try:
+        eventually(lambda: table.of(forbidden, stale) == [CUT_MARK], 20)
+    finally:
+        stop.set()
+        cutter.wake()
+        thread.join(20)
+    assert not thread.is_alive()
 
 
 class Refusing(MemoryPolicyStore):

@@ -46,10 +46,6 @@ class Table:
     def forget(self) -> None:
         return
 
-    def remove(self) -> bool:
-        was, self.held = self.held, None
-        return was is not None
-
 
 def add(attachments: Attachments, name: str) -> Attachment:
     key = AttachmentKey("net", name, "eth0")
@@ -84,6 +80,7 @@ def test_pods_are_looked_at_once_there_is_a_policy(tmp_path: Path) -> None:
         eventually(lambda: is_seen(3), timeout_s=20)
         assert len(enforcer.world.pods) == 50
         assert table.held is not None
+        assert table.held.maps["ov_to4"].elements
         enforcer.admit(add(attachments, "late"))
         assert len(enforcer.world.pods) == 51, "it waited for its rules"
     finally:

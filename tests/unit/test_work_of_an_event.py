@@ -120,7 +120,7 @@ def test_a_doubt_about_the_table_looks_at_no_pod(tmp_path: Path) -> None:
         eventually(lambda: status.get().policy is not None, timeout_s=20)
         enforcer.doubt([RulesetChange(7)])
         enforcer.put(PolicyView(2, policies={DENY.key: DENY}))
-        eventually(lambda: table.held is not None, timeout_s=20)
+        eventually(lambda: table.held is not None and bool(table.held.maps), timeout_s=20)
         assert attachments.looks == 2
         for number in range(1, 21):
             enforcer.doubt([RulesetChange(100 + number)])

@@ -73,11 +73,20 @@ class Decider:
 
     def decide(self, flow: Flow) -> Decision:
         """Return what becomes of a flow."""
-        if because := self._exempt(flow.source, flow.destination):
+        return self._decided(flow.source, flow.destination, flow.protocol, flow.port)
+
+    def allows_other(self, source: IPAddress, destination: IPAddress) -> bool:
+        """Return whether a protocol without ports passes, ping for example."""
+        return self._decided(source, destination, None, 0).allowed
+
+    def _decided(
+        self, source: IPAddress, destination: IPAddress, protocol: Protocol | None, port: int
+    ) -> Decision:
+        if because := self._exempt(source, destination):
             return Decision(allowed=True, because=because)
         egress, ingress = (
-            self._judgement(direction, own, peer, flow)
-            for direction, own, peer in _ends(flow.source, flow.destination)
+            self._judgement(direction, own, peer, protocol, port)
+            for direction, own, peer in _ends(source, destination)
         )
         allowed = all(each is None or each.allowed for each in (egress, ingress))
         return Decision(allowed, egress, ingress)
@@ -130,13 +139,18 @@ class Decider:
         return owners[0] if owners else None
 
     def _judgement(
-        self, direction: Direction, own: IPAddress, peer: IPAddress, flow: Flow
+        self,
+        direction: Direction,
+        own: IPAddress,
+        peer: IPAddress,
+        protocol: Protocol | None,
+        port: int,
     ) -> Judgement | None:
         pod = self._owner(own, direction)
         if pod is None:
             return None
         each = self.class_of(pod, direction)
-        allowed, rules, policies = self._side(each, peer).says(flow.protocol, flow.port)
+        allowed, rules, policies = self._side(each, peer).says(protocol, port)
         is_audit = bool(policies) and each.audited
         return Judgement(direction, pod.key, allowed, rules, policies, audited=is_audit)
 
@@ -208,7 +222,7 @@ class _Side:
             for edge in (first, last + 1)
         }
 
-    def says(self, protocol: Protocol, port: int) -> tuple[bool, Words, Words]:
+    def says(self, protocol: Protocol | None, port: int) -> tuple[bool, Words, Words]:
         """Return whether it lets pass, by which rules, and which policies refuse."""
         step = _first(self.admin, protocol, port)
         if step is None or step.action is Action.PASS:
@@ -225,7 +239,9 @@ class _Side:
         return self.each.audited, (step.term.name,), (step.policy,)
 
 
-def _first(steps: Iterable[tuple[Step, PortSet]], protocol: Protocol, port: int) -> Step | None:
+def _first(
+    steps: Iterable[tuple[Step, PortSet]], protocol: Protocol | None, port: int
+) -> Step | None:
     return next((step for step, ports in steps if ports.holds(protocol, port)), None)
 
 

@@ -1,41 +1,76 @@
-"""What keeps a connection that was cut from coming back the other way round.
+"""What keeps a connection that was cut from coming back, one way round or the other.
 
-The kernel takes up a TCP connection in the middle where conntrack has no entry
-of it (nf_conntrack_tcp_loose). A forbidden one whose entry was deleted would
-come back by the answers of the pod: they look like a connection that the pod
-begins, which its own rules may allow. A connection is begun by a SYN, so that
-what a pod with ingress rules sends in the middle of none is dropped; the other
-side's packets, which its rules are asked about, take an allowed one up again.
+A connection that policies forbid keeps its entry in conntrack, and the entry
+gets a mark: each packet of it, of either side, is dropped before anything is
+asked. Were the entry deleted, a packet of the peer's would make another, the
+other way round, and what is forbidden would pass as its answer; with UDP from
+either side. The mark is one bit, and goes when the connection is allowed again.
+
+Where there is no entry (somebody flushed conntrack), the kernel takes up a TCP
+connection in the middle (nf_conntrack_tcp_loose), as one that the pod begins
+that merely answers. A connection is begun by a SYN, so that what a pod with
+ingress rules sends in the middle of none is dropped; the other side's packets,
+which its rules are asked about, take an allowed one up again.
 """
 
 from dataclasses import replace
 from typing import Final
 
-from overlay.policy.network.table import PolicyRuleset, PolicySet
+from overlay.policy.network.render import LogOptions, refuse
+from overlay.policy.network.table import Denial, PolicyRuleset, PolicySet
 
+# Of the connection's mark, not of a packet's. Users of others that are known: kube-proxy none,
+# AWS's plugin 0x80, Tailscale 0xff0000, Istio (in a pod's namespace) 0x539.
+CUT_MARK: Final = 1 << 29
+CUT: Final = Denial("cut", None)
+MIDWAY: Final = Denial("midway", None)
 CHAIN: Final = "ov_midway"
 _HOOK: Final = "type filter hook forward priority filter - 9; policy accept;"
 _VERSIONS: Final = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 
 
-def guarded(ruleset: PolicyRuleset) -> PolicyRuleset:
-    """Return the table with that chain, and the sets of the pods that it is about."""
+# Where nobody is isolated yet: connections are tracked from the start, so that those that a policy
+# finds are known by their beginning. Without a rule that asks for it the kernel does not track.
+TRACKING: Final = PolicyRuleset(base={"ov_track": (_HOOK, "ct state established,related accept")})
+
+
+def guarded(ruleset: PolicyRuleset, log: LogOptions | None = None) -> PolicyRuleset:
+    """Return the table with both, and the sets of the pods that the second is about."""
     sets = {
-        f"ov_shut{version}": PolicySet(
-            f"ov_shut{version}", kind, frozenset(ruleset.maps[f"ov_to{version}"].elements)
-        )
+        f"ov_shut{version}": PolicySet(f"ov_shut{version}", kind, _shut(ruleset, version))
         for version, (_, kind) in _VERSIONS.items()
         if f"ov_to{version}" in ruleset.maps
     }
+    cut, midway = (f"goto ov_d_{denial.ident}" for denial in (CUT, MIDWAY))
     lines = [
-        f"ct state new tcp flags != syn / fin,syn,rst,ack {word} saddr "
-        f"@ov_shut{version} counter drop"
+        f"ct state new tcp flags != syn / fin,syn,rst,ack {word} saddr @ov_shut{version} {midway}"
         for version, (word, _) in _VERSIONS.items()
         if f"ov_shut{version}" in sets
     ]
+    marked = f"ct mark & {CUT_MARK:#010x} == {CUT_MARK:#010x} {cut}"
     return replace(
-        ruleset, sets={**ruleset.sets, **sets}, base={**ruleset.base, CHAIN: (_HOOK, *lines)}
+        ruleset,
+        sets={**ruleset.sets, **sets},
+        chains={
+            **ruleset.chains,
+            **{f"ov_d_{denial.ident}": tuple(refuse(denial, log)) for denial in (CUT, MIDWAY)},
+        },
+        base={
+            **{
+                name: (chain[0], marked, *chain[1:]) if chain else chain
+                for name, chain in ruleset.base.items()
+            },
+            CHAIN: (_HOOK, *lines),
+        },
+        denials={**ruleset.denials, **{denial.ident: denial for denial in (CUT, MIDWAY)}},
     )
+
+
+def _shut(ruleset: PolicyRuleset, version: int) -> frozenset[str]:
+    """Return the addresses that ingress rules are about; pods under audit lose nothing."""
+    audited = {f"ov_c_{denial.ident}" for denial in ruleset.denials.values() if denial.audited}
+    elements = ruleset.maps[f"ov_to{version}"].elements
+    return frozenset(address for address, chain in elements.items() if chain not in audited)
 
 
 def is_empty(ruleset: PolicyRuleset) -> bool:

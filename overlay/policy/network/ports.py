@@ -44,10 +44,11 @@ class PortSet:
         ]
         return PortSet(_merged([*self.spans, *spans]))
 
-    def holds(self, protocol: Protocol, port: int) -> bool:
-        """Return whether a port is in it, names left aside."""
+    def holds(self, protocol: Protocol | None, port: int) -> bool:
+        """Return whether a port is in it, names left aside; None is a protocol without ports."""
         return self.every or any(
-            number == protocol.value and first <= port <= last for number, first, last in self.spans
+            protocol is not None and number == protocol.value and first <= port <= last
+            for number, first, last in self.spans
         )
 
     @property

@@ -19,10 +19,14 @@ UNKNOWN: Final = Denial("unknown", None)
 _PRIORITY: Final = "filter - 9"
 _ICMPV6: Final = (
     "packet-too-big",
+    "mld-listener-query",
+    "mld-listener-report",
+    "mld-listener-done",
     "nd-router-solicit",
     "nd-router-advert",
     "nd-neighbor-solicit",
     "nd-neighbor-advert",
+    "mld2-listener-report",
 )
 _VERSIONS: Final = (4, 6)
 _IP: Final = {4: "ip", 6: "ip6"}
@@ -118,8 +122,8 @@ def hooks() -> dict[str, tuple[str, ...]]:
     """Return the chains with hooks: what passes a node, and what pods send to it.
 
     What the node itself sends is not looked at: it reaches its pods always.
-    Neighbor discovery and what path MTU discovery needs pass even where
-    conntrack knows nothing of it.
+    Neighbor discovery, group membership and what path MTU discovery needs pass
+    even where conntrack knows nothing of it.
     """
     always = [
         "ct state established,related accept",
