@@ -10,6 +10,7 @@
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
@@ -22,6 +23,7 @@ from overlay.policy.network.fields import Field, PolicyFormatError
 from overlay.policy.network.parse import parse_policy
 from overlay.policy.network.parse_cluster import parse_cluster_policy
 from overlay.policy.network.parse_pod import parse_namespace, parse_pod
+from overlay.policy.network.salvage import salvaged
 from overlay.policy.network.selectors import parse_labels
 from overlay.policy.network.subject import DEFAULT_NAMESPACE
 
@@ -31,6 +33,7 @@ LABELS: Final = "labels"
 NAMESPACES: Final = "namespaces"
 POLICIES: Final = "networkpolicies"
 CLUSTER_POLICIES: Final = "clusternetworkpolicies"
+_NAMES: Final = re.compile(r"[-a-z0-9]+/[-.a-z0-9]+")
 FOLDERS: Final = {
     "NetworkPolicy": POLICIES,
     "ClusterNetworkPolicy": CLUSTER_POLICIES,
@@ -89,6 +92,18 @@ def parse_stored(name: str, value: bytes) -> Stored:
     if own != rest:
         raise PolicyFormatError(_subject(name), "metadata.name", own, "not what its key says")
     return found
+
+
+def salvaged_object(name: str, value: bytes) -> NetworkPolicy | None:
+    """Return what a key that ``parse_stored`` refuses isolates; None where it is no policy."""
+    words = name.split("/")
+    if len(words) != 3 or words[0] != POLICIES or not _NAMES.fullmatch("/".join(words[1:])):
+        return None
+    try:
+        document = parse_json(value)
+    except ValueError:
+        document = None
+    return salvaged(document, words[1], words[2])
 
 
 def stored_objects(

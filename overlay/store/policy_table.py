@@ -2,7 +2,8 @@
 
 A key or value that cannot be read is skipped, named, and changes nothing else.
 Where the same key held a readable object before, that one counts until the key
-is deleted or readable again: damage never opens what was shut.
+is deleted or readable again; else a policy isolates without the rules that
+cannot be read (``salvage``): damage never opens what was shut.
 """
 
 import logging
@@ -16,7 +17,13 @@ from overlay.model.netpol import Labels, NetworkPolicy, Pod, PodKey
 from overlay.model.policy_view import PolicyView
 from overlay.policy.network.fields import PolicyFormatError
 from overlay.store.etcd_table import KeyValue, Listing
-from overlay.store.policy_objects import Audited, GivenLabels, Stored, parse_stored
+from overlay.store.policy_objects import (
+    Audited,
+    GivenLabels,
+    Stored,
+    parse_stored,
+    salvaged_object,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +37,7 @@ class PolicyTable:
         self._root = root.encode()
         self._objects: dict[str, tuple[int, Stored]] = {}  # by key; when it was made
         self._skipped: dict[str, SkippedKey] = {}
+        self._salvaged: set[str] = set()
         self._values: dict[str, KeyValue] = {}
         self.revision = 0
         self.cluster_id = 0
@@ -39,10 +47,12 @@ class PolicyTable:
         before, self._objects = self._objects, {}
         known, self._values = self._values, {}
         self._skipped = {}
+        salvaged, self._salvaged = self._salvaged, set()
         for found in listing.keys:
             name = self._name(found)
             old = known.get(name)
-            if old is not None and old.create_revision == found.create_revision and name in before:
+            is_same = old is not None and old.create_revision == found.create_revision
+            if is_same and name in before and name not in salvaged:
                 self._objects[name] = before[name]
             self._take(found)
         self.revision, self.cluster_id = listing.revision, listing.cluster_id
@@ -94,6 +104,9 @@ class PolicyTable:
     def _take(self, found: KeyValue) -> None:
         name = self._name(found)
         self._skipped.pop(name, None)
+        if name in self._salvaged:
+            self._salvaged.discard(name)
+            self._objects.pop(name, None)
         if found.value is None:
             self._objects.pop(name, None)
             self._values.pop(name, None)
@@ -107,6 +120,10 @@ class PolicyTable:
         except PolicyFormatError as exc:
             log.warning("%s (revision %d) is skipped: %s", ascii(name), found.mod_revision, exc)
             self._skipped[name] = SkippedKey(name, str(exc))
+            policy = salvaged_object(name, found.value) if name not in self._objects else None
+            if policy is not None:
+                self._salvaged.add(name)
+                self._objects[name] = (found.create_revision, policy)
 
 
 def _labelled(pod: Pod, given: Labels | None) -> Pod:

@@ -1,5 +1,6 @@
 """What every store of policies promises, asked of the one in memory and of a real etcd."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,18 @@ import pytest
 
 from overlay.lab.etcd import EmbeddedEtcd
 from overlay.model.errors import UsageError
-from overlay.model.netpol import NAME_LABEL, NamedPort, Pod
+from overlay.model.netpol import (
+    EVERYTHING,
+    NAME_LABEL,
+    NamedPort,
+    NetworkPolicy,
+    Operator,
+    Pod,
+    PortMatch,
+    Requirement,
+    Rule,
+    Selector,
+)
 from overlay.model.policy_view import PolicyView
 from overlay.policy.network.fields import PolicyFormatError
 from overlay.store.base import StoreError
@@ -30,6 +42,9 @@ WEB = Pod(
     "n1",
     (NamedPort("http", 8080),),
 )
+
+SHUT = NetworkPolicy("shop", "a", EVERYTHING, (), ())
+A_IS_B = Selector((Requirement("a", Operator.IN, frozenset({"b"})),))
 
 
 def policy(name: str, namespace: str | None = "shop", **spec: Any) -> dict[str, Any]:
@@ -178,11 +193,43 @@ def test_what_cannot_be_read_is_named_and_counts_as_it_last_was(subject: Subject
 
 
 @pytest.mark.parametrize(
+    ("value", "left"),
+    [
+        (b"\xff", SHUT),
+        (b"[]", SHUT),
+        (b'{"metadata": {"name": "b"}, "spec": 1}', SHUT),
+        (b'{"spec": {"podSelector": 1, "ingress": [{}]}}', SHUT),
+        (
+            b'{"metadata": {"name": "b"}, "spec": {"ingress": [{}, {"ports": [{"port": 0}]}]}}',
+            NetworkPolicy("shop", "a", EVERYTHING, (Rule(),)),
+        ),
+        (
+            b'{"spec": {"policyTypes": ["Ingres"], "ingress": [{"ports": [{"port": 80}]}]}}',
+            NetworkPolicy("shop", "a", EVERYTHING, (Rule(None, (PortMatch(port=80),)),), ()),
+        ),
+        (
+            b'{"spec": {"podSelector": {"matchLabels": {"a": "b"}}, "egress": [{"to": 1}]}}',
+            NetworkPolicy("shop", "a", A_IS_B, (), ()),
+        ),
+    ],
+)
+def test_policy_that_was_never_readable_isolates_without_what_cannot_be_read(
+    subject: Subject, value: bytes, left: NetworkPolicy
+) -> None:
+    subject.put("networkpolicies/shop/a", value)
+    with watched(subject.store) as seen:
+        view = seen.wait(lambda view: bool(view.skipped))
+        assert view.policies == {("shop", "a"): left}
+        subject.put("networkpolicies/shop/a", json.dumps(policy("a")).encode())
+        view = seen.wait(lambda view: not view.skipped)
+        assert view.policies["shop", "a"] == NetworkPolicy("shop", "a", EVERYTHING, ingress=())
+        subject.put("networkpolicies/shop/a", None)
+        assert not seen.wait(lambda view: not view.policies).skipped
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("networkpolicies/shop/a", b"\xff"),
-        ("networkpolicies/shop/a", b"[]"),
-        ("networkpolicies/shop/a", b'{"metadata": {"name": "b", "namespace": "shop"}}'),
         (
             "namespaces/a",
             b'{"metadata": {"name": "a", "annotations": {"overlay/policy-audit": 1}}}',
