@@ -21,6 +21,7 @@ from overlay.store.base import StopSignal
 log = logging.getLogger(__name__)
 
 _POLL_S: Final = 3600.0  # the thread ends with the process
+_PAST: Final = 1000
 _MOST: Final = 20  # lines a second, from all classes of pods together
 _NAMES: Final = {protocol.value: protocol.name for protocol in Protocol} | {1: "ICMP", 58: "ICMPv6"}
 
@@ -35,7 +36,8 @@ _REASONS: Final = {
 class DenialCounts:
     """Refused packets since the start of the agent, by who refused them.
 
-    Counters of the kernel begin anew where the table is written whole.
+    Counters of the kernel begin anew where the table is written whole. Of
+    those that are no more, the last ``_PAST`` are told.
     """
 
     read: Callable[[], Mapping[str, tuple[int, int]]]
@@ -46,6 +48,10 @@ class DenialCounts:
     def look(self, denials: Mapping[str, Denial]) -> list[tuple[Denial, int]]:
         """Return the packets of each denial that there is or was. Raises NftError."""
         self._denials.update(denials)
+        gone = [ident for ident in self._denials if ident not in denials]
+        for ident in gone[: max(0, len(gone) - _PAST)]:
+            for known in (self._denials, self._seen, self._totals):
+                known.pop(ident, None)
         found = self.read() if denials else {}
         for ident, denial in self._denials.items():
             packets, _ = found.get(denial.counter, (0, 0))

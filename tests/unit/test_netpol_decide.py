@@ -25,7 +25,7 @@ from overlay.model.netpol import (
     World,
 )
 from overlay.policy.network.classes import Direction
-from overlay.policy.network.compile import CompileOptions
+from overlay.policy.network.compile import CompileOptions, compile_policies
 from overlay.policy.network.decide import Decider, Decision, Judgement, decide
 from tests.unit.policy_worlds import worlds
 
@@ -135,6 +135,21 @@ def test_audit_allows_and_says_who_would_not() -> None:
     allowed = decide(world(ONLY_LB), flow(LB, WEB), options).ingress
     assert allowed is not None
     assert not allowed.audited
+
+
+def test_audit_of_a_namespace_overrules_no_administrator() -> None:
+    everyone = PodPeer(EVERYTHING, EVERYTHING)
+    rule = (ClusterRule(Action.DENY, (everyone,)),)
+    tiers = [ClusterNetworkPolicy(t.value.lower(), t, 1, everyone, rule) for t in Tier]
+    options = CompileOptions(frozenset({"shop"}), admin_tier=True)
+    for cluster, is_admin in zip(tiers, (True, False), strict=True):
+        start = replace(world(), cluster_policies={cluster.name: cluster})
+        decision = decide(start, flow(DB, WEB), options)
+        assert decision.allowed is not is_admin
+        assert decision.ingress is not None
+        assert decision.ingress.audited is not is_admin
+        table = str(compile_policies(start, "n1", options))
+        assert (" drop" in table.replace("policy drop", "")) is is_admin
 
 
 def test_the_admin_tier_is_asked_first_and_the_baseline_last() -> None:

@@ -391,7 +391,7 @@ def test_everything_that_a_cluster_policy_can_say() -> None:
     - {udp: {destinationPort: {range: {start: 1, end: 9}}}}
   - action: Pass
     to: [{pods: {podSelector: {matchLabels: {app: web}}}}]
-    protocols: [{destinationNamedPort: http}, {sctp: {}}]
+    protocols: [{destinationNamedPort: http}, {sctp: {destinationPort: {number: 9}}}]
 """)
     assert found == ClusterNetworkPolicy(
         "guard",
@@ -416,7 +416,7 @@ def test_everything_that_a_cluster_policy_can_say() -> None:
             ClusterRule(
                 Action.PASS,
                 (PodPeer(label("app", "web"), EVERYTHING),),
-                (NamedPortMatch("http"), PortMatch(Protocol.SCTP)),
+                (NamedPortMatch("http"), PortMatch(Protocol.SCTP, 9)),
             ),
         ),
     )
@@ -463,6 +463,11 @@ TO = "{%s, egress: [{action: Deny, to: [%s]}]}"
             "greater than start 9",
         ),
         (
+            TO % (SUBJECT, "{nodes: {}}], protocols: [{tcp: {}}"),
+            "spec.egress[0].protocols[0].tcp",
+            "must name its destinationPort",
+        ),
+        (
             TO % (SUBJECT, "{nodes: {}}], protocols: [{destinationNamedPort: a}"),
             "spec.egress[0]",
             "pods and namespaces only",
@@ -489,6 +494,16 @@ def test_what_is_wrong_with_a_cluster_policy_names_its_field(
         ("Accept", "{domainNames: [a.example]}", ClusterRule(Action.ACCEPT, ())),
         ("Deny", "{somethingNew: {}}", ClusterRule(Action.DENY, None)),
         ("Pass", "{nodes: {}}, {}", ClusterRule(Action.DENY, None)),
+        (
+            "Accept",
+            "{nodes: {}}], protocols: [{icmp: {}}, {tcp: {}}",
+            ClusterRule(Action.ACCEPT, (), ()),
+        ),
+        (
+            "Deny",
+            "{nodes: {}}], protocols: [{tcp: {somethingNew: 1}}",
+            ClusterRule(Action.DENY, None),
+        ),
     ],
 )
 def test_peers_that_nobody_understands_fail_closed(

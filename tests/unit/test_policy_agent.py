@@ -468,3 +468,9 @@ def test_counts_go_on_where_the_kernels_begin_anew() -> None:
     found["ov_ab"] = (2, 0)
     assert counts.look({"ab": denial}) == [(denial, 7)]
     assert counts.look({}) == [(denial, 7)]
+    others = [Denial(f"{n:04}", Direction.INGRESS, (f"shop/p{n}",)) for n in range(3000)]
+    for other in others:
+        counts.look({other.ident: other})
+    told = [each for each, _ in counts.look({denial.ident: denial})]
+    assert len(told) == 1001
+    assert (denial in told, others[-1] in told) == (True, True)

@@ -67,7 +67,7 @@ class PodClass:
     """All that decides about one direction of a pod.
 
     ``policies`` are those that isolate it; without any, ``allowed`` is empty
-    and ``baseline`` decides. ``audited`` drops nothing.
+    and ``baseline`` decides. ``audited`` drops nothing but what ``admin`` does.
     """
 
     ident: str

@@ -151,7 +151,7 @@ class Decider:
             return None
         each = self.class_of(pod, direction)
         allowed, rules, policies = self._side(each, peer).says(protocol, port)
-        is_audit = bool(policies) and each.audited
+        is_audit = bool(policies) and allowed
         return Judgement(direction, pod.key, allowed, rules, policies, audited=is_audit)
 
     def _side(self, each: PodClass, peer: IPAddress) -> "_Side":
@@ -224,8 +224,9 @@ class _Side:
 
     def says(self, protocol: Protocol | None, port: int) -> tuple[bool, Words, Words]:
         """Return whether it lets pass, by which rules, and which policies refuse."""
-        step = _first(self.admin, protocol, port)
+        step, audited = _first(self.admin, protocol, port), False
         if step is None or step.action is Action.PASS:
+            audited = self.each.audited
             if self.each.policies:
                 names = tuple(t.name for t, ports in self.allowed if ports.holds(protocol, port))
                 if names:
@@ -236,7 +237,7 @@ class _Side:
             return True, (), ()
         if step.action is Action.ACCEPT:
             return True, (step.term.name,), ()
-        return self.each.audited, (step.term.name,), (step.policy,)
+        return audited, (step.term.name,), (step.policy,)
 
 
 def _first(

@@ -28,6 +28,7 @@ _HIGHEST_PRIORITY: Final = 1000
 _MOST: Final = 25  # of rules, of peers and ports in one, of networks in a peer
 _LONGEST_NAME: Final = 100
 _LAST_PORT: Final = 65535
+_PROTOCOLS: Final = ("tcp", "udp", "sctp", "destinationNamedPort")
 
 
 def parse_cluster_policy(
@@ -36,7 +37,8 @@ def parse_cluster_policy(
     """Return a ClusterNetworkPolicy. Raises PolicyFormatError.
 
     Peers by domain name are refused where strict; else their rule fails
-    closed, as the API asks of who does not understand a peer.
+    closed, as the API asks of who does not understand a peer, and so does one
+    with a protocol that is not understood.
     """
     top = root(document, "ClusterNetworkPolicy", CLUSTER_API, strict=strict)
     name = dns_subdomain(metadata(top).need("name"))
@@ -108,12 +110,15 @@ def _rule(field: Field, key: str) -> ClusterRule:
         found = _peer(each, is_egress=key == "to")
         fails_closed = fails_closed or not found
         understood += found
-    ports = _ports(field.get("protocols"))
+    ports, is_understood = _ports(field.get("protocols"))
+    fails_closed = fails_closed or not is_understood
     is_named = any(isinstance(port, NamedPortMatch) for port in ports or ())
     if is_named and any(not isinstance(peer, PodPeer) for peer in understood):
         raise field.error("destinationNamedPort goes with pods and namespaces only")
     if fails_closed and action is not Action.ACCEPT:
         return ClusterRule(Action.DENY, None, None, name)
+    if not is_understood:
+        understood = []
     return ClusterRule(action, tuple(understood), ports, name)
 
 
@@ -134,19 +139,35 @@ def _peer(field: Field, *, is_egress: bool) -> tuple[ClusterPeer, ...]:
     return (_pods(chosen),)
 
 
-def _ports(field: Field | None) -> tuple[ClusterPort, ...] | None:
-    return tuple(_port(each) for each in _some(field)) if field is not None else None
+def _ports(field: Field | None) -> tuple[tuple[ClusterPort, ...] | None, bool]:
+    """Return the ports, and whether all of them are understood."""
+    if field is None:
+        return None, True
+    entries = _some(field)
+    ports = tuple(_port(each) for each in entries if _is_understood(each))
+    return ports, len(ports) == len(entries)
+
+
+def _is_understood(field: Field) -> bool:
+    if field.strict or not isinstance(field.value, Mapping):
+        return True
+    present = [key for key, value in field.value.items() if value is not None]
+    if len(present) != 1 or present[0] not in _PROTOCOLS:
+        return False
+    inner = field.value[present[0]]
+    return not isinstance(inner, Mapping) or set(inner) == {"destinationPort"}
 
 
 def _port(field: Field) -> ClusterPort:
-    chosen = _only(field, "tcp", "udp", "sctp", "destinationNamedPort")
+    chosen = _only(field, *_PROTOCOLS)
     key = chosen.path.rpartition(".")[2]
     if key == "destinationNamedPort":
         return NamedPortMatch(port_name(chosen))
     protocol = Protocol[key.upper()]
     destination = chosen.keys("destinationPort").get("destinationPort")
     if destination is None:
-        return PortMatch(protocol)
+        problem = "must name its destinationPort; 1 to 65535 is every one"
+        raise chosen.error(problem)
     port = _only(destination, "number", "range")
     if port.path.endswith(".number"):
         return PortMatch(protocol, port_number(port))

@@ -67,7 +67,7 @@ def render_class(
     denials: list[Denial] = []
     matches: list[Match] = []
 
-    def steps(listed: Sequence[Step], passing: str) -> Iterator[str]:
+    def steps(listed: Sequence[Step], passing: str, *, audited: bool) -> Iterator[str]:
         for step in listed:
             found = match([step.term], each.direction)
             matches.append(found)
@@ -77,10 +77,10 @@ def render_class(
                 yield from found.lines(passing)
             else:
                 denial = Denial(
-                    digest("cluster", step.policy, each.direction.value, each.audited),
+                    digest("cluster", step.policy, each.direction.value, audited),
                     each.direction,
                     (step.policy,),
-                    each.audited,
+                    audited,
                 )
                 denials.append(denial)
                 chains[f"ov_d_{denial.ident}"] = tuple(refuse(denial, log))
@@ -97,11 +97,12 @@ def render_class(
         if not found.everything:
             last += refuse(denial, log)
     else:
-        last = list(steps(each.baseline, "return"))
+        last = list(steps(each.baseline, "return", audited=each.audited))
     if each.admin:
         after = f"ov_n_{each.ident}"
         chains[after] = tuple(last)
-        last = [*steps(each.admin, f"goto {after}"), f"goto {after}"]
+        # Who may annotate a namespace may not overrule the administrator.
+        last = [*steps(each.admin, f"goto {after}", audited=False), f"goto {after}"]
     chains[entry] = tuple(last)
     return RenderedClass(entry, chains, tuple(dict.fromkeys(denials)), tuple(matches))
 
