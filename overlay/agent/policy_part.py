@@ -147,6 +147,7 @@ class PolicyPart:
 
     def _deliver(self, view: PolicyView) -> None:
         self._status.update(policy_trouble=None)
+        self._publisher.compare(view)
         self.enforcer.put(view)
 
     def _trouble(self, error: StoreError | None) -> None:

@@ -148,6 +148,10 @@ class EtcdPolicyStore:
             self._write(operations[start : start + MOST])
         self._published = wanted
 
+    def forget_published(self) -> None:
+        """See what the node tells of before it tells again. See ``PolicyStore``."""
+        self._published = None
+
     def _table(self) -> PolicyTable:
         table = PolicyTable(self._root)
         table.replace(list_prefix(self._connection, self._root))

@@ -130,6 +130,9 @@ class MemoryPolicyStore:
             for name, pod in wanted.items():
                 self.put(name, json.dumps(pod_document(pod)).encode(), lease_id)
 
+    def forget_published(self) -> None:
+        """Do nothing: it always looks. See ``PolicyStore``."""
+
     def put(self, name: str, value: bytes | None, lease_id: int = 0) -> None:
         """Write any value under a key below ``policies/``; None deletes it."""
         with self._changed:

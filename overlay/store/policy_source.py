@@ -85,3 +85,6 @@ class PolicyStore(PolicySource, Protocol):
         They leave with the etcd lease ``lease_id``; for 0 they stay. Repeating
         it is safe. Raises StoreUnavailableError also when that lease has ended.
         """
+
+    def forget_published(self) -> None:
+        """Look, before the next ``publish``, what is there: somebody else changed it."""

@@ -442,6 +442,38 @@ def test_pods_are_told_again_under_a_renewed_lease(node: Node) -> None:
     assert not thread.is_alive()
 
 
+def test_pods_that_the_store_lost_are_told_again(node: Node) -> None:
+    store, stop, now = MemoryPolicyStore(), threading.Event(), [0.0]
+    publisher = PodPublisher(
+        NodeIdentity("id", "n1"), node.attachments, node.status, store, clock=lambda: now[0]
+    )
+    publisher._lease_id = 7
+    node.add("a", {"app": "web"})
+    publisher.wake()
+    thread = threading.Thread(target=publisher.run, args=(stop,))
+    thread.start()
+    try:
+        eventually(lambda: publisher._told is not None, 20)
+        store.put("pods/id/shop/a", None)
+        publisher.compare(store.view())
+        eventually(lambda: publisher._doubted_at is not None, 20)
+        assert ("shop", "a") not in store.view().pods, "a watch may be late"
+        now[0] += 5.0
+        publisher.wake()
+        eventually(lambda: ("shop", "a") in store.view().pods, 20)
+        publisher.compare(store.view())
+        now[0] += 100.0
+        revision = store.view().revision
+        publisher.wake()
+        publisher.wake()
+        assert store.view().revision == revision
+    finally:
+        stop.set()
+        publisher.wake()
+        thread.join(20)
+    assert not thread.is_alive()
+
+
 def test_refused_packet_is_told_with_names_and_not_too_often() -> None:
     status = Status()
     pod = Pod("shop", "web", frozenset({ip_address("10.244.1.2")}))
