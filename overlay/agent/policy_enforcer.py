@@ -88,7 +88,7 @@ class PolicyEnforcer:
         *,
         clock: Callable[[], float] = time.monotonic,
         applied: Callable[[World, CompileOptions], None] = lambda _world, _options: None,
-        show_bridged: Callable[[], None] = show_bridged_frames,
+        show_bridged: Callable[[], bool] = show_bridged_frames,
         pod: Callable[[PodKey], Pod | None] = lambda _: None,
     ) -> None:
         self._attachments, self._status, self._table = attachments, status, table
@@ -109,6 +109,7 @@ class PolicyEnforcer:
         self._error: str | None = None
         self._failures = 0
         self._pace = Pace()
+        self._has_bridged = False
         self._tried = 0  # the last ticket that was taken up, whatever became of it
         self._retry_at = self._repair_at = NEVER
         self._doubts: deque[RulesetChange | str] = deque()
@@ -159,6 +160,17 @@ class PolicyEnforcer:
         with self._changed:
             self._doubts.extend(doubts)
             self._changed.notify_all()
+
+    def check(self) -> None:
+        """Have frames between ports of a bridge shown, where somebody turned that off.
+
+        Its settings raise no notice. Raises KernelError.
+        """
+        if self._is_there and self._has_bridged and self._show_bridged():
+            text = "somebody hid bridged frames from the filters; they are shown again"
+            log.warning("%s", text)
+            self._status.events.note(Kind.DRIFT_REPAIRED, text)
+            self._status.count(repairs=1)
 
     def admit(self, attachment: Attachment) -> None:
         """Return once the kernel judges the packets of a pod that is about to start.
@@ -320,8 +332,10 @@ class PolicyEnforcer:
             is_written = self._table.apply(TRACKING) and self._is_there
             self._is_there = False
         else:
-            if any(attachment.mode == BRIDGE for attachment in held):
+            has_bridged = any(attachment.mode == BRIDGE for attachment in held)
+            if has_bridged:
                 self._show_bridged()
+            self._has_bridged = has_bridged
             ruleset = guarded(with_links(ruleset, pod_links(held)), self._options.log)
             is_written = self._table.apply(ruleset)
             self._is_there = True

@@ -67,7 +67,9 @@ class PolicyPart:
             if written is not None
             else None
         )
-        self._audit = TableAudit(self._table.difference, lambda found: self.enforcer.doubt([found]))
+        self._audit = TableAudit(
+            self._table.difference, lambda found: self.enforcer.doubt([found]), self.enforcer.check
+        )
         self._counts = DenialCounts(NftPolicyTable().counters)
         self._counting = threading.Lock()
         self._log = (
@@ -147,7 +149,8 @@ class PolicyPart:
 
     def _deliver(self, view: PolicyView) -> None:
         self._status.update(policy_trouble=None)
-        self._publisher.compare(view)
+        if self._publisher is not None:
+            self._publisher.compare(view)
         self.enforcer.put(view)
 
     def _trouble(self, error: StoreError | None) -> None:

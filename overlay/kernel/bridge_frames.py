@@ -16,15 +16,15 @@ _CALLS: Final = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-cal
 _TIMEOUT_S: Final = 10.0
 
 
-def show_bridged_frames() -> None:
-    """Have them shown; nothing is done where they are. Raises KernelError."""
+def show_bridged_frames() -> bool:
+    """Have them shown; return whether they were not. Raises KernelError."""
     try:
         values = [sysctl.read(name) for name in _CALLS]
     except OSError as exc:
         msg = f"{_CALLS[0]}: {exc.strerror}"
         raise KernelError(msg) from exc
     if values == ["1"] * len(_CALLS):
-        return
+        return False
     if None in values:
         _load()
     problems = sysctl.ensure(Sysctl(name, "1") for name in _CALLS).problems
@@ -34,6 +34,7 @@ def show_bridged_frames() -> None:
             f"{problems[0]}; `modprobe br_netfilter` on the host"
         )
         raise KernelError(msg)
+    return True
 
 
 def _load() -> None:

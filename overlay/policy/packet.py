@@ -82,6 +82,8 @@ class Packet:
             return True, self.source_device == self.iif
         if kind == "exthdr":  # no packet that is asked about has IPv6 extension headers
             return True, None
+        if kind == "fib" and body.get("result") == "type" and body.get("flags") == ["saddr"]:
+            return not self.iif, "local"  # what comes in nowhere is the node's own
         if kind == "fib" and body.get("result") == "type" and body.get("flags") == ["daddr"]:
             return bool(self.destination_type), self.destination_type
         return False, None

@@ -252,6 +252,10 @@ def test_pods_on_one_bridge_are_kept_apart(fabric: Fabric, stack: contextlib.Exi
         comes_to(client, server, NOBODY)
     fabric.label("b2", "role=b")
     comes_to(near, server, TCP)
+    two.netns.run("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0")
+    comes_to(near, server, TCP)
+    shown = fabric.ctl("events", "--kind", "drift-repaired", node=1)
+    assert "bridged frames" in shown
 
 
 def test_link_local_addresses_are_no_way_around_policies(

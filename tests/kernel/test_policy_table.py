@@ -361,3 +361,28 @@ def test_an_error_that_a_packet_causes_comes_back(node: Node) -> None:
         client.send(b"x")
         with pytest.raises(ConnectionRefusedError):
             client.recv(1)
+
+
+def test_what_leaves_the_node_with_another_address_is_judged(node: Node) -> None:
+    """As IPVS sends a pod's packets on: from the node's output, with the pod's own address."""
+    node.enforce(world(NetworkPolicy("x", "p", app("b"), ingress=(FROM_A_ON_80,))))
+    b = node.pods["b"]
+    before = node.refused()
+    with (
+        b.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        node.netns.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sender,
+    ):
+        server.bind((B, 80))
+        server.settimeout(20)
+        with pytest.raises(PermissionError):  # what is dropped at output tells its sender
+            sender.sendto(datagram(C, B, 80, b"c"), (B, 0))
+        sender.sendto(datagram(A, B, 80, b"a"), (B, 0))
+        assert server.recv(1) == b"a"
+    assert node.refused() == before + 1
+
+
+def datagram(source: str, target: str, port: int, data: bytes) -> bytes:
+    """Return an IPv4 packet; the kernel fills in what is zero."""
+    ends = ip_address(source).packed + ip_address(target).packed
+    udp = struct.pack("!HHHH", 40000, port, 8 + len(data), 0) + data
+    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + ends + udp

@@ -141,6 +141,15 @@ def test_hooks_ask_the_sender_then_the_receiver_and_never_the_node() -> None:
             "ip saddr vmap @ov_from4",
             "ip6 saddr vmap @ov_from6",
         ),
+        "ov_output": (
+            "type filter hook output priority filter - 9; policy accept;",
+            "ct state established,related accept",
+            ALWAYS_V6,
+            "icmp type destination-unreachable icmp code frag-needed accept",
+            "fib saddr type local accept",
+            "ip daddr vmap @ov_to4",
+            "ip6 daddr vmap @ov_to6",
+        ),
     }
 
 

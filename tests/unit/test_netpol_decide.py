@@ -137,6 +137,25 @@ def test_audit_allows_and_says_who_would_not() -> None:
     assert not allowed.audited
 
 
+@pytest.mark.parametrize("action", list(Action))
+def test_nodes_whose_labels_nobody_knows_fail_closed(action: Action) -> None:
+    subject = PodPeer(EVERYTHING, EVERYTHING)
+    rules = (
+        ClusterRule(action, (NodePeer(Selector((Requirement("a", Operator.EXISTS),))),)),
+        ClusterRule(Action.DENY, (NodePeer(EVERYTHING),)),
+    )
+    guard = ClusterNetworkPolicy("guard", Tier.ADMIN, 1, subject, egress=rules)
+    start = replace(world(), cluster_policies={"guard": guard}, node_labels={})
+    options = CompileOptions(admin_tier=True)
+    assert not decide(start, flow(WEB, NODE), options).allowed
+    known = replace(start, node_labels={"n1": {"a": "b"}})
+    assert decide(known, flow(WEB, NODE), options).allowed is (action is not Action.DENY)
+    if action is Action.DENY:
+        only = replace(start, cluster_policies={"guard": replace(guard, egress=rules[:1])})
+        assert not decide(only, flow(WEB, NODE), options).allowed
+        assert "192.0.2.1" in str(compile_policies(only, "n1", options))
+
+
 def test_audit_of_a_namespace_overrules_no_administrator() -> None:
     everyone = PodPeer(EVERYTHING, EVERYTHING)
     rule = (ClusterRule(Action.DENY, (everyone,)),)

@@ -42,7 +42,8 @@ class Direction(Enum):
 class Term:
     """Peers and ports that one rule names. ``name`` says which, for people.
 
-    ``everybody`` is a rule without peers.
+    ``everybody`` is a rule without peers. Nodes whose labels nobody knows are
+    meant by ``nodes`` with requirements where ``is_denial``: it fails closed.
     """
 
     name: str
@@ -51,6 +52,15 @@ class Term:
     blocks: tuple[BlockPeer, ...] = ()
     nodes: tuple[Selector, ...] = ()
     everybody: bool = False
+    is_denial: bool = False
+
+    def means_node(self, name: str, labels: Mapping[str, Labels]) -> bool:
+        """Return whether it means a node; ``labels`` are those of the nodes that are known."""
+        known = labels.get(name)
+        return any(
+            self.is_denial if known is None and each.requirements else each.selects(known or {})
+            for each in self.nodes
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +245,7 @@ def cluster_term(policy: str, direction: Direction, number: int, rule: ClusterRu
         tuple(scope_of(peer, "") for peer in peers if isinstance(peer, PodPeer)),
         tuple(peer for peer in peers if isinstance(peer, BlockPeer)),
         tuple(peer.nodes for peer in peers if isinstance(peer, NodePeer)),
+        is_denial=rule.action is Action.DENY,
     )
 
 

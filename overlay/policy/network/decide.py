@@ -187,8 +187,7 @@ class Decider:
             term.everybody
             or any(contains(block, peer) for block in term.blocks)
             or any(
-                peer in addresses and selector.selects(self.world.node_labels.get(name, {}))
-                for selector in term.nodes
+                peer in addresses and term.means_node(name, self.world.node_labels)
                 for name, addresses in self.world.nodes.items()
             )
         )

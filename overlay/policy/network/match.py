@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from overlay.model.address import IPAddress, host_network
-from overlay.model.netpol import BlockPeer, Labels, PodKey, Selector
+from overlay.model.netpol import BlockPeer, Labels, PodKey
 from overlay.policy.network.classes import Direction, Term, digest
 from overlay.policy.network.ports import EVERY_PORT, PortSet, spelled, union
 from overlay.policy.network.scope import ALL_PODS, IndexedPod, PodIndex, Scope
@@ -186,7 +186,7 @@ def match_of(
     blocks = [
         (block, PortSet(term.ports.spans, every=term.ports.every))
         for term in terms
-        for block in (*term.blocks, *_node_blocks(term.nodes, nodes, node_labels))
+        for block in (*term.blocks, *_node_blocks(term, nodes, node_labels))
     ]
     for version in _VERSIONS:
         found = ranges(blocks, version)
@@ -264,15 +264,14 @@ def _narrowness(scope: Scope) -> tuple[bool, int]:
 
 
 def _node_blocks(
-    selectors: Iterable[Selector],
+    term: Term,
     nodes: Mapping[str, frozenset[IPAddress]],
     labels: Mapping[str, Labels],
 ) -> list[BlockPeer]:
     return [
         BlockPeer(host_network(address))
-        for selector in selectors
         for name, addresses in sorted(nodes.items())
-        if selector.selects(labels.get(name, {}))
+        if term.means_node(name, labels)
         for address in addresses
         if "%" not in str(address)
     ]

@@ -122,7 +122,8 @@ def refuse(denial: Denial, log: LogOptions | None) -> Iterator[str]:
 def hooks() -> dict[str, tuple[str, ...]]:
     """Return the chains with hooks: what passes a node, and what pods send to it.
 
-    What the node itself sends is not looked at: it reaches its pods always.
+    What the node itself sends passes: it reaches its pods always. IPVS sends
+    pods' packets to pods of its choice from here, with their own addresses.
     Neighbor discovery, group membership and what path MTU discovery needs pass
     even where conntrack knows nothing of it.
     """
@@ -141,6 +142,7 @@ def hooks() -> dict[str, tuple[str, ...]]:
     return {
         "ov_forward": (hook("forward"), *always, *itself, *source, *target),
         "ov_input": (hook("input"), *always, *source),
+        "ov_output": (hook("output"), *always, "fib saddr type local accept", *target),
     }
 
 
