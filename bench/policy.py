@@ -8,9 +8,11 @@ without it, in turns; connections are tracked there all the time.
 import contextlib
 import functools
 import json
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from bench import iperf, packets
 from bench.bed import namespace
 from bench.clusters import CLIENT, HERE, cluster, elsewhere, relabeled, server
 from bench.options import Options
+from bench.policy_agent import changes_by_an_agent
 from bench.series import ratio, series
 from bench.table import Table
 from bench.usage import memory_mib
@@ -30,7 +33,8 @@ from overlay.policy.network.compile import PolicyCompiler, compile_policies
 
 _COLUMNS: Final = (
     *("policies", "pods", "on the node", "elements", "whole: compiled ms", "CPU ms", "MiB at peak"),
-    *("applied ms", "CPU ms", "a label: compiled ms", "in force ms", "CPU ms", "nft alone ms"),
+    *("applied ms", "CPU ms", "nft MiB", "a label: compiled ms", "in force ms", "CPU ms"),
+    *("in force by the agent, others writing ms", "nft alone ms"),
 )
 # A node of ours tracks connections with policies or without: its masquerading does.
 _TRACKING: Final = """
@@ -59,6 +63,7 @@ class Found:
     wall: dict[str, list[float]] = field(default_factory=dict)
     cpu: dict[str, list[float]] = field(default_factory=dict)
     elements: int = 0
+    nft_mib: float = 0.0
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -89,8 +94,9 @@ def run(options: Options) -> Iterator[Table]:
             (
                 *(f"{number:,}" for number in (*size, found.elements)),
                 *(wall["compile"], cpu["compile"], f"{memory:.0f}"),
-                *(wall["apply"], cpu["apply"]),
-                *(wall["change"], wall["in force"], cpu["in force"], wall["nft"]),
+                *(wall["apply"], cpu["apply"], f"{found.nft_mib:.0f}"),
+                *(wall["change"], wall["in force"], cpu["in force"]),
+                *(wall["agent"], wall["nft"]),
             )
         )
         records.append({"size": size, "mib": memory, "wall_s": found.wall, "cpu_s": found.cpu})
@@ -103,14 +109,14 @@ def _measure(size: tuple[int, int, int], rounds: int) -> Found:
     world = cluster(*size)
     key = elsewhere(world)
     nft("add table inet bench\nadd set inet bench few { type ipv4_addr; }")
-    for number in range(rounds):
+    for _ in range(rounds):
         compiler = PolicyCompiler(HERE)
         with found.timed("compile"):
             ruleset = compiler.update(world)
         with found.timed("apply"):
-            nft(ruleset.transaction)
+            found.nft_mib = max(found.nft_mib, nft(ruleset.transaction))
         found.elements = sum(len(each.elements) for each in ruleset.sets.values())
-        for app in (number + 3, number + 4):  # one that asks for much anew, and one that does not
+        for app in (3, 1):  # of those who are asked about, and not
             changed = relabeled(world, key, app)
             with found.timed("in force"):
                 with found.timed("change"):
@@ -120,13 +126,23 @@ def _measure(size: tuple[int, int, int], rounds: int) -> Found:
             ruleset = after
         with found.timed("nft"):
             nft("add element inet bench few { 192.0.2.1 }")
+    found.wall["agent"] = changes_by_an_agent(world, key, 4 * rounds)
     return found
 
 
-def nft(text: str) -> None:
-    """Run one transaction; nothing is executed where there is nothing to do."""
-    if text:
-        subprocess.run(["nft", "-f", "-"], input=text.encode(), check=True)
+def nft(text: str) -> float:
+    """Run one transaction, where there is anything to do; return the MiB that nft took."""
+    if not text:
+        return 0.0
+    with tempfile.TemporaryFile() as given:
+        given.write(text.encode())
+        given.seek(0)
+        running = subprocess.Popen(["nft", "-f", "-"], stdin=given)
+        _, status, used = os.wait4(running.pid, 0)
+    running.returncode = os.waitstatus_to_exitcode(status)
+    if running.returncode:
+        raise subprocess.CalledProcessError(running.returncode, "nft")
+    return used.ru_maxrss / 1024  # KiB
 
 
 def compile_once(size: tuple[int, int, int]) -> float:

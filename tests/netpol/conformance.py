@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from overlay.lab import netns, processes
 from overlay.model.netpol import World
 from overlay.policy.network.compile import PolicyCompiler
+from overlay.policy.network.midway import guarded
 from overlay.policy.network.parse import parse_policy
 from overlay.policy.network.table import PolicyRuleset
 from tests.netpol.casebook import Case, Moment, Places
@@ -62,7 +63,7 @@ class ThroughEngine:
 
     def _enforce(self, node: str, world: World) -> None:
         compiler = self._compilers.setdefault(node, PolicyCompiler(node))
-        ruleset = compiler.update(world)
+        ruleset = guarded(compiler.update(world))
         before = self._applied.get(node)
         delta = ruleset.delta(before) if before is not None else None
         text = ruleset.transaction if delta is None else delta

@@ -69,6 +69,8 @@ class Packet:
             return {"dport": self.port, "sport": self.source_port}[name]
         if kind in {"icmp", "icmpv6"}:
             return None
+        if kind == "fib":  # asked at output alone, of what the node itself sends
+            return "local"
         return {
             "l4proto": self.protocol.name.lower(),
             "nfproto": f"ipv{self.source.version}",
@@ -264,6 +266,9 @@ def _concatenation(words: Sequence[str], at: int) -> tuple[list[tuple[str, str]]
         if words[at] in _BARE:
             fields.append(("meta", words[at]))
             at += 1
+        elif words[at : at + 3] == ["fib", "saddr", "type"]:
+            fields.append(("fib", "saddr type"))
+            at += 3
         elif words[at] in _FIELDS and words[at + 1] in _FIELDS[words[at]]:
             fields.append((words[at], words[at + 1]))
             at += 2
