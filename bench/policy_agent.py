@@ -53,8 +53,8 @@ class _Held(Attachments):
             for number, pod in enumerate(pods)
         ]
 
-    def list(self) -> "list[Attachment]":
-        return self._all
+    def list(self, network: str | None = None) -> "list[Attachment]":
+        return self._all if network is None else []
 
 
 def changes_by_an_agent(world: World, key: PodKey, times: int) -> list[float]:

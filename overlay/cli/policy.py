@@ -17,6 +17,7 @@ from overlay.cli.policy_world import (
     with_policy_store,
     world_of,
 )
+from overlay.cli.watch import watchable
 from overlay.model.errors import UsageError
 from overlay.model.netpol import Flow, Protocol, World
 from overlay.model.policy_view import PolicyView
@@ -46,7 +47,7 @@ def add_parser(commands: Any) -> None:
     verb.set_defaults(run=with_policy_store(apply, "kubectl apply"))
     about = "every policy, and what it refused on this node"
     verb = verbs.add_parser("list", help=about, description=about)
-    verb.set_defaults(run=with_policies(list_policies))
+    watchable(verb, with_policies(list_policies))
     about = "delete one object"
     verb = verbs.add_parser("delete", help=about, description=about)
     verb.add_argument("name", metavar="NAME", help="NAMESPACE/NAME, or NAME of the default one")
@@ -75,7 +76,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _namespace(verb: Parser) -> None:
-    verb.add_argument("--namespace", default="", metavar="NAME", help="its pods alone")
+    verb.add_argument(
+        "--namespace", default="", metavar="NAME", help="pairs with a pod of it alone"
+    )
 
 
 def _tier(verb: Parser) -> None:
@@ -128,7 +131,7 @@ def list_policies(args: Namespace, _leases: LeaseStore, store: PolicySource, out
                 "denied": None if counts is None else counts.get(name, 0),
             }
         )
-    skipped = [{"key": key.key, "reason": key.reason} for key in view.skipped]
+    skipped = _skipped(view)
     columns = ("NAMESPACE", "NAME", "KIND", "PODS", "INGRESS", "EGRESS", "DENIED HERE", "")
     rows = [
         [
@@ -143,10 +146,7 @@ def list_policies(args: Namespace, _leases: LeaseStore, store: PolicySource, out
         for r in records
     ]
     out.table(columns, rows, {"policies": records, "skipped": skipped})
-    if skipped and out.is_table:
-        out.line("")
-        out.table(("UNREADABLE KEY", "REASON"), [list(s.values()) for s in skipped], skipped)
-    return 1 if skipped else 0
+    return 0 if _tell_skipped(view, out) else 1
 
 
 def delete(args: Namespace, _leases: LeaseStore, store: PolicyStore, out: Output) -> int:
@@ -183,8 +183,10 @@ def test(args: Namespace, leases: LeaseStore, store: PolicySource, out: Output) 
         [f.source, f.destination, "passes" if d.allowed else "DENIED", _why(d)] for f, d in answers
     ]
     document = [_record(flow, decision) for flow, decision in answers]
-    out.table(("FROM", "TO", "VERDICT", "BECAUSE"), rows, {"flows": document})
-    return 0 if all(decision.allowed for _, decision in answers) else 1
+    whole = {"flows": document, "skipped": _skipped(view)}
+    out.table(("FROM", "TO", "VERDICT", "BECAUSE"), rows, whole)
+    is_whole = _tell_skipped(view, out)
+    return 0 if is_whole and all(decision.allowed for _, decision in answers) else 1
 
 
 def diff(args: Namespace, leases: LeaseStore, store: PolicySource, out: Output) -> int:
@@ -193,10 +195,13 @@ def diff(args: Namespace, leases: LeaseStore, store: PolicySource, out: Output) 
     before = world_of(view, leases.view())
     planned = laid_over(view, read_documents(args.file))
     after = _with_new_labels(before, planned)
-    options = _options(view, args)
-    found = list(differences(before, after, options, only=args.namespace))
+    found = list(
+        differences(
+            before, after, _options(view, args), _options(planned, args), only=args.namespace
+        )
+    )
     rows = [
-        [d.source.shown, d.target.shown, word, shown_ports(ports)]
+        [d.source.shown, d.target.shown, word, shown_ports(ports, d.over)]
         for d in found
         for word, ports in (("opens", d.opened), ("closes", d.closed))
         if ports
@@ -207,22 +212,30 @@ def diff(args: Namespace, leases: LeaseStore, store: PolicySource, out: Output) 
             "to": ["/".join(pod.key) for pod in d.target.pods],
             "opens": _spans(d.opened),
             "closes": _spans(d.closed),
+            "ip_version": d.over,
         }
         for d in found
     ]
     if found or not out.is_table:
-        out.table(("FROM", "TO", "", "PORTS"), rows, {"changes": document})
+        whole = {"changes": document, "skipped": _skipped(view)}
+        out.table(("FROM", "TO", "", "PORTS"), rows, whole)
     else:
         out.line("nothing changes for the pods that there are")
-    return 1 if found else 0
+    is_whole = _tell_skipped(view, out)
+    return 0 if is_whole and not found else 1
 
 
 def graph(args: Namespace, leases: LeaseStore, store: PolicySource, _out: Output) -> int:
     """Write the drawing."""
     view = store.view()
     world = world_of(view, leases.view())
-    found = groups(world, only=args.namespace)
     reached = list(reaches(world, _options(view, args), only=args.namespace))
+    met = {group.pods[0].key for each in reached for group in (each.source, each.target)}
+    found = [
+        group
+        for group in groups(world)
+        if args.namespace in {"", group.namespace} or group.pods[0].key in met
+    ]
     text = draw(found, reached, f"who reaches whom, at revision {view.revision}")
     if args.file == "-":
         sys.stdout.write(text)
@@ -232,6 +245,19 @@ def graph(args: Namespace, leases: LeaseStore, store: PolicySource, _out: Output
     except OSError as exc:
         raise UsageError(f"--file {args.file}: {exc.strerror}") from exc
     return 0
+
+
+def _skipped(view: PolicyView) -> list[dict[str, str]]:
+    return [{"key": key.key, "reason": key.reason} for key in view.skipped]
+
+
+def _tell_skipped(view: PolicyView, out: Output) -> bool:
+    """Print what could not be read; return whether all could be: answers may be others then."""
+    skipped = _skipped(view)
+    if skipped and out.is_table:
+        out.line("")
+        out.table(("UNREADABLE KEY", "REASON"), [list(s.values()) for s in skipped], skipped)
+    return not skipped
 
 
 def _with_new_labels(before: World, planned: PolicyView) -> World:

@@ -12,6 +12,7 @@ from overlay.cli.policy_world import (
     with_policies,
     with_policy_store,
 )
+from overlay.cli.watch import watchable
 from overlay.model.policy_view import AUDIT_ANNOTATION
 from overlay.store.base import LeaseStore
 from overlay.store.policy_source import PolicySource, PolicyStore
@@ -27,7 +28,7 @@ def add_parsers(commands: Any) -> None:
     verbs = pod.add_subparsers(required=True, metavar="VERB", dest="verb")
     about = "every pod that a node tells of, with its labels"
     verb: Parser = verbs.add_parser("list", help=about, description=about)
-    verb.set_defaults(run=with_policies(list_pods))
+    watchable(verb, with_policies(list_pods))
     about = "set a pod's labels, over those that it started with; it need not be there yet"
     verb = verbs.add_parser("label", help=about, description=about)
     verb.add_argument("pod", metavar="NAMESPACE/NAME")

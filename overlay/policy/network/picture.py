@@ -9,7 +9,7 @@ from html import escape
 from math import cos, hypot, pi, sin
 from typing import Final
 
-from overlay.model.address import IPAddress
+from overlay.model.netpol import PodKey
 from overlay.policy.network.reachability import Group, Reach, shown_ports
 
 _RADIUS_LEAST: Final = 120  # pixels, as all lengths here
@@ -34,10 +34,10 @@ def draw(found: Sequence[Group], reached: Iterable[Reach], label: str) -> str:
     side = 2 * (radius + _MARGIN)
     middle = side / 2
     spaces = sorted({group.pods[0].namespace for group in found})
-    places: dict[IPAddress, tuple[float, float]] = {}
+    places: dict[PodKey, tuple[float, float]] = {}
     for number, group in enumerate(found):
         angle = 2 * pi * number / max(1, len(found)) - pi / 2
-        places[group.address] = (middle + radius * cos(angle), middle + radius * sin(angle))
+        places[group.pods[0].key] = (middle + radius * cos(angle), middle + radius * sin(angle))
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(label)}" '
         f'viewBox="0 0 {side:.0f} {side:.0f}" width="{side:.0f}" height="{side:.0f}">'
@@ -46,12 +46,12 @@ def draw(found: Sequence[Group], reached: Iterable[Reach], label: str) -> str:
         'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>'
     )
     parts = [
-        _arrow(places[reach.source.address], places[reach.target.address], reach)
+        _arrow(places[reach.source.pods[0].key], places[reach.target.pods[0].key], reach)
         for reach in reached
-        if reach.source.address != reach.target.address
+        if reach.source != reach.target
     ]
     for group in found:
-        x, y = places[group.address]
+        x, y = places[group.pods[0].key]
         color = spaces.index(group.pods[0].namespace) % _HUES
         names = escape(", ".join("/".join(pod.key) for pod in group.pods[:20]))
         anchor = "start" if x >= middle else "end"
@@ -72,7 +72,7 @@ def _arrow(start: tuple[float, float], end: tuple[float, float], reach: Reach) -
     aside = (-step[1] * 3, step[0] * 3)
     x1, y1 = (start[n] + step[n] * (_DOT + 2) + aside[n] for n in (0, 1))
     x2, y2 = (end[n] - step[n] * (_DOT + 3) + aside[n] for n in (0, 1))
-    ports = shown_ports(reach.ports)
+    ports = shown_ports(reach.ports, reach.over)
     kind = "" if ports == "TCP, UDP, SCTP" else ' class="part"'
     about = escape(f"{reach.source.shown} to {reach.target.shown}: {ports}")
     return (
