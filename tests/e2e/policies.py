@@ -189,11 +189,12 @@ class Flood:
     def __init__(self, source: Party, targets: list[str]) -> None:
         code = (
             "import socket, sys, time\n"
-            "targets = sys.argv[1:]\n"
-            "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+            "v4 = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+            "v6 = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n"
+            "targets = [(v6 if ':' in t else v4, (t, 9)) for t in sys.argv[1:]]\n"
             "while True:\n"
-            "    for target in targets:\n"
-            "        try: s.sendto(b'flood', (target, 9))\n"
+            "    for s, target in targets:\n"
+            "        try: s.sendto(b'flood', target)\n"
             "        except OSError: pass\n"
             "    time.sleep(0.0005)\n"
         )
@@ -209,27 +210,59 @@ class Flood:
         self._process.wait(10)
 
 
+class Outpour:
+    """A namespace that sends to some addresses without end, from before it has any interface on."""
+
+    def __init__(self, netns: Netns, targets: tuple[str, ...]) -> None:
+        kind = socket.SOCK_DGRAM
+        self._sockets = {
+            target: netns.socket(socket.AF_INET6 if ":" in target else socket.AF_INET, kind)
+            for target in targets
+        }
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._ends.wait(0.0005):
+            for target, sock in self._sockets.items():
+                with contextlib.suppress(OSError):  # there is no way yet, or no more
+                    sock.sendto(b"inside", (target, 9))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join()
+        for sock in self._sockets.values():
+            sock.close()
+
+
 class Sniffer:
     """What arrives in a namespace from before it has any interface on."""
 
     def __init__(self, netns: Netns) -> None:
-        self._socket = netns.call(
-            lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
-        )
-        self._socket.setblocking(False)
+        # By protocol: a socket for all of them would get what the namespace sends, too.
+        self._sockets = {
+            version: netns.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(protocol))
+            for version, protocol in ((4, 0x0800), (6, 0x86DD))
+        }
+        for sock in self._sockets.values():
+            sock.setblocking(False)
 
-    def floods(self) -> int:
-        """Return how many packets of a flood came since the last look."""
-        count = 0
-        while True:
-            try:
-                data = self._socket.recv(256)
-            except BlockingIOError:
-                return count
-            count += data.endswith(b"flood")
+    def floods(self, word: bytes = b"flood") -> dict[int, int]:
+        """Return how many packets that end in ``word`` came since the last look, by IP version."""
+        count = dict.fromkeys(self._sockets, 0)
+        for version, sock in self._sockets.items():
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    count[version] += sock.recv(256).endswith(word)
+        return count
 
     def close(self) -> None:
-        self._socket.close()
+        for sock in self._sockets.values():
+            sock.close()
 
 
 _KINDS: Final = (socket.SOCK_STREAM, socket.SOCK_DGRAM)

@@ -23,6 +23,7 @@ from tests.e2e.policies import (
     TCP,
     Fabric,
     Flood,
+    Outpour,
     Sniffer,
     comes_to,
     is_silent,
@@ -362,40 +363,65 @@ def test_change_is_shown_before_it_is_made(fabric: Fabric, tmp_path: Path) -> No
 def test_no_packet_of_an_isolated_pod_passes_before_its_first_rule(
     fabric: Fabric, stack: contextlib.ExitStack
 ) -> None:
-    """Two pods flood every address of a node's subnet while pods start on it, four at a time."""
+    """Pods start four at a time while two others flood all addresses of their node's subnet.
+
+    Each sends itself to one of those two, on its node and elsewhere, from
+    before it has an interface; IPv4 and IPv6.
+    """
     one, two, _ = fabric.nodes
-    prefix = fabric.pod(one, "f0").addresses[0].rpartition(".")[0]
-    targets = [f"{prefix}.{n}" for n in range(1, 255)]
+    first = fabric.pod(one, "f0")
+    v4, v6 = (
+        address.rpartition(sep)[0] for address, sep in zip(first.addresses, ".:", strict=True)
+    )
+    targets = [f"{v4}.{n}" for n in range(1, 255)] + [f"{v6}:{n:x}" for n in range(1, 255)]
     fabric.apply("starts", {**selecting(app="starts"), "policyTypes": ["Ingress", "Egress"]})
     stack.callback(fabric.delete, "starts")
     eventually(
         lambda: fabric.nodes[0].status()["policy"]["policies"] >= 1, timeout_s=20, what="the policy"
     )
+    sinks: list[Sniffer] = []
+    out: tuple[str, ...] = ()
     for node, name in ((one, "f1"), (two, "f2")):
-        stack.enter_context(Flood(fabric.pod(node, name), targets))
+        party = fabric.pod(node, name)
+        stack.enter_context(Flood(party, targets))
+        sinks.append(Sniffer(party.netns))
+        stack.callback(sinks[-1].close)
+        out += party.addresses
     open_pod = fabric.hub.netns()
     control = Sniffer(open_pod)
     stack.callback(control.close)
-    assert plugin(one, "ADD", "open", open_pod)[0] == 0
-    eventually(lambda: control.floods() > 10, timeout_s=20, what="the flood, at an open pod")
+    with Outpour(open_pod, out):
+        assert plugin(one, "ADD", "open", open_pod)[0] == 0
+        for sniffer, word in ((control, b"flood"), *((sink, b"inside") for sink in sinks)):
+            met = {4: 0, 6: 0}
+
+            def is_met(sniffer: Sniffer = sniffer, word: bytes = word, met: Any = met) -> bool:
+                met.update({v: met[v] + n for v, n in sniffer.floods(word).items()})
+                return all(met.values())
+
+            eventually(is_met, timeout_s=20, what=f"{word!r}, of an open pod")
+    for sink in sinks:
+        sink.floods(b"inside")
 
     def start(number: int) -> int:
         netns = fabric.hub.netns()
         sniffer = Sniffer(netns)
         try:
-            status, result = plugin(one, "ADD", f"i{number}", netns, labels={"app": "starts"})
-            assert status == 0, result
-            arrived = sniffer.floods()
-            status, result = plugin(one, "DEL", f"i{number}", None)
-            assert status == 0, result
+            with Outpour(netns, out):
+                status, result = plugin(one, "ADD", f"i{number}", netns, labels={"app": "starts"})
+                assert status == 0, result
+                arrived = sum(sniffer.floods().values())
+                status, result = plugin(one, "DEL", f"i{number}", None)
+                assert status == 0, result
             return arrived
         finally:
             sniffer.close()
 
     with ThreadPoolExecutor(4) as pool:
         arrived = list(pool.map(start, range(200)))
-    assert control.floods() > 100
+    assert all(control.floods().values()), "the flood went on all the time"
     assert sum(arrived) == 0
+    assert [sink.floods(b"inside") for sink in sinks] == [{4: 0, 6: 0}] * 2
 
 
 def test_nft_that_fails_leaves_what_was_in_force_and_the_node_not_ready(
