@@ -69,6 +69,8 @@ HEALTHY: Final = {
     'overlay_mesh_path_mtu_too_small_peers{instance="n1"}': "0x360",
     'overlay_mesh_refused_total{instance="n1", reason="unsealed"}': "0x360",
     'overlay_mesh_refused_total{instance="n1", reason="unasked"}': "0+9x360",
+    'overlay_policy_in_force{instance="n1"}': "1x360",
+    'overlay_policy_objects_skipped{instance="n1"}': "0x360",
 }
 
 # What is different where an alert fires, when it does not yet, and when it does.
@@ -107,6 +109,10 @@ FAULTS: Final[dict[str, tuple[dict[str, str], str, str]]] = {
     "OverlayStrangeProbes": (
         {'overlay_mesh_refused_total{instance="n1", reason="unsealed"}': "0x60 0+10x290"},
         "60m", "70m"),
+    "OverlayPolicyNotInForce": (
+        {'overlay_policy_in_force{instance="n1"}': "1x9 0x350"}, "14m", "16m"),
+    "OverlayPolicyUnreadable": (
+        {'overlay_policy_objects_skipped{instance="n1"}': "0x9 1x350"}, "24m", "26m"),
 }  # fmt: skip
 
 
