@@ -134,6 +134,21 @@ def test_both_families_have_a_way(dual: Scene, family: str, asked: str) -> None:
     assert document["live"]["verdict"].startswith(("answered after", "the probe passes no"))
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "shown"),
+    [
+        ("n1-p1 2001:db8:2::1 --port 80", 0, "becomes this node's address"),
+        ("node 2001:db8:2::1", 0, "2001:db8:2::1 lies outside the fabric"),
+        ("2001:db8:2::1 n1-p1", 0, "2001:db8:2::1 would come in by eth0"),
+        ("n1-p1 fd00:10:244:fff0::5", 1, "is of the pod network, and no node holds a lease"),
+    ],
+)
+def test_off_the_fabric_by_ipv6(dual: Scene, asked: str, status: int, shown: str) -> None:
+    done = dual.ask(f"explain {asked} --family 6")
+    assert done.returncode == status, done.stdout + done.stderr
+    assert shown in done.stdout
+
+
 def test_probe_is_seen_on_every_device_of_its_way(dual: Scene) -> None:
     done = dual.ask("explain {pod1} {pod2} --live -o json")
     seen = [

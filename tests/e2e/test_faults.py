@@ -13,6 +13,8 @@ from overlay.lab.faults import __main__ as program
 from overlay.lab.faults.conditions import BASELINE, HOST, LAST
 from overlay.lab.faults.fault import Fault
 from overlay.lab.faults.scene import Scene, options
+from overlay.lab.faults.second_family import SECOND_FAMILY
+from overlay.model.address import FAMILIES
 from tests.kernel.netns import host_unchanged
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
@@ -60,6 +62,19 @@ def test_fault_that_cannot_be_planted(scene: Scene) -> None:
 @pytest.mark.parametrize("fault", [*BASELINE, *HOST, LAST], ids=lambda fault: fault.name)
 def test_fault_is_named_with_its_remedy(scene: Scene, fault: Fault) -> None:
     row = scene.row(fault)
+    assert row.is_named, row
+    assert row.remedy
+
+
+@pytest.fixture(scope="module")
+def dual() -> Iterator[Scene]:
+    with host_unchanged(), running(options(f"t-{uuid4().hex[:8]}", FAMILIES)) as lab:
+        yield Scene(lab, named_s=10.0)
+
+
+@pytest.mark.parametrize("fault", SECOND_FAMILY, ids=lambda fault: fault.name)
+def test_fault_of_the_second_family_is_named(dual: Scene, fault: Fault) -> None:
+    row = dual.row(fault)
     assert row.is_named, row
     assert row.remedy
 

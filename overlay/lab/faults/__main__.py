@@ -5,7 +5,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +17,12 @@ from overlay.lab.fabric import running
 from overlay.lab.faults.conditions import BASELINE, HOST, LAST
 from overlay.lab.faults.fault import Fault, Row
 from overlay.lab.faults.scene import Scene, options
+from overlay.lab.faults.second_family import SECOND_FAMILY
 from overlay.lab.faults.ways import WAYS
+from overlay.model.address import FAMILIES, Family
 from overlay.model.errors import OverlayError
 
-FAULTS: Final[tuple[Fault, ...]] = (*BASELINE, *HOST, *WAYS, LAST)
+FAULTS: Final[tuple[Fault, ...]] = (*BASELINE, *HOST, *WAYS, LAST, *SECOND_FAMILY)
 BEGIN: Final = "<!-- faults: begin; written by `make faults WRITE=docs/doctor.md` -->"
 END: Final = "<!-- faults: end -->"
 _INTERRUPTED: Final = 130
@@ -43,11 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     try:
         faults = chosen(args.names)
-        with signals.as_exceptions(), running(options(f"faults-{os.getpid()}"), tell) as lab:
-            scene = Scene(lab)
-            for number, fault in enumerate(faults, start=1):
-                rows.append(scene.row(fault))
-                tell(f"{number}/{len(faults)} {fault.name}: {rows[-1].problem or 'named'}")
+        with signals.as_exceptions():
+            for families, some in _by_lab(faults):
+                with running(options(f"faults-{os.getpid()}", families), tell) as lab:
+                    scene = Scene(lab)
+                    for fault in some:
+                        rows.append(scene.row(fault))
+                        found = rows[-1].problem or "named"
+                        tell(f"{len(rows)}/{len(faults)} {fault.name}: {found}")
     except KeyboardInterrupt:
         return _INTERRUPTED
     except OverlayError as exc:
@@ -59,6 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_between(args.write, BEGIN, END, document(rows))
     tell(f"took {time.monotonic() - began:.0f} s")
     return 0 if all(row.is_named for row in rows) else 1
+
+
+def _by_lab(faults: Sequence[Fault]) -> Iterator[tuple[Sequence[Family], Sequence[Fault]]]:
+    """Yield the labs that faults need, by their families, with the faults of each."""
+    dual = [fault for fault in faults if fault in SECOND_FAMILY]
+    if plain := [fault for fault in faults if fault not in SECOND_FAMILY]:
+        yield (Family.IPV4,), plain
+    if dual:
+        yield FAMILIES, dual
 
 
 def chosen(names: Sequence[str]) -> list[Fault]:

@@ -6,7 +6,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -26,9 +26,9 @@ NAMED_S: Final = 30.0  # a connection that went silent is noticed within 8 s
 _POLL_S: Final = 0.2
 
 
-def options(name: str) -> LabOptions:
+def options(name: str, families: Sequence[Family] = (Family.IPV4,)) -> LabOptions:
     """Return the lab that the faults are planted in."""
-    return LabOptions(name=name, nodes=3, pods=1, families=(Family.IPV4,))
+    return LabOptions(name=name, nodes=3, pods=1, families=tuple(families))
 
 
 class Scene:
@@ -189,12 +189,27 @@ def names(lab: Lab, root: Path) -> Mapping[str, str]:
         "stale_inner": str(stale[1]),
         "stale_key": str(stale).replace("/", "-"),
         **pod_names(lab),
+        **second_names(lab),
     }
 
 
-def _tunnel_mac() -> str:
+def second_names(lab: Lab) -> dict[str, str]:
+    """Return what braces of the second family stand for; none in a lab of IPv4 alone."""
+    if Family.IPV6 not in lab.topology.options.families:
+        return {}
+    partner = next(host for host in lab.topology.nodes if host.name == PARTNER)
+    far = lab.subnet_files()[PARTNER].subnets[Family.IPV6].network
+    return {
+        "net2_6": str(far),
+        "gateway2_6": str(far.network_address),
+        "public2_6": str(partner.address(Family.IPV6)),
+        "mac2_6": netns.inside(partner.namespace, lambda: _tunnel_mac("overlay-v6.1")),
+    }
+
+
+def _tunnel_mac(device: str = "overlay.1") -> str:
     shown = subprocess.run(
-        ["ip", "-json", "link", "show", "overlay.1"], capture_output=True, check=True
+        ["ip", "-json", "link", "show", device], capture_output=True, check=True
     ).stdout
     return str(json.loads(shown)[0]["address"])
 

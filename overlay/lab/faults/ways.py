@@ -215,6 +215,12 @@ def pod_names(lab: Lab) -> dict[str, str]:
     return {
         "pod1": str(here.addresses[Family.IPV4]),
         "pod2": str(there.addresses[Family.IPV4]),
+        # Of a lab with both families.
+        **{
+            f"{name}_6": str(pod.addresses[Family.IPV6])
+            for name, pod in (("pod1", here), ("pod2", there))
+            if Family.IPV6 in pod.addresses
+        },
         "link1": here.host_link,
         "sandbox1": f"/run/netns/{here.namespace}",
         "sandbox2": f"/run/netns/{there.namespace}",
