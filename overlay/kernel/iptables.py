@@ -96,6 +96,18 @@ def listing(family: Family) -> Mapping[str, Mapping[str, Sequence[str]]]:
     return found
 
 
+def legacy_listing(family: Family) -> tuple[str, Mapping[str, Sequence[str]]] | None:
+    """Return the program and the chains of the legacy ``filter``; None where there is no table.
+
+    Raises KernelError where it cannot be listed.
+    """
+    for table in _tables(forward=False):
+        if table.family is family and table.variant == "legacy":
+            found = listing(family)
+            return next(((p, found[p]) for p in found if p == table.command), None)
+    return None
+
+
 def remove() -> tuple[str, ...]:
     """Remove our chain and the jumps to it, and return what could not be done."""
     problems: list[str] = []

@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from overlay.kernel.asked import Ground
+from overlay.kernel.base import KernelError
+from overlay.kernel.iptables import legacy_listing
 from overlay.kernel.nft import NftError
 from overlay.kernel.nft_listing import read_ruleset
 from overlay.kernel.way import Surveyor, legacy_tables
 from overlay.model.address import Family, IPAddress, family_of
-from overlay.policy.listing import Listing
+from overlay.policy.iptables_listing import iptables_listing
+from overlay.policy.listing import Listing, merged
 from overlay.policy.ruleset import TABLE
 from overlay.policy.verdict import Packet
 from overlay.trace.facts import LinkFact, Observed
@@ -38,7 +41,7 @@ def survey(ground: Ground, knowledge: Knowledge, question: Question) -> Observed
 
     names = Names(knowledge, is_local)
     source, destination = names.pair(question.source, question.destination, question.family)
-    ruleset, has_table, notes = _rules()
+    ruleset, has_table, notes = _rules(source.address)
     pods = {address: a for a in knowledge.attachments for address in a.addresses}
     surveyor = Surveyor(ground, ruleset, pods)
     protocol, port = question.protocol, question.port
@@ -68,14 +71,26 @@ def survey(ground: Ground, knowledge: Knowledge, question: Question) -> Observed
     )
 
 
-def _rules() -> tuple[Listing, bool, Sequence[str]]:
-    """Return the ruleset, whether ours is in it, and what could not be read."""
+def _rules(address: IPAddress) -> tuple[Listing, bool, Sequence[str]]:
+    """Return the rules, iptables-legacy's too, whether ours are in them, and what is not known."""
+    legacy, notes = _legacy(family_of(address))
     try:
         ruleset = read_ruleset()
     except NftError as exc:
-        return Listing(), True, (f"rules are not known: {exc}", *legacy_tables())
+        return legacy, True, (f"rules are not known: {exc}", *notes)
     has_table = any(" ".join(place[:2]) == TABLE for place in ruleset.chains)
-    return ruleset, has_table, legacy_tables()
+    return merged(ruleset, legacy), has_table, notes
+
+
+def _legacy(family: Family) -> tuple[Listing, Sequence[str]]:
+    try:
+        found = legacy_listing(family)
+    except KernelError:
+        return Listing(), legacy_tables()
+    if found is None:
+        return Listing(), ()
+    program, chains = found
+    return iptables_listing(family, chains, program), ()
 
 
 def _tunnels(ground: Ground) -> dict[Family, LinkFact]:

@@ -22,11 +22,16 @@ _DESTINATION_TYPE: Final = {"fib": {"result": "type", "flags": ["daddr"]}}
 _UNREAD: Final[Mapping[str, Any]] = {"xt": {"type": "match", "name": None}}
 
 
-def iptables_listing(family: Family, chains: Mapping[str, Sequence[str]]) -> Listing:
-    """Return the table ``filter`` whose lines ``chains`` has, by chain."""
+def iptables_listing(
+    family: Family, chains: Mapping[str, Sequence[str]], table: str = "filter"
+) -> Listing:
+    """Return the table ``filter`` whose lines ``chains`` has, by chain, under the name ``table``.
+
+    The program's own name tells a legacy table from that of nft's.
+    """
     found: dict[Place, ListedChain] = {}
     for name, lines in chains.items():
-        place = (IP[family], "filter", name)
+        place = (IP[family], table, name)
         rules = tuple(_rule(family, line, chains) for line in lines if line.startswith("-A "))
         policy = "drop" if f"-P {name} DROP" in lines else "accept"
         found[place] = ListedChain(place, _HOOKS.get(name, ""), policy=policy, rules=rules)

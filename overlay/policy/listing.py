@@ -64,8 +64,18 @@ class ListedChain:
 
     @property
     def name(self) -> str:
-        """Return family, table and name, as nft's commands take them."""
-        return " ".join(self.place)
+        """Return family, table and name, as nft's commands take them; of legacy, as its own do."""
+        return spelled_place(self.place)
+
+
+def is_legacy(place: Place) -> bool:
+    """Return whether a chain is one of iptables-legacy: its table has the program's name."""
+    return place[1].startswith(("iptables", "ip6tables"))
+
+
+def spelled_place(place: Place) -> str:
+    """Return the words that name a chain to its own program."""
+    return " ".join(place[1:] if is_legacy(place) else place)
 
 
 @dataclass(frozen=True, slots=True)

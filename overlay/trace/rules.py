@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from overlay.model.address import Family
+from overlay.policy.listing import is_legacy
 from overlay.policy.ruleset import TABLE
 from overlay.policy.verdict import Packet, Verdict
 from overlay.trace.facts import Party
@@ -132,19 +133,30 @@ def _foreign(name: str, verdict: Verdict) -> Step:
 
 def _rule(verdict: Verdict) -> str:
     assert verdict.rule is not None  # noqa: S101 - by the callers
+    if is_legacy(verdict.where):
+        return f"{verdict.where[1]} {verdict.rule}"
     return f"{' '.join(verdict.where)} handle {verdict.rule.handle}: {verdict.rule}"
 
 
 def _delete(verdict: Verdict) -> str:
     if verdict.rule is None:
         return ""
+    if is_legacy(verdict.where):
+        return f"{verdict.where[1]} {verdict.rule.text.replace('-A ', '-D ', 1)}"
     return f"nft delete rule {' '.join(verdict.where)} handle {verdict.rule.handle}"
 
 
 def _accept(verdict: Verdict, packet: Packet) -> str:
-    if verdict.chain.place in {("ip", "filter", "FORWARD"), ("ip6", "filter", "FORWARD")}:
+    place = verdict.chain.place
+    is_iptables = place[1] == "filter" or is_legacy(place)
+    if is_iptables and place[2] == "FORWARD":
         # The agent does the same, and keeps it: OVERLAY-FORWARD.
         return "systemctl restart overlayd  # it lets pods through iptables' FORWARD"
+    if is_legacy(place):
+        match = f"-s {packet.source} -d {packet.destination}"
+        if packet.vni is not None:
+            match = f"-p udp --dport {packet.port}"
+        return f"{place[1]} -I {place[2]} {match} -j ACCEPT"
     ip = _IP[packet.family]
     match = f"{ip} saddr {packet.source} {ip} daddr {packet.destination}"
     if packet.vni is not None:

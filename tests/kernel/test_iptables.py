@@ -4,13 +4,19 @@ import shutil
 import socket
 import subprocess
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 
 import pytest
 
 from overlay.kernel import iptables
+from overlay.model.address import Family
+from overlay.policy.iptables_listing import iptables_listing
+from overlay.policy.packet import Packet
+from overlay.policy.verdict import verdicts
+from overlay.trace.rules import filter_steps
 from tests.kernel.netns import MakeNetns, Netns, PodLine, eventually
+from tests.unit.ways import party
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
 
@@ -187,3 +193,23 @@ def test_table_that_iptables_cannot_read_is_a_problem(netns: Netns) -> None:
     (problem,) = ensure(netns)
     assert problem.startswith("iptables (nft): ")
     assert "incompatible" in problem
+
+
+def test_legacy_rules_are_judged_with_those_of_nft(netns: Netns) -> None:
+    assert netns.call(lambda: iptables.legacy_listing(Family.IPV4)) is None, "no table is made"
+    netns.run("iptables-legacy", "-A", "FORWARD", "-d", "198.51.100.9", "-j", "DROP")
+    found = netns.call(lambda: iptables.legacy_listing(Family.IPV4))
+    assert found is not None
+    program, chains = found
+    listing = iptables_listing(Family.IPV4, chains, program)
+    source = ip_address("192.0.2.1")
+    (dropped,) = verdicts(listing, "forward", Packet(source, ip_address("198.51.100.9")))
+    (passed,) = verdicts(listing, "forward", Packet(source, ip_address("198.51.100.8")))
+    assert (dropped.stops, passed.stops) == (True, False)
+    assert dropped.chain.name == "iptables-legacy FORWARD"
+    step = next(filter_steps("policy", [dropped], Packet(source, source), party(source, None)))
+    assert step.mend == "iptables-legacy -D FORWARD -d 198.51.100.9/32 -j DROP"
+    netns.run(*step.mend.split())
+    again = netns.call(lambda: iptables.legacy_listing(Family.IPV4))
+    assert again is not None
+    assert not any(line.startswith("-A") for line in again[1]["FORWARD"])

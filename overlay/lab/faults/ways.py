@@ -84,6 +84,13 @@ WAYS: Final[tuple[Fault, ...]] = (
         asked=WAY,
     ),
     Fault(
+        "a rule of iptables-legacy",
+        ("iptables-legacy -I FORWARD -d {pod2} -j DROP",),
+        "iptables-legacy FORWARD drops it",
+        undo=("sh -c 'iptables-legacy -D FORWARD -d {pod2} -j DROP 2>/dev/null || :'",),
+        asked=WAY,
+    ),
+    Fault(
         "MTU one byte too large",
         # The kernel refuses a device that is too large from the start.
         ("ip link set eth0 mtu 1499",),
