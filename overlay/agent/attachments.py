@@ -112,6 +112,11 @@ class Attachments:
         with self._lock:
             return self._held.addresses()
 
+    def known_links(self) -> frozenset[str]:
+        """Return the names of the links that there is a record of, be it one that is not read."""
+        with self._lock:
+            return self._held.unread_links() | {a.link for a in self._by_key.values()}
+
     def settle(self, look: Callable[[], Mapping[str, Sequence[IPAddress]]]) -> None:
         """Keep what the kernel says is in use: ``look`` returns the addresses behind each link.
 

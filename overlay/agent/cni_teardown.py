@@ -73,7 +73,8 @@ class Teardown:
     def collect(self, network: str, kept: Collection[tuple[str, str]]) -> None:
         """Drop what a network has beside the (container, interface) pairs ``kept``.
 
-        All that can be dropped is. Raises CniError for the rest.
+        Links of the network that have lost their records are removed as well. All
+        that can be dropped is. Raises CniError for the rest.
         """
         failed: list[str] = []
         for attachment in self._attachments.list(network):
@@ -91,9 +92,30 @@ class Teardown:
                     failed.append(f"{key}: {exc}")
                     continue
                 log.info("%s is collected", key)
+        failed += self._collect_strays(network, kept)
         if failed:
             msg = f"{len(failed)} stale attachments stay: {'; '.join(failed)}"
             raise CniError(WIRING, msg, "GC may be repeated; the others are collected")
+
+    def _collect_strays(self, network: str, kept: Collection[tuple[str, str]]) -> list[str]:
+        """Remove the links of a network that there is no record of; return what failed."""
+        valid = {pods.link_name(AttachmentKey(network, *pair)) for pair in kept}
+        group, failed = pods.link_group(network), []
+        with self._sockets.lent() as rtnl:
+            links = pods.host_links(rtnl)
+        strays = [name for name, info in links.items() if info.group == group and name not in valid]
+        removed = [name for name in strays if name not in self._attachments.known_links()]
+        for name in removed:
+            try:
+                pods.detach(name)
+            except KernelError as exc:
+                failed.append(str(exc))
+                continue
+            log.info("link %s, of no known attachment, is collected", name)
+        if removed:
+            self._attachments.settle(addresses_in_use)
+            self._follow()
+        return failed
 
     def recover(self) -> None:
         """Undo what was cut off, and forget pods that went while nobody looked.

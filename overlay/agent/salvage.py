@@ -83,6 +83,10 @@ class HeldAddresses:
         """Return whether the attachment with that record is, or may be, there already."""
         return path in self._unread or _link_of(path) in self._by_link
 
+    def unread_links(self) -> frozenset[str]:
+        """Return the names that the links of records that cannot be read have or would have."""
+        return frozenset(map(_link_of, self._unread))
+
     def note(self, path: Path, reason: str) -> None:
         """Keep what can be made out of the record at ``path``, which is not read for ``reason``."""
         try:

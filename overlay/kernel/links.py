@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _IFF_LOWER_UP: Final = 1 << 16
 _MASTER: Final = 10
+_GROUP: Final = 27  # IFLA_GROUP
 _IPV6_MIN_MTU: Final = 1280  # bytes (RFC 8200, section 5)
 _FLANNEL: Final = "flannel"
 
@@ -52,6 +53,7 @@ class LinkInfo:
     kind: str = ""  # as `ip -d link` names it
     master: int = 0  # interface index of the bridge it is a port of
     has_carrier: bool = False
+    group: int = 0
 
     def is_ours(self) -> bool:
         """Return whether the alias says that we made it."""
@@ -114,6 +116,7 @@ def parse_link(data: bytes, start: int, end: int) -> LinkInfo:
         kind=_text(info.get(asked.INFO_KIND)),
         master=_u32(parts.get(_MASTER)),
         has_carrier=bool(flags & _IFF_LOWER_UP),
+        group=_u32(parts.get(_GROUP)),
     )
 
 

@@ -33,7 +33,7 @@ _U32: Final = struct.Struct("=I")
 
 _IFF_UP: Final = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
-_IFLA_LINKINFO, _IFLA_NET_NS_FD = 18, 28
+_IFLA_LINKINFO, _IFLA_GROUP, _IFLA_NET_NS_FD = 18, 27, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD: Final = 0x02
@@ -50,13 +50,21 @@ _VETH: Final = attribute(_IFLA_INFO_KIND, b"veth")
 
 
 def pair(
-    host: tuple[str, MacAddress], pod: tuple[str, MacAddress], mtu: int, netns: int
+    host: tuple[str, MacAddress],
+    pod: tuple[str, MacAddress],
+    mtu: int,
+    netns: int,
+    group: int,
 ) -> Request:
-    """Return what makes a veth pair, ``pod``'s end in the namespace behind ``netns``."""
+    """Return what makes a veth pair, ``pod``'s end in the namespace behind ``netns``.
+
+    ``group`` is that of the host's end.
+    """
     size = attribute(_IFLA_MTU, _U32.pack(mtu))
     peer = _ANY_LINK + _named(*pod) + size + attribute(_IFLA_NET_NS_FD, _U32.pack(netns))
     data = attribute(_IFLA_INFO_DATA, attribute(_VETH_INFO_PEER, peer))
-    body = _ANY_LINK + _named(*host) + size + attribute(_IFLA_LINKINFO, _VETH + data)
+    body = _ANY_LINK + _named(*host) + size + attribute(_IFLA_GROUP, _U32.pack(group))
+    body += attribute(_IFLA_LINKINFO, _VETH + data)
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 

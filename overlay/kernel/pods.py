@@ -2,7 +2,7 @@
 
 For a pod with the addresses A (IPv4) and B (IPv6)::
 
-    ip link add opodX mtu MTU address H type veth peer name eth0 address P netns POD
+    ip link add opodX group G mtu MTU address H type veth peer name eth0 address P netns POD
     ip -n POD addr add A/32 dev eth0;  ip -n POD addr add B/128 dev eth0 nodad
     ip -n POD neigh add 169.254.1.1 lladdr H dev eth0 nud permanent;  the same for fe80::1
     ip -n POD route add 169.254.1.1 dev eth0 scope link
@@ -48,6 +48,7 @@ from overlay.model.subnet import Subnet
 # Threads that wait until the kernel is done with a link; each for some 20 ms. With
 # 16 of them a DEL in ten waited for one (November 2026).
 _DELETING: Final = ThreadPoolExecutor(max_workers=64, thread_name_prefix="dellink")
+_GROUPS: Final = (1 << 31) - 1  # tools print them signed
 _GONE: Final = frozenset((errno.ENODEV, errno.ENOENT))
 _FORWARDING_S: Final = 1.0  # at most, until a port carries frames; some milliseconds mostly
 # Some runtimes switch IPv6 off for all that comes, and still ask for a dual-stack network.
@@ -65,6 +66,7 @@ class PodLink:
     """What ``attach`` makes: names, MAC addresses, MTU in bytes, and the pod's addresses.
 
     ``networks`` are those of the segment that it is on, none where it is routed.
+    ``group`` tells links of one CNI network from those of others.
     """
 
     interface: str
@@ -74,6 +76,7 @@ class PodLink:
     mtu: int
     addresses: tuple[IPAddress, ...]
     networks: tuple[IPNetwork, ...] = ()
+    group: int = 0
 
     def network_of(self, address: IPAddress) -> IPNetwork | None:
         """Return what is on the link with ``address``: None where nothing is."""
@@ -89,6 +92,11 @@ def link_name(key: AttachmentKey) -> str:
     """Return the name of the host's end: found again from the attachment's key alone."""
     seed = f"{key.network}\0{key.container}\0{key.interface}".encode()
     return POD_LINK_PREFIX + hashlib.sha256(seed).hexdigest()[:11]
+
+
+def link_group(network: str) -> int:
+    """Return the group of a CNI network's links: never 0, which is everybody's."""
+    return int.from_bytes(hashlib.sha256(network.encode()).digest()[:4], "big") % _GROUPS + 1
 
 
 def link_mac(name: str, end: str) -> MacAddress:
@@ -122,7 +130,9 @@ def attach(
         raise KernelError(msg)
     host, pod = (link.host_interface, link.host_mac), (link.interface, link.mac)
     try:
-        refusal, told = rtnl.send_heard(pod_requests.pair(host, pod, link.mtu, netns.descriptor))
+        refusal, told = rtnl.send_heard(
+            pod_requests.pair(host, pod, link.mtu, netns.descriptor, link.group)
+        )
         _expect_made(refusal, link)
         if told is not None:
             index, peer = pod_requests.ends(told)
@@ -211,6 +221,7 @@ def pod_link(attachment: Attachment, subnet: Subnet) -> PodLink:
         mtu=attachment.mtu,
         addresses=attachment.addresses,
         networks=tuple(subnet.networks()) if is_bridged else (),
+        group=link_group(attachment.key.network),
     )
 
 

@@ -68,9 +68,13 @@ class Node:
         links = self.netns.ip_json("link")
         return [each["ifname"] for each in links if each["ifname"].startswith("opod")]
 
+    def record(self, container: str) -> Path:
+        (path,) = (p for p in self._place.glob("*.json") if f'"{container}"' in p.read_text())
+        return path
+
     def spoil(self, container: str) -> Callable[[], None]:
         """Make it impossible to forget a container; return what undoes that."""
-        (path,) = (p for p in self._place.glob("*.json") if f'"{container}"' in p.read_text())
+        path = self.record(container)
         text = path.read_text()
         path.unlink()
         path.mkdir()  # which unlink(2) refuses, even to root
@@ -108,6 +112,28 @@ def test_collection_goes_on_past_what_fails_and_tells_it_once(node: Node) -> Non
     mend()
     assert node.ask("GC", **stale) == (0, None)
     assert node.attachments.list() == []
+
+
+def test_collection_takes_links_that_lost_their_records(
+    node: Node, three: list[Netns], make_netns: MakeNetns
+) -> None:
+    """Only those of the network, and none that the runtime knows or whose record is not read."""
+    other = make_netns()
+    assert node.ask("ADD", "c9", pod=other.path, name="other")[0] == 0
+    unread = node.record("c2")
+    for path in (node.record("c0"), node.record("c1"), node.record("c9")):
+        path.unlink()
+    unread.write_text(unread.read_text().replace('"format": 1', '"format": 9'))
+    node.restart()
+    node.netns.call(node.service.recover)
+    assert node.attachments.list() == []
+    valid: dict[str, Any] = {"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}
+    assert node.ask("GC", **valid) == (0, None)
+    assert ["eth0" in pod.ip("link") for pod in (*three, other)] == [False, True, True, True]
+    assert len(node.attachments.held()) == 6, "two of each that is there"
+    stale: dict[str, Any] = {"cni.dev/valid-attachments": []}
+    assert node.ask("GC", **stale) == (0, None)
+    assert ["eth0" in pod.ip("link") for pod in (*three, other)] == [False, False, True, True]
 
 
 @pytest.mark.usefixtures("three")
