@@ -67,7 +67,7 @@ def run(options: Options) -> Iterator[Table]:
     """Return one table of our agent's data path; "x" is the median of the rounds' own ratios."""
     seconds = options.pick(0, 1, 2)
     rounds = options.pick(1, 10, 20)
-    count = options.pick(1_000, 60_000, 200_000)
+    count = options.pick(1_000, 30_000, 200_000)
     with contextlib.ExitStack() as stack:
         test = stack.enter_context(bed())
         made = stack.enter_context(fabric(options.agents[0], test))
