@@ -8,8 +8,10 @@ import yaml
 from overlay import __version__
 from overlay.agent.flags import flag_parser
 from overlay.cli.main import parser
-from tests.manifests.renderers import CHART, FORMS, KUSTOMIZE, by_name, kustomized
+from tests.manifests.renderers import CHART, FORMS, KUSTOMIZE, MANIFESTS, by_name, kustomized
 
+EXCLUDED: Final = "overlay-fabric/exclude"
+GUIDE: Final = MANIFESTS.parent / "docs/kubernetes.md"
 # Every path of the host that a pod of ours sees; docs/kubernetes.md has the same table.
 HOST_PATHS: Final = {
     "/run/overlay",
@@ -64,6 +66,24 @@ def test_every_taint_is_tolerated(pod: dict[str, Any]) -> None:
     assert pod["tolerations"] == [{"operator": "Exists"}]
     assert pod["priorityClassName"] == "system-node-critical"
     assert pod["hostNetwork"] is True
+
+
+def test_node_that_is_excluded_loses_its_agent() -> None:
+    for form in FORMS:
+        (pod,) = pods_of(form)
+        chosen = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        expressions = [{"key": EXCLUDED, "operator": "DoesNotExist"}]
+        assert chosen == {"nodeSelectorTerms": [{"matchExpressions": expressions}]}
+    # The Job must come there all the same; it is bound to its node by name.
+    (job,) = pods_of("reset")
+    assert job["nodeName"] == "NODE"
+    assert "affinity" not in job
+    assert f"kubectl label node $node {EXCLUDED}=true" in GUIDE.read_text()
+
+
+def test_guide_names_every_path_of_the_host() -> None:
+    rows = [line.split("`") for line in GUIDE.read_text().splitlines() if line.startswith("| `/")]
+    assert {row[1] for row in rows} == HOST_PATHS
 
 
 def test_every_mount_has_its_volume(pod: dict[str, Any]) -> None:

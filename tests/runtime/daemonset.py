@@ -3,12 +3,15 @@
 import base64
 import http.client
 import json
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
+import grpc
+
 from tests.kernel.netns import Netns, eventually
+from tests.runtime.cgroup import Cgroup
 from tests.runtime.kubelet import Kubelet
 from tests.runtime.machine import DEADLINE_S, Machine
 from tests.runtime.podspec import Place, Spec, container, host_paths, sandbox
@@ -89,9 +92,9 @@ class ManifestPod:
         self._kubelet.stop(self._id)
         self._kubelet.remove(self._id)
 
-    def execute(self, *words: str) -> Done:
-        """Run a program in the container, as `kubectl exec` does."""
-        answer = self._call("ExecSync", container_id=self.main, cmd=words, timeout=DEADLINE_S)
+    def execute(self, *words: str, limit_s: int = DEADLINE_S) -> Done:
+        """Run a program in the container, as `kubectl exec` does. Raises grpc.RpcError."""
+        answer = self._call("ExecSync", container_id=self.main, cmd=words, timeout=limit_s)
         output = b"".join(base64.b64decode(answer.get(key, "")) for key in ("stdout", "stderr"))
         return Done(answer.get("exit_code", 0), output.decode())
 
@@ -99,9 +102,20 @@ class ManifestPod:
         """Return whether ``startup``, ``readiness`` or ``liveness`` succeeds, asked once."""
         (told,) = self.spec["containers"]
         probe = told[f"{name}Probe"]
-        where, limit_s = probe["httpGet"], probe["timeoutSeconds"]
+        limit_s = probe["timeoutSeconds"]
+        if "exec" in probe:
+            return self._executed(probe["exec"]["command"], limit_s)
+        where = probe["httpGet"]
         status, _ = self.get(where["path"], where["host"], where["port"], limit_s)
         return 200 <= status < 400
+
+    def _executed(self, words: Sequence[str], limit_s: int) -> bool:
+        try:
+            return self.execute(*words, limit_s=limit_s).status == 0
+        except grpc.RpcError as exc:
+            if exc.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+            return False
 
     def get(
         self, path: str, host: str = "127.0.0.1", port: int = 9470, limit_s: float = 5
@@ -147,11 +161,9 @@ class ManifestPod:
         lines = self._machine.run("cat", f"/proc/{self._pid()}/status").splitlines()
         return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
-    def memory(self, what: str) -> int:
-        """Return a number of the container's memory control group, in bytes."""
-        lines = self._machine.run("cat", f"/proc/{self._pid()}/cgroup").splitlines()
-        (path,) = [line.rpartition(":")[2] for line in lines if ":memory:" in line]
-        return int(Path(f"/sys/fs/cgroup/memory{path}/memory.{what}").read_text())
+    def cgroup(self) -> Cgroup:
+        """Return the container's control group."""
+        return Cgroup(self._machine.run("cat", f"/proc/{self._pid()}/cgroup"))
 
     def _pid(self) -> str:
         """Return the agent's process on the machine: of this container the one that runs it."""

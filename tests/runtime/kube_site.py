@@ -1,7 +1,7 @@
 """Two machines of a Kubernetes cluster, with the work of their kubelets, and an API server."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +37,9 @@ def _ip(family: str, words: str) -> list[str]:
 class KubeSite:
     """The nodes ``n1`` and ``n2``, on which the pods of our manifests run."""
 
-    def __init__(self, place: Path, fabric_image: Path, stack: ExitStack) -> None:
+    def __init__(
+        self, place: Path, fabric_image: Path, stack: ExitStack, nodes: Sequence[int] = NODES
+    ) -> None:
         self.name = f"t-{uuid4().hex[:8]}"
         self.place = place
         self.objects = kustomized(KUSTOMIZE)
@@ -50,7 +52,7 @@ class KubeSite:
         write_image(image)
         self.machines: dict[int, Machine] = {}
         self.kubelets: dict[int, Kubelet] = {}
-        for number in NODES:
+        for number in nodes:
             self._add(number, stack)
             self.kubelets[number] = Kubelet(self.machines[number], image, self.cgroup(number))
             stack.callback(self.kubelets[number].close)

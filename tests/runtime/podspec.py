@@ -26,7 +26,7 @@ _MASKED: Final = [
 _READ_ONLY: Final = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 # What the scheduler, the controllers and the garbage collector read, and a runtime does not.
 _FOR_OTHERS: Final = {
-    *("dnsPolicy", "nodeSelector", "nodeName", "priorityClassName", "tolerations"),
+    *("affinity", "dnsPolicy", "nodeSelector", "nodeName", "priorityClassName", "tolerations"),
     *("serviceAccountName", "enableServiceLinks", "restartPolicy"),
     *("containers", "initContainers", "terminationGracePeriodSeconds"),
 }

@@ -126,12 +126,20 @@ def test_container_has_what_its_manifest_says(running: Running) -> None:
         assert int(status[kind], 16) == expected, kind
     assert int(status["NoNewPrivs"]) == 1
     assert int(status["Seccomp"]) == _FILTERED
-    assert running.agents[1].memory("limit_in_bytes") == mebibytes(
-        told["resources"]["limits"]["memory"]
-    ) * (1 << 20)
+    limit = mebibytes(told["resources"]["limits"]["memory"]) << 20
+    assert running.agents[1].cgroup().memory_limit() == limit
     for path in ("/etc/written", "/opt/overlay/written", "/proc/sys/net/ipv4/ip_forward"):
         done = running.agents[1].execute("sh", "-c", f"echo 1 > {path}")
         assert "Read-only file system" in done.output, path
+
+
+def test_overlayctl_in_the_container_asks_the_same_store(running: Running) -> None:
+    agent = running.agents[1]
+    doctor = agent.execute("overlayctl", "doctor")
+    assert doctor.status == 0, doctor.output
+    assert "0 findings" in doctor.output
+    leases = json.loads(agent.execute("overlayctl", "leases", "-o", "json").output)["leases"]
+    assert {lease["node"] for lease in leases} == {"n1", "n2"}
 
 
 def test_agents_are_replaced_without_a_lost_packet(running: Running) -> None:
@@ -192,15 +200,18 @@ def test_reset_job_leaves_the_host_as_it_was(running: Running) -> None:
     assert "stop it first" in refused.output
     early.remove()
     running.meet()
-    for number in NODES:
-        site.kubelets[number].stop(running.pods[number])
-        site.kubelets[number].remove(running.pods[number])
-        running.agents[number].stop()
-    for number in NODES:
-        job = site.pod(number, site.job)
-        job.prepare()
-        done = job.run(told)
-        assert done.status == 0, done.output
-        job.remove()
-        assert site.snapshot(number) == running.before[number]
-        site.hub.unregister(number)
+    # In the order of docs/kubernetes.md: drained, excluded, reset, its lease released.
+    site.kubelets[1].stop(running.pods[1])
+    site.kubelets[1].remove(running.pods[1])
+    running.agents[1].stop()
+    job = site.pod(1, site.job)
+    job.prepare()
+    done = job.run(told)
+    assert done.status == 0, done.output
+    job.remove()
+    assert site.snapshot(1) == running.before[1]
+    released = running.agents[2].execute("overlayctl", "leases", "release", "n1")
+    assert released.status == 0, released.output
+    assert site.hub.found(1)["metadata"]["annotations"] == {}
+    routes = site.hub.host(2).netns
+    eventually(lambda: "10.244.1.0/24" not in routes.ip("route"), timeout_s=LATE_S)
