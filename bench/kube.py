@@ -73,7 +73,7 @@ def _measure(size: int, beats: int) -> Mapping[str, float]:
         api = ApiServer(make_authority(place, "127.0.0.1"))
         try:
             for number in range(size):
-                api.objects.create(NODES, _node(number))
+                api.objects.create(NODES, node_of(number))
             kubeconfig = api.kubeconfig(place / "kubeconfig")
             (place / "net-conf.json").write_text('{"Network": "10.0.0.0/8"}')
             command = [sys.executable, "-m", "bench.kube", str(kubeconfig)]
@@ -123,7 +123,8 @@ def _used(before: Usage, after: Usage, beaten: Usage) -> Mapping[str, float]:
     }
 
 
-def _node(number: int) -> Any:
+def node_of(number: int) -> Any:
+    """Return a Node of the size of a real one, with what flannel writes there."""
     from tests.kube.cluster import flannels, node
 
     digest = f"{number:064x}"
