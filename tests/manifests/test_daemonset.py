@@ -10,7 +10,7 @@ from overlay.agent.flags import flag_parser
 from overlay.cli.main import parser
 from tests.manifests.renderers import CHART, FORMS, KUSTOMIZE, MANIFESTS, by_name, kustomized
 
-EXCLUDED: Final = "overlay-fabric/exclude"
+EXCLUDED: Final = "overlay/exclude"
 GUIDE: Final = MANIFESTS.parent / "docs/kubernetes.md"
 # Every path of the host that a pod of ours sees; docs/kubernetes.md has the same table.
 HOST_PATHS: Final = {
