@@ -59,8 +59,8 @@ lint: setup ## style, types, layers, shell scripts
 FUZZ_S ?= 60
 fuzz: setup ## search for input that breaks a parser, FUZZ_S=60 seconds each (Linux on x86-64)
 	@$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r tests/fuzz/requirements.txt
-	$(BIN)/python -m tests.fuzz cni $(FUZZ_S)
-	$(BIN)/python -m tests.fuzz netlink $(FUZZ_S)
+	for target in cni netlink lease config nft; do \
+	  $(BIN)/python -m tests.fuzz $$target $(FUZZ_S) || exit 1; done
 
 bench: setup ## measure against the numbers that docs and changelog claim (root)
 	@$(BIN)/python -m bench $(ARGS)

@@ -29,7 +29,7 @@ class ConfigError(OverlayError):
         self.key = key
         self.value = value
         self.problem = problem
-        super().__init__(f"network config: {key} {shown(value)}: {problem}")
+        super().__init__(f"network config: {cut(key)} {shown(value)}: {cut(problem, 500)}")
 
 
 class LeaseFormatError(OverlayError):
@@ -46,8 +46,12 @@ def shown(value: object) -> str:
     >>> shown("a" * 100)[-8:], shown([1])
     ('aaaaa...', '[1]')
     """
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return cut(repr(value) if isinstance(value, str) else str(value))
+
+
+def cut(text: str, most: int = 80) -> str:
+    """Return ``text``, and of what is longer than ``most`` the beginning."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def usage_text(message: str) -> str:

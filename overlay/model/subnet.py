@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from overlay.model.address import Family, IPAddress, IPNetwork, family_of
-from overlay.model.errors import LeaseFormatError
+from overlay.model.errors import LeaseFormatError, cut, shown
 
 _KEY: Final = re.compile(
     r"(?P<v4>\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})-(?P<v4len>\d{1,2})"
@@ -88,17 +88,17 @@ def parse_subnet_key(text: str) -> Subnet:
     """
     match = _KEY.match(text)
     if match is None:
-        msg = f"lease key {text!r} is not of the form 10.244.3.0-24[&fd00:1:2:3::-64]"
+        msg = f"lease key {shown(text)} is not of the form 10.244.3.0-24[&fd00:1:2:3::-64]"
         raise LeaseFormatError(msg)
     try:
         v4 = IPv4Network(f"{match['v4']}/{match['v4len']}")
         v6 = IPv6Network(f"{match['v6']}/{match['v6len']}") if match["v6"] else None
     except ValueError as exc:
-        msg = f"lease key {text!r}: {exc}"
+        msg = f"lease key {shown(text)}: {cut(str(exc))}"
         raise LeaseFormatError(msg) from exc
     subnet = Subnet(None, v6) if v6 is not None and v4 == _NO_V4 else Subnet(v4, v6)
     if any(network.prefixlen == 0 for network in subnet.networks()):
-        msg = f"lease key {text!r} covers every address; a lease is part of the network"
+        msg = f"lease key {shown(text)} covers every address; a lease is part of the network"
         raise LeaseFormatError(msg)
     return subnet
 
@@ -111,16 +111,17 @@ def parse_subnet(text: str) -> Subnet:
     if "-" in text:
         return parse_subnet_key(text)
     if "%" in text:
-        msg = f"subnet {text!r} names an interface; leave out what follows the %"
+        msg = f"subnet {shown(text)} names an interface; leave out what follows the %"
         raise LeaseFormatError(msg)
     networks: list[IPNetwork] = []
     for part in re.split(r"[,&\s]+", text.strip()):
         try:
             networks.append(IPv6Network(part) if ":" in part else IPv4Network(part))
         except ValueError as exc:
-            msg = f"subnet {text!r}: {exc}; write 10.244.3.0/24 or 10.244.3.0/24,fd00:1::/64"
+            way_out = "write 10.244.3.0/24 or 10.244.3.0/24,fd00:1::/64"
+            msg = f"subnet {shown(text)}: {cut(str(exc))}; {way_out}"
             raise LeaseFormatError(msg) from exc
     if len({family_of(n) for n in networks}) != len(networks):
-        msg = f"subnet {text!r} has two networks of one family"
+        msg = f"subnet {shown(text)} has two networks of one family"
         raise LeaseFormatError(msg)
     return subnet_of(*networks)

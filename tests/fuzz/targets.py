@@ -1,4 +1,4 @@
-"""What must hold for any bytes: of a CNI request on the socket, of a netlink datagram.
+"""What must hold for any bytes: CNI requests, netlink datagrams, what etcd holds, what nft prints.
 
 Each target takes bytes and raises AssertionError, or whatever escapes a parser.
 """
@@ -27,18 +27,26 @@ from overlay.agent.cni_wire import Opening, WireError, read_request
 from overlay.kernel import messages
 from overlay.kernel.links import parse_link
 from overlay.kernel.monitor import Monitor
-from overlay.kernel.notices import OVERFLOW, SYSCTL, UNDERLAY, Change
+from overlay.kernel.nft import _parse_listing
+from overlay.kernel.nft_notices import RulesetNotices
+from overlay.kernel.notices import OVERFLOW, SYSCTL, UNDERLAY, Change, RulesetChange
 from overlay.kernel.rtnl import MessageError, split
 from overlay.model.attachment import Attachment, AttachmentKey
 from overlay.model.document import is_plain
-from overlay.model.subnet import parse_subnet
+from overlay.model.errors import ConfigError, LeaseFormatError
+from overlay.model.lease import format_attributes, parse_attributes, parse_lease
+from overlay.model.network import parse_network_config
+from overlay.model.subnet import parse_subnet, parse_subnet_key
+from overlay.policy.listing import parse_listing
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 _ATTACHED: Final = Attachment(
     AttachmentKey("fabric", "c1", "eth0"), "/run/netns/pod", (ip_address("10.1.0.2"),), "opod1"
 )
 _SUBNET: Final = parse_subnet("10.1.0.0/24,fd00::/64")
+_MOST_WORDS: Final = 1000  # characters of an error: a person reads it
 _MOST: Final = 64 * 1024  # bytes; more do not fit into a socket that nobody reads
 
 
@@ -113,13 +121,62 @@ def netlink(data: bytes) -> None:
                 continue
 
 
-TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {"cni": cni, "netlink": netlink}
+def lease(data: bytes) -> None:
+    """Judge what may stand under ``subnets/``: the key's last part, a line's end, the value."""
+    key, _, value = data.partition(b"\n")
+    found = _parsed(lambda: parse_lease(key.decode(errors="replace"), value), LeaseFormatError)
+    if isinstance(found, LeaseFormatError):
+        assert len(str(found)) < _MOST_WORDS
+        return
+    written = format_attributes(found.attributes)
+    again = parse_attributes(found.subnet.key, written)
+    assert format_attributes(again) == written, "what is written over changes nothing"
+    assert parse_subnet_key(found.subnet.key) == found.subnet
+
+
+def config(data: bytes) -> None:
+    """Judge what may stand under ``config``."""
+    found = _parsed(lambda: parse_network_config(data), ConfigError)
+    if isinstance(found, ConfigError):
+        assert len(str(found)) < _MOST_WORDS
+        return
+    assert found.families
+    for family in found.families:
+        span = found.ranges[family]
+        assert span.subnet(0).prefixlen <= span.network.max_prefixlen
+
+
+def nft(data: bytes) -> None:
+    """Judge what nft prints, as text and as JSON, and what the kernel tells of rules."""
+    text = data.decode(errors="replace")
+    static, elements = _parse_listing(text)
+    assert len(static) <= len(text)
+    assert all(isinstance(each, str) for found in elements.values() for each in found)
+    _parsed(lambda: parse_listing(text), ValueError)
+    for notice in RulesetNotices().read(data):
+        assert notice == OVERFLOW or isinstance(notice, RulesetChange)
+
+
+TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
+    "cni": cni,
+    "netlink": netlink,
+    "lease": lease,
+    "config": config,
+    "nft": nft,
+}
 
 
 def _outcome(function: Callable[[], T]) -> T | CniError:
     try:
         return function()
     except CniError as exc:
+        return exc
+
+
+def _parsed(function: Callable[[], T], kind: type[E]) -> T | E:
+    try:
+        return function()
+    except kind as exc:
         return exc
 
 
