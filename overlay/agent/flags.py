@@ -70,6 +70,7 @@ class Flags:
     checksum_offload: str = "auto"  # of the VXLAN devices: overlay.kernel.host.offload.CHOICES
     host_local_dir: Path = Path("/var/lib/cni/networks")
     replaces_flannel: bool = False  # where its device has our VNI and port
+    waits_for_host: bool = False  # for what a person would be told by an end
     kube: KubeFlags | None = None  # leases from the Kubernetes API instead of etcd
 
     @property
@@ -157,6 +158,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
             args.probe_port, args.probe_interval, args.pmtu_interval, bool(args.pmtu_clamp)
         ),
         cni=CniFlags(args.cni_conf_dir, args.cni_bin_dir),
+        waits_for_host=bool(args.wait_for_host),
         kube=kube,
         checksum_offload=args.vxlan_checksum_offload,
         policy=PolicyFlags(
@@ -371,6 +373,14 @@ def flag_parser(environment: Mapping[str, str]) -> _Parser:  # one flag after th
         "policy-admin-tier",
         False,  # noqa: FBT003
         "enforce ClusterNetworkPolicy too",
+        type=_boolean,
+        nargs="?",
+        const=True,
+    )
+    flag(
+        "wait-for-host",
+        False,  # noqa: FBT003
+        "wait, unready, for what is wrong with host or flags instead of ending; for a DaemonSet",
         type=_boolean,
         nargs="?",
         const=True,

@@ -21,6 +21,7 @@ from overlay.agent.status import (
     PROGRAMMING,
     RUNNING,
     WAITING_CONFIG,
+    WAITING_HOST,
     Mailbox,
     Status,
 )
@@ -152,8 +153,9 @@ class Lessee:
                     self.fatal = exc
                     failed()
                     return
-                if isinstance(exc, DuplicateNodeError):
-                    self._status.update(phase=CLAIMING)
+                if self._site is None or isinstance(exc, DuplicateNodeError):
+                    is_claimed = isinstance(exc, DuplicateNodeError)
+                    self._status.update(phase=CLAIMING if is_claimed else WAITING_HOST)
                 wake_at = self._trouble(exc)
             except OverlayError as exc:
                 wake_at = self._trouble(exc)
@@ -183,6 +185,8 @@ class Lessee:
         In Kubernetes a Node stays behind for a while whose host is gone and
         whose address is given to the next one.
         """
+        if self._flags.waits_for_host:
+            return True
         return self._flags.kube is not None and isinstance(exc, DuplicateNodeError)
 
     def _trouble(self, exc: OverlayError) -> float:

@@ -28,6 +28,7 @@ from overlay.agent.flags import Flags, parse_flags
 from overlay.agent.heartbeat import Heartbeats
 from overlay.agent.host import Host, boot_clock
 from overlay.agent.host_local import HostLocal
+from overlay.agent.host_wait import HostWait, is_patient
 from overlay.agent.http import HttpServer
 from overlay.agent.kernel_watch import KernelWatch
 from overlay.agent.layer2 import Layer2
@@ -37,7 +38,7 @@ from overlay.agent.mesh_part import MeshPart
 from overlay.agent.notify import notify
 from overlay.agent.policy_part import PolicyPart
 from overlay.agent.reconciler import Reconciler
-from overlay.agent.status import WAITING_STORE, Status
+from overlay.agent.status import WAITING_HOST, WAITING_STORE, Status
 from overlay.agent.sysctl_watch import SysctlWatch
 from overlay.kernel.netlink import NetlinkKernel, check_devices
 from overlay.kernel.nft import OwnWrites
@@ -53,6 +54,7 @@ from overlay.store.base import LeaseStore, StoreError
 log = logging.getLogger(__name__)
 
 _OPEN_FILES: Final = 65536  # some 6 for each of as many clients as may wait (control)
+_HOST_RETRY_S: Final = 2.0
 _STUCK_S: Final = 60.0  # beyond the audit interval, before /healthz says so
 # The same for who calls the store: a slow one's listing of all leases is many calls.
 _STUCK_CALLS_S: Final = 600.0
@@ -77,6 +79,7 @@ class Agent:
         self._started_at = clock()
         self._fault: Exception | None = None
         self._beats = Heartbeats(clock)
+        self._is_working = False  # it waits for the host until then
         self.stop = self._host.bell()
         self.status = Status(Events(self._host.wall_clock))
         self._recorder = Recorder(self.status, Journal(flags.state_dir))
@@ -133,7 +136,8 @@ class Agent:
         """Work until stopped. Raises OverlayError for what only an operator can mend."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._recorder.close)
-            self._listen(stack)
+            if not self._is_listening_when_free(stack):
+                return
             self._record(stack)
             threads: dict[str, Callable[[], None]] = {
                 "watch": self._watch,
@@ -179,6 +183,37 @@ class Agent:
         text = f"overlayd {__version__} on node {node.name}"
         events.note(Kind.AGENT_STARTED, text, node=node.name, version=__version__)
         stack.callback(events.note, Kind.AGENT_STOPPING, "forwarding stays as it is")
+
+    def _is_listening_when_free(self, stack: contextlib.ExitStack) -> bool:
+        """Listen; with ``--wait-for-host`` as soon as no other agent does, unless stopped before.
+
+        Raises UsageError.
+        """
+        while not self.stop.is_set():
+            try:
+                with contextlib.ExitStack() as attempt:
+                    self._listen(attempt)
+                    stack.push(attempt.pop_all())
+            except UsageError as exc:
+                if not self._flags.waits_for_host:
+                    raise
+                text = str(exc)
+                if self.status.get().lessee_error != text:
+                    log.warning("%s; waiting until that is mended", text)
+                self.status.update(phase=WAITING_HOST, lessee_error=text)
+                self.stop.wait(_HOST_RETRY_S)
+            else:
+                if self.status.get().phase == WAITING_HOST:
+                    self.status.update(phase=WAITING_STORE, lessee_error=None)
+                self._is_working = True
+                return True
+        return False
+
+    def probe(self, question: str) -> str:
+        """Return why the agent is not ``live`` or ``ready``, in words; empty where it is."""
+        if question == "live":
+            return "; ".join(self._stuck()) if self._is_working else ""
+        return "; ".join(self.status.get().reasons)
 
     def _listen(self, stack: contextlib.ExitStack) -> None:
         flags = self._flags
@@ -261,7 +296,8 @@ class Agent:
         watch.run(self._beats.of("kernel monitor", self.stop, poll_s + _STUCK_S))
 
     def _tell(self, notices: Sequence[Notice]) -> None:
-        if UNDERLAY in notices and self.status.get().site is not None:
+        known = self.status.get()
+        if UNDERLAY in notices and (known.site is not None or known.phase == WAITING_HOST):
             self.lessee.wake()
         self.reconciler.tell(notices)
         if self.policy is not None:
@@ -293,22 +329,14 @@ def _this_machine(flags: Flags) -> Host:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``overlayd``; return its exit status (docs/exit-codes.md)."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        flags = parse_flags(sys.argv[1:] if argv is None else argv)
-        set_up_logs(flags.log_format, flags.log_level)
-        _require_root()
-        _raise_file_limit()
-        find_underlay(flags.underlay, ())  # a wrong --iface shows at once, whatever the store does
-        agent = _agent(flags)
-        log.info("overlayd %s on node %s", __version__, flags.node.name)
-
-        def end(number: int, _frame: FrameType | None) -> None:
-            log.info("%s: ending; forwarding stays as it is", signal.Signals(number).name)
-            agent.end()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, end)
-        agent.run()
+        if is_patient(words):
+            _run_patiently(words)
+        else:
+            agent = _built(words)
+            _end_by_signals(agent.end)
+            agent.run()
     except OverlayError as exc:
         sys.stderr.write(f"overlayd: {exc}\n")
         return exc.exit_code
@@ -316,6 +344,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.exception("overlayd ends by a fault of its own; forwarding stays as it is")
         return 70  # EX_SOFTWARE, sysexits.h
     return 0
+
+
+def _run_patiently(words: Sequence[str]) -> None:
+    """Run the agent once flags and host allow it, unready until then."""
+    wait = HostWait()
+    _end_by_signals(wait.stop.set)
+    wait.listen()
+    agent = wait.until(functools.partial(_built, words))
+    if agent is not None:
+        wait.agent = agent
+        _end_by_signals(agent.end)
+        if not wait.stop.is_set():  # by a signal in between
+            agent.run()
+
+
+def _end_by_signals(end: Callable[[], None]) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
+        log.info("%s: ending; forwarding stays as it is", signal.Signals(number).name)
+        end()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+
+
+def _built(words: Sequence[str]) -> Agent:
+    """Return the agent that flags and environment ask for. Raises OverlayError."""
+    flags = parse_flags(words)
+    set_up_logs(flags.log_format, flags.log_level)
+    _require_root()
+    _raise_file_limit()
+    if not flags.waits_for_host:
+        find_underlay(flags.underlay, ())  # a wrong --iface shows at once, whatever the store does
+    agent = _agent(flags)
+    log.info("overlayd %s on node %s", __version__, flags.node.name)
+    return agent
 
 
 def _require_root() -> None:

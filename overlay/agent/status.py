@@ -17,6 +17,7 @@ from overlay.plan.planner import Problem, Site
 T = TypeVar("T")
 
 WAITING_STORE = "waiting for the store"
+WAITING_HOST = "waiting for this host"
 WAITING_CONFIG = "waiting for a network config"
 CONFIG_INVALID = "network config invalid"
 CLAIMING = "claiming a subnet"

@@ -7,6 +7,7 @@ import yaml
 
 from overlay import __version__
 from overlay.agent.flags import flag_parser
+from overlay.agent.probe import QUESTIONS
 from overlay.cli.main import parser
 from tests.manifests.renderers import CHART, FORMS, KUSTOMIZE, MANIFESTS, by_name, kustomized
 
@@ -21,6 +22,7 @@ HOST_PATHS: Final = {
     "/run/xtables.lock",
     "/var/lib/cni/networks",  # on nodes that move from flannel
 }
+PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
 def pods_of(form: str) -> list[dict[str, Any]]:
@@ -95,12 +97,24 @@ def test_our_programs_take_their_arguments(pod: dict[str, Any]) -> None:
     hooks = [c.get("lifecycle", {}).get("preStop", {}).get("exec", {}) for c in containers(pod)]
     commands = [c["command"] + c.get("args", []) for c in containers(pod)]
     commands += [hook["command"] for hook in hooks if hook]
-    for program, *words in commands:
-        if program == "overlayd":
+    probes = [c[p]["exec"]["command"] for c in containers(pod) for p in PROBES if p in c]
+    for program, *words in [*commands, *probes]:
+        if program == "overlayd" and words[:1] == ["probe"]:
+            assert words[1:] in [[question] for question in QUESTIONS]
+        elif program == "overlayd":
             flag_parser({}).parse_args(words)
         else:
             assert program == "overlayctl"
             parser().parse_args(words)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_probes_ask_the_agent_of_their_own_container(form: str) -> None:
+    """By a port of the node they would ask whichever agent has it."""
+    (agent,) = (c for pod in pods_of(form) for c in pod["containers"])
+    questions = [agent[name]["exec"]["command"] for name in PROBES]
+    assert questions == [["overlayd", "probe", q] for q in ("live", "ready", "live")]
+    assert "--wait-for-host" in agent["args"]
 
 
 @pytest.mark.parametrize("form", FORMS)
