@@ -13,15 +13,19 @@ log = logging.getLogger(__name__)
 Announce: TypeAlias = Callable[[], bool]  # returns whether it was news
 
 _NEVER: Final = object()  # no lease was announced yet
-_LOOK_S: Final = 3600.0  # the thread is ended with the process
+_AGAIN_S: Final = 600.0  # somebody may have taken the condition back
 _RETRY_S: Final = (1.0, 60.0)  # first and longest pause after a failure
 
 
 class Announcement:
-    """Announces each lease once: a node that is made anew has forgotten what it was told."""
+    """Announces each lease, for a node that is made anew has forgotten what it was told.
 
-    def __init__(self, announce: Announce, status: Status) -> None:
+    And again every ``again_s``: ``announce`` writes where the condition is another by then.
+    """
+
+    def __init__(self, announce: Announce, status: Status, again_s: float = _AGAIN_S) -> None:
         self._announce = announce
+        self._again_s = again_s
         self._status = status
         self._done: object = _NEVER
 
@@ -29,8 +33,8 @@ class Announcement:
         """Work until ``stop`` is set."""
         pause_s = _RETRY_S[0]
         while not stop.is_set():
-            snapshot = self._status.wait_for(self._is_news, _LOOK_S)
-            if not self._is_news(snapshot):
+            snapshot = self._status.wait_for(self._is_news, self._again_s)
+            if not snapshot.is_ready:
                 continue
             try:
                 if self._announce():

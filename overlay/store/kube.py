@@ -229,6 +229,7 @@ class KubeLeaseStore:
             pace=self._pace,
             uniform=self._uniform,
             clock=self._clock,
+            is_vital=True,
         )
 
     def _acquire_once(self, claim: Claim) -> Lease:

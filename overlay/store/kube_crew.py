@@ -24,10 +24,10 @@ class Crew:
             self._running += 1
         threading.Thread(target=self._run, args=(run,), name=name, daemon=True).start()
 
-    def join(self) -> None:
-        """Return when all threads have ended. Raises what the first that failed did."""
+    def join(self, timeout_s: float | None = None) -> None:
+        """Return when all threads have ended, or the time has. Raises what the first fault was."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._running)
+            self._changed.wait_for(lambda: not self._running, timeout_s)
         if self._fault is not None:
             raise self._fault
 

@@ -1,5 +1,6 @@
 """One watch of a fabric in Kubernetes: nodes, network config and key become views."""
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -8,11 +9,12 @@ from typing import Final
 from overlay.model.fabric_key import FabricKeys
 from overlay.model.lease import LeaseView
 from overlay.store.base import StopSignal, StoreError
+from overlay.store.kube_crew import Crew
 from overlay.store.kube_net_config import NetConfigFile
 from overlay.store.kube_node import NodeFacts
 from overlay.store.kube_secret import FabricSecret, StoredKeys
 from overlay.store.kube_table import NodeTable
-from overlay.store.kube_watch import Found, KubeWatch
+from overlay.store.kube_watch import Either, Found, KubeWatch
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,11 @@ class Feed:
         trouble: Callable[[StoreError | None], None],
         stop: StopSignal,
     ) -> None:
-        """Follow nodes in this thread, the rest in threads that end with it."""
+        """Follow nodes in this thread, the rest in threads that end with it.
+
+        A fault in one of those ends this one too, and is raised. They look at
+        another signal than ``stop``, by which only this one shows that it lives.
+        """
 
         def told(error: StoreError | None) -> None:
             with self._lock:
@@ -72,19 +78,19 @@ class Feed:
                 if error is None and self._is_pending:
                     self._tell()
 
-        threads = [
-            threading.Thread(target=self._look, args=(stop,), name="kube-look", daemon=True),
-            threading.Thread(
-                target=keys.run, args=(self._take_keys, self._key_trouble, stop), daemon=True
-            ),
-        ]
+        done = threading.Event()
+        crew = Crew(done)
         with self._lock:
             self._table.set_config(self._config.read())
-        for thread in threads:
-            thread.start()
-        nodes.run(self._take_nodes, told, stop)
-        for thread in threads:
-            thread.join(_JOIN_S)
+        crew.start(functools.partial(self._look, crew), "kube-look")
+        crew.start(
+            functools.partial(keys.run, self._take_keys, self._key_trouble, crew), "kube-keys"
+        )
+        try:
+            nodes.run(self._take_nodes, told, Either(stop, crew.is_set))
+        finally:
+            done.set()
+        crew.join(_JOIN_S)
 
     def _take_nodes(
         self,

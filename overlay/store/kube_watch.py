@@ -20,6 +20,7 @@ from overlay.store.base import StopSignal, StoreError
 from overlay.store.kube_client import Kind, KubeClient
 from overlay.store.kube_errors import (
     Asked,
+    ForbiddenError,
     KubeUnavailableError,
     ResourceGoneError,
     Status,
@@ -50,6 +51,7 @@ class Pace:
     idle_s: float = 90.0
     server_s: tuple[int, int] = (300, 600)
     backoff_s: tuple[float, float] = (0.2, 30.0)  # first and longest pause after a failure
+    refused_s: float = 300.0  # longest pause where the account may not, and nothing else waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,26 +119,29 @@ class _Backoff:
         """Note that a turn begins."""
         self._begun_at = self._clock()
 
-    def pause_s(self, least_s: float = 0.0) -> float:
-        """Return how long to wait after the turn that ends now."""
+    def pause_s(self, least_s: float = 0.0, most_s: float | None = None) -> float:
+        """Return how long to wait after the turn that ends now; ``most_s`` is instead of ours."""
         if self._clock() - self._begun_at > 2 * self._next_s:
             self._next_s = self._range_s[0]
-        pause_s = max(self._next_s, least_s)
-        self._next_s = min(self._next_s * 2, self._range_s[1])
+        longest_s = self._range_s[1] if most_s is None else most_s
+        pause_s = max(min(self._next_s, longest_s), least_s)
+        self._next_s = min(self._next_s * 2, longest_s)
         return pause_s * self._uniform(*((1.0, 1.5) if least_s else (0.5, 1.0)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Either:
+class Either:
     """A signal to stop, or something else that ends a stream."""
 
     stop: StopSignal
     other: Callable[[], bool]
 
     def is_set(self) -> bool:
+        """Return whether to end."""
         return self.stop.is_set() or self.other()
 
     def wait(self, timeout: float | None = None) -> bool:
+        """Wait at most ``timeout`` seconds to be told to stop; return whether to end."""
         return self.stop.wait(timeout) or self.other()
 
 
@@ -154,8 +159,16 @@ class KubeWatch(Generic[T]):
         uniform: Callable[[float, float], float] = random.uniform,
         clock: Callable[[], float] = time.monotonic,
         on_list: Callable[[], None] = lambda: None,
+        is_vital: bool = False,
     ) -> None:
-        """``on_list`` is called whenever a listing begins."""
+        """``on_list`` is called whenever a listing begins.
+
+        Without one that ``is_vital`` nothing goes on: a permission that is
+        missing is asked for as often as everything, with account and
+        kubeconfig read anew. For another one that would break the
+        connections that the rest lives by.
+        """
+        self._is_vital = is_vital
         self._client = client
         self._kind = kind
         self._on_list = on_list
@@ -185,7 +198,7 @@ class KubeWatch(Generic[T]):
         backoff = _Backoff(self._pace.backoff_s, self._uniform, self._clock)
         while not stop.is_set():
             backoff.begin()
-            wait_s = 0.0  # that the server asked for
+            wait_s, most_s = 0.0, None  # at least: that the server asked for
             try:
                 for changed in self._turn(stop):
                     if told is not None:
@@ -203,7 +216,9 @@ class KubeWatch(Generic[T]):
                     told = type(exc)
                     trouble(exc)
                 wait_s = self._note_break(exc)
-            stop.wait(backoff.pause_s(wait_s))
+                if self._is_left_alone(exc):
+                    most_s = self._pace.refused_s
+            stop.wait(backoff.pause_s(wait_s, most_s))
 
     def relist(self) -> None:
         """List everything again, soon: what ``Kind.decode`` keeps is more than before.
@@ -225,8 +240,12 @@ class KubeWatch(Generic[T]):
             self._broken, self._must_list = 0, True
         if isinstance(exc, KubeUnavailableError):
             return exc.wait_s
-        self._client.reconnect()  # the account may be another by now
+        if not self._is_left_alone(exc):
+            self._client.reconnect()  # the account may be another by now
         return 0.0
+
+    def _is_left_alone(self, exc: StoreError) -> bool:
+        return isinstance(exc, ForbiddenError) and not self._is_vital
 
     def _turn(self, stop: StopSignal) -> Iterator[frozenset[str] | None]:
         """List where that is needed, then follow; yield None for a list, then what changed."""
@@ -271,7 +290,7 @@ class KubeWatch(Generic[T]):
         }
         with KubeStream(self._client, self._kind, self._namespace, params, pace.idle_s) as stream:
             yield frozenset()
-            end = _Either(stop, lambda: self._must_list)
+            end = Either(stop, lambda: self._must_list)
             while not end.is_set():
                 line = stream.next(pace.idle_s, end)
                 if line is None:

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from overlay.model.address import Family
 from overlay.model.errors import UsageError
-from overlay.model.lease import LeaseAttributes
+from overlay.model.lease import LeaseAttributes, LeaseView
 from overlay.model.subnet import parse_subnet
 from overlay.store.base import (
     KEY_OVERLAP_S,
@@ -244,6 +245,20 @@ def test_config_file_is_followed_and_an_error_names_file_and_key(cluster: Plante
         assert str(cluster.config_file) in (bad.config_error or "")
         assert "Netwrok" in (bad.config_error or "")
         assert bad.leases.keys() == first.leases.keys()
+
+
+def test_fault_in_any_thread_of_the_watch_ends_it(cluster: PlantedCluster) -> None:
+    def deliver(view: LeaseView) -> None:
+        if view.config is not None:  # by the thread that follows the file
+            raise ZeroDivisionError
+
+    cluster.config_file.unlink()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        watch = pool.submit(cluster.watch, deliver, lambda _error: None, threading.Event())
+        eventually(lambda: bool(cluster.api.asked("watch", "nodes")))
+        cluster.config_file.write_text(CONFIG)
+        with pytest.raises(ZeroDivisionError):
+            watch.result(20)
 
 
 @pytest.mark.parametrize(

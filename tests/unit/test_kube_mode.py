@@ -125,3 +125,19 @@ def test_announcement_that_fails_is_tried_again_until_it_is_done() -> None:
     announcement = Announcement(announce, status)
     announcement.run(stop)
     assert len(calls) == 4
+
+
+def test_node_that_lost_its_condition_is_told_again() -> None:
+    """Whoever sets it back is not seen; so it is looked at now and then."""
+    status, stop = Status(), _Stop(100)
+    answers = [True, False, True]
+
+    def announce() -> bool:
+        answer = answers.pop(0)
+        if not answers:
+            stop.left = 0
+        return answer
+
+    status.update(phase=RUNNING)
+    Announcement(announce, status, again_s=0.0).run(stop)
+    assert answers == []
