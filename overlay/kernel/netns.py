@@ -21,6 +21,7 @@ from overlay.kernel.rtnl import RtnlSocket
 
 _CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 _NS_GET_NSTYPE: Final = 0xB703  # linux/nsfs.h
+_NEEDED: Final = "(it takes CAP_SYS_ADMIN, which a container has not; on the host, root has it)"
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -128,6 +129,8 @@ def enter_new() -> None:
     if _LIBC.unshare(_CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         msg = f"no network namespace to try things in: unshare: {os.strerror(number)}"
+        if number == errno.EPERM:
+            raise NamespaceEntryError(f"{msg} {_NEEDED}")
         raise KernelError(msg)
 
 
@@ -148,4 +151,6 @@ def _enter(descriptor: int) -> None:
     if _LIBC.setns(descriptor, _CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         msg = f"setns: {os.strerror(number)}"
-        raise NamespaceEntryError(msg) if number == errno.EPERM else KernelError(msg)
+        if number == errno.EPERM:
+            raise NamespaceEntryError(f"{msg} {_NEEDED}")
+        raise KernelError(msg)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from overlay.kernel.container import hides_processes
 from overlay.model.kernel import (
     KernelObject,
     Key,
@@ -88,6 +89,8 @@ def probable_maker(port: int) -> str:
     """
     if not 0 < port < _PID_MOST:
         return ""
+    if hides_processes():  # our process of that number is another one
+        return f"probably process {port} of the host"
     try:
         name = Path(f"/proc/{port}/comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

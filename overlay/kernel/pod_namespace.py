@@ -65,8 +65,8 @@ def open_pod_rtnl(
             return RtnlSocket()
     except NamespaceEntryError as exc:
         msg = (
-            f"{exc}: this agent needs CAP_SYS_ADMIN, or a plugin that hands over what it opened "
-            "in the pod: install the plugin of this version, to be executed as root"
+            f"{exc}; this agent needs a plugin that hands over what it opened in the pod: install "
+            "the plugin of this version, to be executed as root"
         )
         raise KernelError(msg) from exc
     except OSError as exc:

@@ -13,7 +13,8 @@ from typing import Final
 from overlay.kernel import messages, sysctl
 from overlay.kernel.asked import Ground
 from overlay.kernel.base import KernelError
-from overlay.kernel.netns import open_rtnl
+from overlay.kernel.container import hides_processes
+from overlay.kernel.netns import NamespaceEntryError, open_rtnl
 from overlay.kernel.pod_gateway import GATEWAY
 from overlay.model.address import Family, IPAddress, family_of
 from overlay.model.attachment import BRIDGE, Attachment
@@ -25,6 +26,7 @@ from overlay.trace.facts import Arrival, Hop, Leg, LinkFact, Party, PodEnd, Tunn
 # Where the kernel looks whether to forward (net/ipv4/route.c, net/ipv6/ip6_output.c).
 _V4_LINK: Final = "net/ipv4/conf/{}/forwarding"
 _V6_LINK: Final = "net/ipv6/conf/{}/force_forwarding"  # since Linux 6.17
+_CONTAINER: Final = "this container; ask on the host itself"
 _SWITCH: Final = {
     Family.IPV4: "net/ipv4/ip_forward",
     Family.IPV6: "net/ipv6/conf/all/forwarding",
@@ -167,10 +169,14 @@ class Surveyor:
         try:
             descriptor = os.open(pod.sandbox, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
+            if hides_processes():  # nor are the runtime's mounts to be seen
+                return replace(end, unseen=f"{pod.sandbox}: {exc.strerror} in {_CONTAINER}")
             return replace(end, trouble=f"{pod.sandbox}: {exc.strerror}")
         try:
             with closing(open_rtnl(descriptor)) as inside:
                 return _inside(end, Ground(inside, is_bound=True), packet)
+        except NamespaceEntryError as exc:
+            return replace(end, unseen=str(exc))
         except KernelError as exc:
             return replace(end, trouble=f"{pod.sandbox}: {exc}")
         finally:

@@ -80,7 +80,10 @@ def interface_steps(pod: PodEnd) -> Iterator[Step]:
     """Yield one step: the pod's interface and the host's end of it."""
     text = f"{pod.shown} {pod.interface} {pod.address} in {pod.sandbox}, behind {pod.link}"
     found = _interface_fault(pod)
-    if found is None and pod.inside is not None and pod.outside is not None:
+    if found is None and pod.unseen and pod.outside is not None:
+        text += f"; not looked at inside: {pod.unseen}"
+        yield Step("pod", "interface", text, mtu=pod.outside.mtu)
+    elif found is None and pod.inside is not None and pod.outside is not None:
         yield Step("pod", "interface", text, mtu=min(pod.inside.mtu, pod.outside.mtu))
     elif found is not None:
         reason, fault, mend = found
@@ -106,6 +109,8 @@ def _interface_fault(pod: PodEnd) -> tuple[Reason, str, str] | None:
     if not pod.routed.is_up:
         mend = f"ip link set {pod.routed.name} up"
         return Reason.POD_BRIDGE, f"{pod.routed.name} is down", mend
+    if pod.unseen:
+        return None
     if pod.inside is None:
         fault = f"the pod has no interface {pod.interface}"
         return Reason.POD_INTERFACE_GONE, fault, f"{release}  # and recreate the pod"

@@ -113,7 +113,8 @@ class PodEnd:
     ``inside`` is its interface, ``outside`` the host's end, ``routed`` the
     device that the node routes by: the host's end, or the bridge that it is a
     port of. ``gateway`` is what its default route should name, ``hop`` its way
-    to the other party. ``trouble`` says why its namespace cannot be entered.
+    to the other party. ``trouble`` says why its namespace cannot be entered,
+    ``unseen`` why nobody could from here, whatever the pod is like.
     """
 
     shown: str
@@ -129,6 +130,7 @@ class PodEnd:
     has_address: bool = True
     hop: Hop | None = None
     trouble: str = ""
+    unseen: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def test_an_older_plugin_is_told_of_by_name(node: Node) -> None:
         pod = node.pod()
         status, error = node.cni("ADD", "old", str(pod.path))
     assert status == 1
-    assert "this agent needs CAP_SYS_ADMIN, or a plugin that hands over" in error["msg"]
+    assert "on the host, root has it); this agent needs a plugin that hands over" in error["msg"]
     assert host_links(node) == []
 
 

@@ -5,7 +5,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
+from overlay.kernel.base import KernelError
+from overlay.kernel.container import hides_processes
+
 _PROC: Final = Path("/proc")
+_UNSEEN: Final = (
+    "the host's processes are not to be seen from this container: run doctor on the host itself"
+)
 _COMM_BYTES: Final = 15  # TASK_COMM_LEN less the NUL (linux/sched.h)
 
 
@@ -13,6 +19,8 @@ def running(names: Collection[str]) -> frozenset[str]:
     """Return those of ``names`` that a process in the thread's network namespace has.
 
     A process whose namespace cannot be read (another user's) counts as here.
+    Raises KernelError in a container whose processes are not the host's, unless
+    all are found even so.
     """
     own = os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116 - follows the magic link
     shortened = {name[:_COMM_BYTES]: name for name in names}
@@ -30,4 +38,6 @@ def running(names: Collection[str]) -> frozenset[str]:
             found.add(str(name))
         except OSError:  # it has ended meanwhile
             continue
+    if len(found) < len(shortened) and hides_processes():
+        raise KernelError(_UNSEEN)
     return frozenset(found)
