@@ -144,7 +144,7 @@ def test_what_is_no_rtnetlink_socket_of_the_namespace_is_refused(
             netfilter.fileno(): "none of rtnetlink",
             null.fileno(): "no socket",
             given.descriptor: "no socket",
-            bound.fileno(): "cannot be used",
+            bound.fileno(): "no rtnetlink socket: Invalid argument",
         }
 
         def look() -> None:
