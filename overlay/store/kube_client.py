@@ -70,12 +70,14 @@ class Kind(Generic[T]):
     """One kind of object: lightkube's class, its name in a role, and what is kept of an object.
 
     ``decode`` gets one object as JSON and raises LeaseFormatError for one
-    that cannot be used.
+    that cannot be used; ``salvage`` returns what stands for such a one where
+    it could never be read, or None.
     """
 
     resource: Resource
     plural: str
     decode: Callable[[bytes], T]
+    salvage: Callable[[bytes], T | None] = lambda _: None
 
 
 class KubeClient:

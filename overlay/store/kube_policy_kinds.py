@@ -17,6 +17,7 @@ from overlay.model.policy_view import AUDIT_ANNOTATION
 from overlay.policy.network.fields import PolicyFormatError
 from overlay.policy.network.parse import parse_policy
 from overlay.policy.network.parse_cluster import parse_cluster_policy
+from overlay.policy.network.salvage import salvaged
 from overlay.store.kube_client import Kind
 from overlay.store.kube_pod import read_local_pod
 from overlay.store.policy_objects import Audited
@@ -28,6 +29,15 @@ class _Meta(msgspec.Struct):
     name: str
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
+
+
+class _PlacedMeta(msgspec.Struct):
+    name: str
+    namespace: str
+
+
+class _Named(msgspec.Struct):
+    metadata: _PlacedMeta
 
 
 class _Namespace(msgspec.Struct):
@@ -69,7 +79,19 @@ def read_namespace(raw: bytes) -> Audited:
     return Audited(Namespace(meta.name, labels), is_audited)
 
 
-POLICIES: Final[Kind[NetworkPolicy]] = Kind(NetworkPolicyResource, "networkpolicies", read_policy)
+def salvage_policy(raw: bytes) -> NetworkPolicy | None:
+    """Return what a policy isolates that cannot be read whole: damage opens nothing."""
+    try:
+        document = parse_json(raw)
+        meta = msgspec.json.decode(raw, type=_Named).metadata
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    return salvaged(document, meta.namespace, meta.name)
+
+
+POLICIES: Final[Kind[NetworkPolicy]] = Kind(
+    NetworkPolicyResource, "networkpolicies", read_policy, salvage_policy
+)
 NAMESPACES: Final[Kind[Audited]] = Kind(NamespaceResource, "namespaces", read_namespace)
 CLUSTER_POLICIES: Final[Kind[ClusterNetworkPolicy]] = Kind(
     create_global_resource(

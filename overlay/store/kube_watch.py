@@ -59,7 +59,8 @@ class Found(Generic[T]):
     """One object: ``value`` is what ``Kind.decode`` kept, ``revision`` when that last changed.
 
     ``error`` says why the newest state cannot be read; ``value`` is the last
-    one that could then, or None.
+    one that could then, or what ``Kind.salvage`` made of it (``is_salvaged``),
+    or None.
     """
 
     key: str  # NAMESPACE/NAME, or NAME for what has no namespace
@@ -67,6 +68,7 @@ class Found(Generic[T]):
     revision: int
     value: T | None
     error: str | None = None
+    is_salvaged: bool = False
 
 
 # Gets all objects by key, the revision that they are of, and the keys that changed since the last
@@ -368,14 +370,17 @@ def read_object(
     known = (known_by_key or {}).get(key)
     if known is not None and known.uid != meta.uid:
         known = None
-    value, error = known.value if known is not None else None, None
+    value = known.value if known is not None and not known.is_salvaged else None
+    error, is_salvaged = None, False
     try:
         value = kind.decode(raw)
     except LeaseFormatError as exc:
         error = str(exc)
+        if value is None:
+            value, is_salvaged = kind.salvage(raw), True
     if known is not None and (known.value, known.error) == (value, error):
         return known
-    return Found(key, meta.uid, revision, value, error)
+    return Found(key, meta.uid, revision, value, error, is_salvaged)
 
 
 def _revision(text: str) -> int:

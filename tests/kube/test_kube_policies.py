@@ -223,6 +223,24 @@ def test_objects_that_cannot_be_read_are_named_and_count_as_they_last_were(
         seen.wait(lambda view: not view.skipped)
 
 
+def test_a_policy_that_was_never_readable_isolates_without_its_rules(
+    shop: ApiServer, access: KubeAccess
+) -> None:
+    newer = policy("p", {"app": "here"})
+    newer["spec"]["ingress"] = [{"from": [{"galaxySelector": {}}]}]
+    shop.objects.create(POLICIES, newer)
+    with watching(access) as seen:
+        view = seen.wait(lambda view: bool(view.skipped))
+        made = view.policies["shop", "p"]
+        assert made.ingress == ()
+        assert made.pods.selects({"app": "here"})
+        assert not made.pods.selects({"app": "there"})
+        worse = shop.objects.get(POLICIES, "p")
+        worse = {**worse, "spec": {**worse["spec"], "podSelector": "all"}}
+        shop.objects.replace(POLICIES, "p", worse, None)
+        seen.wait(lambda view: view.policies["shop", "p"].pods.selects({"app": "there"}))
+
+
 def test_a_namespace_is_audited_by_its_annotation_and_by_no_other_word(
     api: ApiServer, access: KubeAccess
 ) -> None:
