@@ -114,6 +114,7 @@ class WorldMaker:
             view.namespaces,
             view.policies,
             self._nodes.found,
+            view.node_labels,
             cluster_policies=view.cluster_policies,
         )
 

@@ -63,7 +63,12 @@ def world_of(view: PolicyView, leases: LeaseView) -> World:
         if not lease.is_vacant
     }
     return World(
-        view.pods, view.namespaces, view.policies, nodes, cluster_policies=view.cluster_policies
+        view.pods,
+        view.namespaces,
+        view.policies,
+        nodes,
+        view.node_labels,
+        cluster_policies=view.cluster_policies,
     )
 
 

@@ -37,6 +37,7 @@ class PolicyView:
     pods: Mapping[PodKey, Pod] = field(default_factory=dict)
     labels: Mapping[PodKey, Labels] = field(default_factory=dict)
     skipped: tuple[SkippedKey, ...] = ()
+    node_labels: Mapping[str, Labels] = field(default_factory=dict)  # for cluster policies
     knows_pods: bool = False
 
     def labels_of(self, pod: PodKey, own: Labels) -> Labels:

@@ -18,9 +18,18 @@ from overlay.store.kube_client import EVERYWHERE, Kind, KubeClient
 from overlay.store.kube_crew import Crew
 from overlay.store.kube_errors import KubeUnavailableError, NotThereError
 from overlay.store.kube_pod import PeerPodReader
-from overlay.store.kube_policy_join import CLUSTER, NAMESPACES, OWN, PEERS, POLICIES, PolicyJoin
+from overlay.store.kube_policy_join import (
+    CLUSTER,
+    NAMESPACES,
+    NODES,
+    OWN,
+    PEERS,
+    POLICIES,
+    PolicyJoin,
+)
 from overlay.store.kube_policy_kinds import CLUSTER_POLICIES, OWN_PODS, peer_pods
 from overlay.store.kube_policy_kinds import NAMESPACES as NAMESPACE_KIND
+from overlay.store.kube_policy_kinds import NODES as NODE_KIND
 from overlay.store.kube_policy_kinds import POLICIES as POLICY_KIND
 from overlay.store.kube_watch import KubeWatch, Pace, read_object
 
@@ -139,13 +148,13 @@ class KubePolicySource:
         """Return what is followed wherever there are pods, by the name of its part."""
         kinds: dict[str, Kind[Any]] = {NAMESPACES: NAMESPACE_KIND, POLICIES: POLICY_KIND}
         if self._cluster:
-            kinds[CLUSTER] = CLUSTER_POLICIES
+            kinds |= {CLUSTER: CLUSTER_POLICIES, NODES: NODE_KIND}
         return {name: self._watch(kind) for name, kind in kinds.items()}
 
     def _watch(
         self, kind: Kind[Any], fields: str = "", on_list: Callable[[], None] = lambda: None
     ) -> KubeWatch[Any]:
-        is_namespaced = kind.plural not in {NAMESPACES, CLUSTER}
+        is_namespaced = kind.plural not in {NAMESPACES, CLUSTER, NODES}
         return KubeWatch(
             self._client,
             kind,

@@ -17,6 +17,7 @@ from overlay.model.netpol import NetworkPolicy, Pod
 from overlay.model.policy_view import PolicyView
 from overlay.store.base import StoreError
 from overlay.store.kube_pod import Needs, needs_of
+from overlay.store.kube_policy_kinds import NodeLabels
 from overlay.store.kube_watch import Found
 from overlay.store.policy_objects import Audited
 
@@ -29,6 +30,7 @@ PEERS: Final = "pods of other nodes"
 POLICIES: Final = "networkpolicies"
 CLUSTER: Final = "clusternetworkpolicies"
 NAMESPACES: Final = "namespaces"
+NODES: Final = "nodes"
 
 
 @dataclass(slots=True)
@@ -86,12 +88,14 @@ class PolicyJoin:
         self._policies: _Part[NetworkPolicy] = _Part(POLICIES)
         self._cluster: _Part[ClusterNetworkPolicy] = _Part(CLUSTER, is_listed=not cluster)
         self._namespaces: _Part[Audited] = _Part(NAMESPACES)
+        self._nodes: _Part[NodeLabels] = _Part(NODES, is_listed=not cluster)
         self._parts: dict[str, _Part[Any]] = {
             OWN: self._own,
             PEERS: self._peers,
             POLICIES: self._policies,
             CLUSTER: self._cluster,
             NAMESPACES: self._namespaces,
+            NODES: self._nodes,
         }
         self._needs = Needs()
         self._kept = Needs()  # what is kept of the pods that are listed, or being listed
@@ -157,6 +161,7 @@ class PolicyJoin:
                 frozenset(e.namespace.name for e in spaces.objects.values() if e.is_audited),
                 {pod.key: pod for pod in pods},
                 skipped=tuple(s for part in needed for _, s in sorted(part.skipped.items())),
+                node_labels=self._nodes.by(lambda each: each.name, lambda each: each.labels),
                 knows_pods=True,
             )
 

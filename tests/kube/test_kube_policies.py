@@ -265,6 +265,10 @@ def test_a_cluster_without_cluster_policies_has_none_and_says_so(
         view = seen.wait(lambda view: bool(view.cluster_policies))
         assert view.skipped == ()
         assert ("shop", "there") in view.pods
+        worker = {"metadata": {"name": "node-2", "labels": {"zone": "b"}}}
+        shop.objects.create(Place("nodes"), worker)
+        view = seen.wait(lambda view: bool(view.node_labels))
+        assert view.node_labels == {"node-2": {"zone": "b"}}
 
 
 def _cluster_policy() -> dict[str, Any]:
