@@ -311,6 +311,8 @@ def test_machine_without_nft(netns: Netns, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("PATH", str(tmp_path))
     (found,) = judge(netns.call(lambda: missing(["vxlan"])))
     assert "no `nft` on the PATH" in str(found)
+    report = examine(netns, "kernel")
+    assert remedies(report) == ["apt-get install nftables"]
 
 
 def test_no_namespace_to_try_things_in() -> None:
