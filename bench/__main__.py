@@ -28,6 +28,7 @@ BENCHES: Final[Mapping[str, str]] = {
     "nft": "the packet filter compiled and applied",
     "policy": "network policies of a cluster: compiled, applied, changed; traffic with and without",
     "kube": "N nodes of Kubernetes listed and watched: time, CPU, memory",
+    "kube-policy": "policies and N pods of Kubernetes listed and watched: time, CPU, memory",
     "container": "the agent's container on a node of N: what requests and limits are made of",
     "commands": "every command of overlayctl beside an agent with 1,000 peers",
     "scale": "100,000 leases simulated, entries in the kernel, watchers of etcd",

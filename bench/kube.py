@@ -162,6 +162,8 @@ def _beat(api: Any, size: int, beats: int) -> None:
 
 def _store(kubeconfig: str) -> None:
     """Run in the child: fetch alone, then watch, and say when which of them was done."""
+    from lightkube.resources.core_v1 import Node
+
     from overlay.model.lease import LeaseView
     from overlay.store.kube import KubeLeaseStore
     from overlay.store.kube_client import KubeClient
@@ -172,8 +174,7 @@ def _store(kubeconfig: str) -> None:
         "node-0", kubeconfig=kubeconfig, net_config_path=place / "net-conf.json", timeout_s=30
     )
     store = KubeLeaseStore(access)
-    fetched = _fetch(KubeClient(access))
-    print(json.dumps(fetched), flush=True)
+    print(json.dumps(fetched(KubeClient(access), Node, "nodes")), flush=True)
     sys.stdin.readline()
     started, stop = time.perf_counter(), threading.Event()
     seen: list[float] = []
@@ -190,18 +191,17 @@ def _store(kubeconfig: str) -> None:
     store.watch(deliver, lambda _error: None, stop)
 
 
-def _fetch(client: "KubeClient") -> Mapping[str, float]:
+def fetched(client: "KubeClient", resource: Any, plural: str) -> Mapping[str, float]:
     """Return the seconds and bytes of all pages of one list, on a connection that is up."""
-    from lightkube.resources.core_v1 import Node
+    from overlay.store.kube_client import EVERYWHERE, Kind
 
-    from overlay.store.kube_client import Kind
-
-    nodes = Kind(Node, "nodes", bytes)
-    client.call("list", nodes, params={"limit": "1"})  # connects
+    kind = Kind(resource, plural, bytes)
+    namespace = None if plural == "nodes" else EVERYWHERE
+    client.call("list", kind, namespace=namespace, params={"limit": "1"})  # connects
     started, size, token = time.perf_counter(), 0, ""
     while True:
         params = {"limit": "500", **({"continue": token} if token else {})}
-        body = client.call("list", nodes, params=params)
+        body = client.call("list", kind, namespace=namespace, params=params)
         size += len(body)
         head = body[:4096].decode(errors="replace")
         _, found, rest = head.partition('"continue": "')
