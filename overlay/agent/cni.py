@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from overlay.agent.attachments import Attachments
+from overlay.agent.clock import boot_clock
 from overlay.agent.cni_config import demand, wanted_labels, wanted_mode, wanted_mtu
 from overlay.agent.cni_refusal import refusal_of
 from overlay.agent.cni_request import (
@@ -34,7 +35,6 @@ from overlay.agent.cni_request import (
 from overlay.agent.cni_result import format_error, format_ipam_result, format_result
 from overlay.agent.cni_teardown import Teardown, addresses_in_use
 from overlay.agent.cni_witness import attached
-from overlay.agent.host import boot_clock
 from overlay.agent.host_local import HostLocal
 from overlay.agent.ipam_call import ipam_calls
 from overlay.agent.layer2 import Layer2

@@ -4,12 +4,12 @@ The defaults are this machine's; a simulation passes in its own.
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from overlay.agent.clock import boot_clock
 from overlay.agent.events import wall_clock
 from overlay.agent.files import read_subnet_file, write_file
 from overlay.agent.firewall import Firewall, PacketFilter
@@ -24,11 +24,6 @@ from overlay.model.node import NodeIdentity, Underlay
 from overlay.model.subnet import Subnet
 from overlay.plan.backend import Backend, Tunnel
 from overlay.plan.registry import load_backend
-
-
-def boot_clock() -> float:
-    """Return monotonic seconds that also pass while the machine sleeps, as etcd's leases do."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True, slots=True)

@@ -329,6 +329,7 @@ class Lessee:
             ttl_s=self._flags.lease_ttl_s,
             preferred=previous or self._host.read_subnet_file(self._flags.subnet_file),
             assured=self._twins.assured() | ({known.mod_revision} if known is not None else set()),
+            seen=view if self._site is None else None,  # at the start, where many wait
         )
         self._twins.will_write(wanted.attributes)
         asked_at = self._clock()

@@ -1,16 +1,11 @@
-"""``overlayd``: flags in, threads up, and an orderly end that leaves traffic flowing."""
+"""The agent: threads up, and an orderly end that leaves traffic flowing."""
 
 import contextlib
 import functools
 import logging
-import os
-import resource
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Final
 
 from overlay import __version__
@@ -24,16 +19,14 @@ from overlay.agent.event_call import event_calls
 from overlay.agent.event_journal import Journal
 from overlay.agent.event_recorder import Recorder
 from overlay.agent.events import Events
-from overlay.agent.flags import Flags, parse_flags
+from overlay.agent.flags import Flags
 from overlay.agent.heartbeat import Heartbeats
-from overlay.agent.host import Host, boot_clock
+from overlay.agent.host import Host
 from overlay.agent.host_local import HostLocal
-from overlay.agent.host_wait import HostWait, is_patient
 from overlay.agent.http import HttpServer
 from overlay.agent.kernel_watch import KernelWatch
 from overlay.agent.layer2 import Layer2
 from overlay.agent.lessee import Lessee
-from overlay.agent.logs import set_up_logs
 from overlay.agent.mesh_part import MeshPart
 from overlay.agent.notify import notify
 from overlay.agent.policy_part import PolicyPart
@@ -43,8 +36,7 @@ from overlay.agent.sysctl_watch import SysctlWatch
 from overlay.kernel.netlink import NetlinkKernel, check_devices
 from overlay.kernel.nft import OwnWrites
 from overlay.kernel.notices import UNDERLAY, Notice
-from overlay.kernel.underlay import find_underlay
-from overlay.model.errors import OverlayError, UsageError
+from overlay.model.errors import UsageError
 from overlay.model.event import Kind
 from overlay.model.lease import LeaseView
 from overlay.model.node import Underlay
@@ -53,7 +45,6 @@ from overlay.store.base import LeaseStore, StoreError
 
 log = logging.getLogger(__name__)
 
-_OPEN_FILES: Final = 65536  # some 6 for each of as many clients as may wait (control)
 _HOST_RETRY_S: Final = 2.0
 _STUCK_S: Final = 60.0  # beyond the audit interval, before /healthz says so
 # The same for who calls the store: a slow one's listing of all leases is many calls.
@@ -325,85 +316,3 @@ def _this_machine(flags: Flags) -> Host:
         kernel=functools.partial(NetlinkKernel, replaces_flannel=True),
         check_devices=functools.partial(check_devices, replaces_flannel=True),
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``overlayd``; return its exit status (docs/exit-codes.md)."""
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        if is_patient(words):
-            _run_patiently(words)
-        else:
-            agent = _built(words)
-            _end_by_signals(agent.end)
-            agent.run()
-    except OverlayError as exc:
-        sys.stderr.write(f"overlayd: {exc}\n")
-        return exc.exit_code
-    except Exception:
-        log.exception("overlayd ends by a fault of its own; forwarding stays as it is")
-        return 70  # EX_SOFTWARE, sysexits.h
-    return 0
-
-
-def _run_patiently(words: Sequence[str]) -> None:
-    """Run the agent once flags and host allow it, unready until then."""
-    wait = HostWait()
-    _end_by_signals(wait.stop.set)
-    wait.listen()
-    agent = wait.until(functools.partial(_built, words))
-    if agent is not None:
-        wait.agent = agent
-        _end_by_signals(agent.end)
-        if not wait.stop.is_set():  # by a signal in between
-            agent.run()
-
-
-def _end_by_signals(end: Callable[[], None]) -> None:
-    def handle(number: int, _frame: FrameType | None) -> None:
-        log.info("%s: ending; forwarding stays as it is", signal.Signals(number).name)
-        end()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
-
-
-def _built(words: Sequence[str]) -> Agent:
-    """Return the agent that flags and environment ask for. Raises OverlayError."""
-    flags = parse_flags(words)
-    set_up_logs(flags.log_format, flags.log_level)
-    _require_root()
-    _raise_file_limit()
-    if not flags.waits_for_host:
-        find_underlay(flags.underlay, ())  # a wrong --iface shows at once, whatever the store does
-    agent = _agent(flags)
-    log.info("overlayd %s on node %s", __version__, flags.node.name)
-    return agent
-
-
-def _require_root() -> None:
-    if os.geteuid() != 0:
-        msg = "overlayd sets routes and devices: run it as root"
-        raise UsageError(msg)
-
-
-def _raise_file_limit() -> None:
-    """Allow as many open files as the host lets us: each pod that is attached needs some."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _agent(flags: Flags) -> Agent:
-    """Return the agent on the store that the flags name; of the two only that one is loaded."""
-    if flags.kube is not None:
-        from overlay.store.kube import KubeLeaseStore
-
-        nodes = KubeLeaseStore(flags.kube.access, clock=boot_clock)
-        is_announced = flags.kube.is_announced
-        return Agent(flags, nodes, announce=nodes.set_network_available if is_announced else None)
-    from overlay.store.etcd import EtcdLeaseStore  # gRPC: 0.2 s, not for --help
-
-    # Sleep counts: a store may be put back meanwhile.
-    return Agent(flags, EtcdLeaseStore(flags.etcd, clock=boot_clock))

@@ -10,7 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final
 
 from overlay import __version__
-from overlay.agent.host import boot_clock
+from overlay.agent.clock import boot_clock
 from overlay.agent.status import Snapshot, Status
 from overlay.agent.timings import BOUNDS_S, Histogram
 from overlay.model.event import Kind

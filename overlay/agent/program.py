@@ -20,7 +20,7 @@ def run() -> NoReturn:
 
         sys.exit(probe(sys.argv[2:]))
     gc.set_threshold(50_000, 20, 20)
-    from overlay.agent.main import main
+    from overlay.agent.start import main
 
     status = main()
     logging.shutdown()

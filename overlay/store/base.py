@@ -88,6 +88,7 @@ class Claim:
 
     ``preferred`` is a subnet that the node had before and would like back.
     ``assured`` are revisions of leases under the node's id that are no twin's.
+    ``seen`` is what the node knows of the store, which may save a listing.
     """
 
     node: NodeIdentity
@@ -96,6 +97,7 @@ class Claim:
     ttl_s: int
     preferred: Subnet | None = None
     assured: frozenset[int] = frozenset()
+    seen: LeaseView | None = None
 
 
 class LeaseStore(Protocol):

@@ -30,8 +30,9 @@ from overlay.store.base import (
 )
 from overlay.store.etcd_config import EtcdConfig
 from overlay.store.etcd_connection import Dial, EtcdConnection
+from overlay.store.etcd_early import EarlyListing
 from overlay.store.etcd_errors import GoneError, OutcomeUnknownError
-from overlay.store.etcd_keys import changed_since, list_all, read_key
+from overlay.store.etcd_keys import list_all, read_key, subnets_since
 from overlay.store.etcd_left import seconds_left
 from overlay.store.etcd_table import CONFIG, LeaseReader, LeaseTable
 from overlay.store.etcd_watch import EtcdWatch, OpenStream
@@ -78,6 +79,11 @@ class EtcdLeaseStore:
         )
         self._reader = LeaseReader(config.root)
         self._writer = EtcdWriter(self._connection, config.root)
+        self._early: EarlyListing | None = None
+
+    def list_early(self) -> None:
+        """Begin to list, for a watch that is about to begin: the first one takes that over."""
+        self._early = EarlyListing(lambda: list_all(self._connection, self._root), self._clock)
 
     def view(self) -> LeaseView:
         """Return everything the store holds, at one revision. See ``LeaseStore``."""
@@ -91,10 +97,14 @@ class EtcdLeaseStore:
         it was done. StoreUnavailableError after 10 s of that.
         """
         deadline = self._clock() + _ACQUIRE_S
+        seen = claim.seen
         while True:
             problem = "lost every race for a subnet"
             try:
-                lease = self._acquire_once(claim)
+                view, seen = seen, None
+                if view is None or not self._is_current(view):
+                    view = self.view()
+                lease = self._acquire_once(claim, view)
                 if lease is not None:
                     return lease
             except (GoneError, OutcomeUnknownError) as exc:
@@ -209,10 +219,12 @@ class EtcdLeaseStore:
         stop: StopSignal,
     ) -> None:
         """Deliver views until ``stop`` is set. See ``LeaseStore``."""
+        early, self._early = self._early, None
         watch = EtcdWatch(
             self._connection,
             LeaseTable(self._reader),
             self._root,
+            early=early,
             open_stream=self._open_stream,
             clock=self._clock,
             uniform=self._uniform,
@@ -240,9 +252,18 @@ class EtcdLeaseStore:
         table.replace(list_all(self._connection, self._root))
         return table
 
-    def _acquire_once(self, claim: Claim) -> Lease | None:
+    def _is_current(self, view: LeaseView) -> bool:
+        """Return whether the store still has the leases of ``view``: for a claim, not for ever.
+
+        To ask costs one small answer, where 5,000 leases are 10 pages. Of a
+        store that was put back meanwhile revision or number tells.
+        """
+        state = subnets_since(self._connection, self._root, view.revision)
+        known = len(view.leases.keys() | {skipped.key for skipped in view.skipped})
+        return state.revision >= view.revision and not state.changed and state.count == known
+
+    def _acquire_once(self, claim: Claim, view: LeaseView) -> Lease | None:
         """Return a lease; None when somebody else was faster, or changed what is to be released."""
-        view = self.view()
         decision = decide(view, claimant_of(claim), claim.config, self._choose)
         if isinstance(decision, Adopt):
             old = decision.lease
@@ -274,7 +295,7 @@ class EtcdLeaseStore:
         Of two keys that overlap but differ, both can be created.
         """
         others = []
-        for found in changed_since(self._connection, self._root, revision):
+        for found in subnets_since(self._connection, self._root, revision).changed:
             try:
                 subnet = parse_subnet_key(self._reader.name(found.key))
             except LeaseFormatError:

@@ -1,6 +1,7 @@
 """Reading keys of etcd: pages at one revision, and what changed since one."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import etcd3.utils
@@ -63,15 +64,28 @@ def list_prefix_at(connection: EtcdConnection, prefix: str, revision: int) -> tu
     return _list_ranges(connection, (prefix_range(prefix),), revision).keys
 
 
-def changed_since(connection: EtcdConnection, root: str, revision: int) -> tuple[KeyValue, ...]:
-    """Return the subnet keys that were written after ``revision``, without their values."""
+@dataclass(frozen=True, slots=True)
+class Since:
+    """``changed`` has the subnet keys written since a revision, without their values.
+
+    ``count`` is how many there are in all, ``revision`` the store's own.
+    """
+
+    changed: tuple[KeyValue, ...]
+    count: int
+    revision: int
+
+
+def subnets_since(connection: EtcdConnection, root: str, revision: int) -> Since:
+    """Return what was written below ``subnets/`` since; what was deleted shows in the count."""
     start, end = prefix_range(f"{root}{SUBNETS}")
     answer = connection.read(
         lambda client: client.get_range_response(
             start, end, min_mod_revision=revision + 1, keys_only=True
         )
     )
-    return tuple(key_value(kv) for kv in answer.kvs)
+    changed = tuple(key_value(kv) for kv in answer.kvs)
+    return Since(changed, int(answer.count), int(answer.header.revision))
 
 
 def read_key(connection: EtcdConnection, key: bytes) -> KeyValue | None:

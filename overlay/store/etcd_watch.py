@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from overlay.store.base import StopSignal, StoreError, StoreUnavailableError
 from overlay.store.etcd_connection import EtcdConnection, Member
+from overlay.store.etcd_early import EarlyListing
 from overlay.store.etcd_errors import (
     CertificateError,
     CompactedError,
@@ -96,7 +97,7 @@ class EtcdWatch(Generic[V]):
     """One watch of the keys below ``root``; see ``LeaseStore.watch`` for what it promises.
 
     ``listing`` returns all of them now, ``keys_at`` as they were at a revision,
-    as far as the table compares them.
+    as far as the table compares them; ``early`` is a listing under way.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class EtcdWatch(Generic[V]):
         *,
         listing: Callable[[EtcdConnection, str], Listing] = list_all,
         keys_at: Callable[[EtcdConnection, str, int], Iterable[KeyValue]] = list_keys,
+        early: EarlyListing | None = None,
         open_stream: OpenStream | None = None,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
@@ -118,6 +120,7 @@ class EtcdWatch(Generic[V]):
         self._root = root
         self._table = table
         self._list, self._keys_at = listing, keys_at
+        self._early = early
         self._must_list = True
 
     def run(
@@ -157,13 +160,22 @@ class EtcdWatch(Generic[V]):
 
     def _views(self, deliver: Callable[[V], None], stop: StopSignal) -> Iterator[bool]:
         """List if that is due, and yield what ``_follow`` does."""
-        is_resumed = not self._must_list
-        listed_at = self._clock()
+        listed_at = None
         if self._must_list:
-            self._table.replace(self._list(self._connection, self._root))
+            listed_at = self._replace()
             self._must_list = False
             deliver(self._table.view())
-        yield from self._follow(stop, None if is_resumed else listed_at)
+        yield from self._follow(stop, listed_at)
+
+    def _replace(self) -> float:
+        """Bring the table in step with a listing; return when that was begun."""
+        early, self._early = self._early, None
+        if early is not None:
+            self._table.replace(early.take())
+            return early.begun_at
+        listed_at = self._clock()
+        self._table.replace(self._list(self._connection, self._root))
+        return listed_at
 
     def _check(self, member: Member, stream: Stream | None = None) -> None:
         """Read through ``member``: is it there, in a quorum, with a login, and not put back?"""
@@ -211,6 +223,9 @@ class EtcdWatch(Generic[V]):
                 self._accept(created)
                 if listed_at is None or self._clock() - listed_at > _PUT_BACK_S:
                     self._verify()
+                    # Asked on another connection: had the store been put back in between, the
+                    # stream's would be broken, and what it told before is of another history.
+                    self._check(member, stream)
                 yield False
                 yield from self._changes(stream, member, stop)
         except (StoreUnavailableError, CertificateError) as exc:

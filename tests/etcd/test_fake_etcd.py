@@ -197,6 +197,7 @@ def test_ranges_have_limits_old_revisions_and_changes_alone(subject: Subject) ->
         )
     )
     assert [(bytes(kv.key), bytes(kv.value)) for kv in changed.kvs] == [(subject.key("d"), b"")]
+    assert changed.count == 3, "of all keys, whenever they were written"
     assert subject.names(revision=revision + 1000) == "StoreUnavailableError"
 
 

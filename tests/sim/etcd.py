@@ -68,11 +68,12 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class RangeAnswer:
-    """Keys of a range in order; ``more`` where a limit cut them off."""
+    """Keys of a range in order; ``more`` where a limit cut them off, ``count`` with no limit."""
 
     header: Header
     kvs: tuple[KeyValue, ...]
     more: bool
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,19 +182,15 @@ class FakeEtcd:
         if revision and revision < self.compacted:
             raise compacted()
         state = self.states[revision or self.revision]
-        found = [
-            state[k]
-            for k in sorted(state)
-            if (k == key if end is None else key <= k < end)
-            and state[k].mod_revision >= min_mod_revision
-        ]
+        there = [state[k] for k in sorted(state) if (k == key if end is None else key <= k < end)]
+        found = [kv for kv in there if kv.mod_revision >= min_mod_revision]
         if keys_only:
             found = [
                 KeyValue(kv.key, b"", kv.create_revision, kv.mod_revision, kv.version, kv.lease)
                 for kv in found
             ]
         kept = found[:limit] if limit else found
-        return RangeAnswer(self.header, tuple(kept), len(kept) < len(found))
+        return RangeAnswer(self.header, tuple(kept), len(kept) < len(found), len(there))
 
     def transact(
         self, author: str, compare: Sequence[Compare], then: Sequence[Request]

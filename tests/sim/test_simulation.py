@@ -27,6 +27,7 @@ FOUND = {
     1005: "a node refused itself, as it was in a store that was put back to an older state",
     5197: "a machine that stood still while it asked a twin then waited for six minutes",
     116: "a node did not ask after its lease while all views were older than its claim",
+    1818: "a stream of one history was verified in the one that the store was put back to",
 }
 
 

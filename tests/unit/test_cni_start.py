@@ -8,8 +8,8 @@ from typing import Any, Final
 import pytest
 
 from overlay.agent.attachments import Attachments
+from overlay.agent.clock import boot_clock
 from overlay.agent.cni import CniService
-from overlay.agent.host import boot_clock
 from overlay.agent.layer2 import Layer2
 from overlay.agent.status import LAPSED, RUNNING, WAITING_STORE, Status
 from tests.unit.worlds import site

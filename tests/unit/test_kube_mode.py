@@ -15,7 +15,7 @@ from overlay.store.kube_config import KubeAccess
 
 _LOADED = """
 import sys
-from overlay.agent.main import _agent
+from overlay.agent.start import _agent
 from overlay.agent.flags import parse_flags
 _agent(parse_flags(sys.argv[1:]))
 print(*(name for name in ("etcd3", "grpc", "lightkube", "httpx2") if name in sys.modules))
