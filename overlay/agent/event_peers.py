@@ -9,6 +9,7 @@ from typing import Any, Final
 from overlay.agent.status import Snapshot
 from overlay.model.event import Kind
 from overlay.model.lease import Lease
+from overlay.model.leases import changed_keys
 
 _ONE_BY_ONE: Final = 16  # peers; more at once become one event
 _NAMED: Final = 5
@@ -17,7 +18,7 @@ Peers = Mapping[str, Lease]
 Note = tuple[Kind, str, dict[str, Any]]
 
 
-def peers_of(snapshot: Snapshot) -> Peers:
+def peers_of(snapshot: Snapshot) -> dict[str, Lease]:
     """Return the leases that this node has as peers, by key; those held back are among them."""
     if snapshot.site is None or snapshot.view is None:
         return {}
@@ -29,6 +30,31 @@ def peers_of(snapshot: Snapshot) -> Peers:
         for key, lease in {**held, **snapshot.view.leases}.items()
         if key != own and not lease.is_vacant and key not in refused
     }
+
+
+def step(peers: dict[str, Lease], before: Snapshot, now: Snapshot) -> Iterator[Note] | None:
+    """Bring ``peers`` in step and return what to note; None where all must be looked at.
+
+    Costs what changed, where leases alone did.
+    """
+    is_alike = before.site is now.site and before.problems == now.problems
+    if not is_alike or before.held is not None or now.held is not None:
+        return None
+    if before.site is None or before.view is None or now.view is None:
+        return None
+    leases = now.view.leases
+    keys = changed_keys(before.view.leases, leases)
+    own = before.site.own.subnet.key
+    refused = {problem.about for problem in now.problems}
+    old = {key: peers.pop(key) for key in keys if key in peers}
+    found = {key: leases[key] for key in keys if key in leases}
+    new = {
+        key: lease
+        for key, lease in found.items()
+        if key != own and not lease.is_vacant and key not in refused
+    }
+    peers.update(new)
+    return changes(old, new)
 
 
 def changes(before: Peers | None, after: Peers) -> Iterator[Note]:

@@ -10,10 +10,11 @@ import threading
 from typing import Final
 
 from overlay.agent.event_journal import Journal
-from overlay.agent.event_peers import Peers, changes, held, peers_of
+from overlay.agent.event_peers import Peers, changes, held, peers_of, step
 from overlay.agent.events import ROOM
 from overlay.agent.status import Snapshot, Status
 from overlay.model.event import Event, Kind
+from overlay.model.lease import Lease
 from overlay.model.network import NetworkConfig, format_network_config
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Recorder:
         self._unwritten: list[Event] = []
         self._error = ""
         self._seen = Snapshot()
-        self._peers: Peers | None = None
+        self._peers: dict[str, Lease] | None = None
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
@@ -96,10 +97,13 @@ class Recorder:
                 self._events.note(kind, text, **facts)
         elif now.view is seen.view and now.site is seen.site and now.problems == seen.problems:
             return
-        peers = peers_of(now)
-        for kind, text, facts in changes(self._peers, peers):
+        notes = step(self._peers, seen, now) if self._peers is not None else None
+        if notes is None:
+            peers = peers_of(now)
+            notes = changes(self._peers, peers)
+            self._peers = peers
+        for kind, text, facts in notes:
             self._events.note(kind, text, **facts)
-        self._peers = peers
 
 
 def _held(snapshot: Snapshot) -> Peers:

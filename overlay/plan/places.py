@@ -15,6 +15,7 @@ class Places:
         self._leases: Mapping[str, Lease] = {}
         self._taken: Counter[object] = Counter()
         self._lengths: Counter[tuple[int, int]] = Counter()  # of networks: version and prefix
+        self.occupied = 0  # leases that are no mere reservations
 
     def follow(self, leases: Mapping[str, Lease]) -> None:
         """Take ``leases`` for all there is."""
@@ -31,6 +32,7 @@ class Places:
         )
 
     def _count(self, lease: Lease, change: int) -> None:
+        self.occupied += 0 if lease.is_vacant else change
         for mark in (*_marks(lease), *lease.subnet.networks()):
             self._taken[mark] += change
             if not self._taken[mark]:

@@ -98,6 +98,9 @@ class Planner:
         self._leases: Mapping[str, Lease] = {}
         self._networks = Networks()
         self._conflicts: set[str] = set()  # keys of leases that lost against an older one
+        self._holders: dict[Key, str] | None = (
+            None  # who has a kernel key; from a first conflict on
+        )
         spans = site.config.ranges.values()
         rest = [UnreachableRoute(span.network) for span in spans]
         for item in (*site.backend.local(site.own, site.underlay), *rest):
@@ -140,6 +143,8 @@ class Planner:
         keys = {item.key for item in peer.objects}
         for item_key in keys:
             del self.plan.objects[item_key]
+            if self._holders is not None:
+                del self._holders[item_key]
         return keys
 
     def _add(self, lease: Lease) -> set[Key]:
@@ -170,6 +175,8 @@ class Planner:
         for item in peer.objects:
             self.plan.objects[item.key] = item
             touched.add(item.key)
+            if self._holders is not None:
+                self._holders[item.key] = lease.subnet.key
         return touched
 
     def _peer(self, lease: Lease) -> Peer | None:
@@ -213,11 +220,11 @@ class Planner:
                 yield self._holder(item.key)
 
     def _holder(self, key: Key) -> str:
-        # Only reached in a conflict, so a scan is cheap enough.
-        for name, peer in self.plan.peers.items():
-            if any(item.key == key for item in peer.objects):
-                return name
-        return ""
+        if self._holders is None:
+            self._holders = {
+                item.key: name for name, peer in self.plan.peers.items() for item in peer.objects
+            }
+        return self._holders.get(key, "")
 
     def _refuse(self, lease: Lease, text: str) -> None:
         key = lease.subnet.key

@@ -127,12 +127,13 @@ class Prune:
             if lease is None or key in view or key in gone or key == own or lease.is_vacant:
                 continue
             gone[key] = Gone(lease, now)
-        for key in _superseded(gone, view, places if places is not None else Places()):
+        there = places if places is not None else Places()
+        for key in _superseded(gone, view, there):
             del gone[key]
         recent = {key for key, each in gone.items() if now - each.at < WINDOW_S}
         expired = {k for k, g in gone.items() if g.until is not None and g.until <= now}
         gone = {k: g for k, g in gone.items() if (k in recent or g.is_held) and k not in expired}
-        if recent and limit.is_exceeded(len(recent), len(recent) + _count_peers(view, own)):
+        if recent and limit.is_exceeded(len(recent), len(recent) + _count_peers(there, view, own)):
             joined = (gone[key].until for key in recent if key in gone)
             until = max((u for u in joined if u is not None), default=now + limit.delay_s)
             for key in recent & gone.keys():
@@ -167,5 +168,7 @@ def _superseded(gone: Mapping[str, Gone], view: Mapping[str, Lease], places: Pla
     return [key for key, each in gone.items() if key in view or places.is_taken(each.lease)]
 
 
-def _count_peers(view: Mapping[str, Lease], own: str) -> int:
-    return sum(not lease.is_vacant and key != own for key, lease in view.items())
+def _count_peers(places: Places, view: Mapping[str, Lease], own: str) -> int:
+    """Return the number of peers in ``view``, which ``places`` follow."""
+    mine = view.get(own)
+    return places.occupied - (mine is not None and not mine.is_vacant)

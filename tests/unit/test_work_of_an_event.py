@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,20 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overlay.agent.event_peers import peers_of, step
 from overlay.agent.policy_enforcer import PolicyEnforcer, PolicyOptions
 from overlay.agent.policy_world import NodeAddresses, node_addresses
-from overlay.agent.status import Status
+from overlay.agent.status import Snapshot, Status
 from overlay.kernel.notices import RulesetChange
-from overlay.model.lease import Lease
+from overlay.model.lease import Lease, LeaseView
 from overlay.model.leases import Journal, LeaseMap
 from overlay.model.policy_view import PolicyView
+from overlay.plan.places import Places
+from overlay.plan.planner import Problem
+from overlay.plan.prune import Prune, PruneLimit
 from tests.kernel.netns import eventually
 from tests.unit.test_policy_idle import DENY, Counted, Table, add
-from tests.unit.worlds import by_key, lease
+from tests.unit.worlds import by_key, lease, site
 
 FOREIGN = 1000  # the generation from which on somebody else wrote
 
@@ -91,6 +96,31 @@ def test_addresses_of_nodes_cost_the_lease_that_changed() -> None:
     assert nodes.found == first
 
 
+def test_a_deletion_costs_the_lease_that_went() -> None:
+    store, places, limit = Store(100), Places(), PruneLimit()
+    places.follow(store.leases)
+    prune = Prune().after(store.leases, "own", 0.0, limit, places)
+    for number in range(2, 12):
+        leases = store.delete(lease(number).subnet.key)
+        prune = prune.after(leases, "own", number / 100, limit, places)
+        assert leases.looks <= 4
+    assert not prune.held, "ten of a hundred are no mass"
+
+
+def test_events_of_peers_cost_the_lease_that_changed() -> None:
+    store, here = Store(100), site()
+    before = Snapshot(site=here, view=LeaseView(1, store.leases))
+    peers = peers_of(before)
+    for revision, change in enumerate((lease(250), lease(250, public=251)), 2):
+        now = Snapshot(site=here, view=LeaseView(revision, store.put(change)))
+        notes = list(step(peers, before, now) or ())
+        assert (len(notes), store.leases.looks) == (1, 1)
+        assert peers == peers_of(now)
+        before = now
+    refused = replace(before, problems=(Problem(lease(250).subnet.key, "is odd"),))
+    assert step(peers, before, refused) is None, "what is refused is asked of all"
+
+
 leases = st.builds(
     lambda i, public, node: lease(i, public=public, macs=f"n{node}"),
     st.integers(2, 5),
@@ -102,8 +132,8 @@ leases = st.builds(
 @given(st.lists(st.lists(leases, max_size=4), max_size=6))
 def test_addresses_of_nodes_are_those_of_the_leases(steps: list[list[Lease]]) -> None:
     nodes = NodeAddresses()
-    for step in steps:
-        found = by_key(*step)
+    for each in steps:
+        found = by_key(*each)
         nodes.follow(found)
         assert nodes.found == node_addresses(found)
 
