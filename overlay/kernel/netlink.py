@@ -26,6 +26,8 @@ from overlay.plan.backend import Tunnel
 
 log = logging.getLogger(__name__)
 
+_NAMED: Final = 5  # foreign routes that the log names one by one
+
 # EINVAL: IPv6 refuses an onlink gateway that the very route to be replaced
 # would reach by another device; that one has to go first.
 _IN_THE_WAY: Final = frozenset({errno.EEXIST, errno.EINVAL})
@@ -180,9 +182,8 @@ class NetlinkKernel:
         return failures
 
     def _replace_routes(self, made: Sequence[tuple[Op, Request]]) -> list[OpFailure]:
-        """Put routes where others are; a foreign one is named in the log (docs/decisions/0004)."""
-        for op, _request in made:
-            self._name_foreign(op)
+        """Put routes where others are; foreign ones are named in the log (docs/decisions/0004)."""
+        self._name_foreign([op.target for op, _ in made if isinstance(op.target, Route)])
         requests = [messages.replacement(request) for _op, request in made]
         failures: list[OpFailure] = []
         for refusal in self._rtnl.send(requests):
@@ -195,22 +196,31 @@ class NetlinkKernel:
             failures.append(OpFailure(op, refusal.errno, refusal.text))
         return failures
 
-    def _name_foreign(self, op: Op) -> None:
-        route = op.target
-        if not isinstance(route, Route):
-            return
-        answer = self._rtnl.ask(messages.RTM_GETROUTE, messages.route_query(route.prefix))
-        if answer is None:
-            return
-        protocol, index = messages.route_maker(answer)
-        if protocol != ROUTE_PROTOCOL:
+    def _name_foreign(self, routes: Sequence[Route]) -> None:
+        """Name the first few of the routes that others made at the places of ``routes``."""
+        names: dict[int, str] | None = None
+        count = 0
+        for route in routes:
+            answer = self._rtnl.ask(messages.RTM_GETROUTE, messages.route_query(route.prefix))
+            if answer is None:
+                continue
+            protocol, index = messages.route_maker(answer)
+            if protocol == ROUTE_PROTOCOL:
+                continue
+            count += 1
+            if count > _NAMED:
+                continue
+            if names is None:
+                names = names_by_index(list_links(self._rtnl))
             log.warning(
                 "route %s was there already, by protocol %d on %s, and is replaced: the fabric "
                 "owns its peers' subnets",
                 route.prefix,
                 protocol,
-                names_by_index(list_links(self._rtnl)).get(index, f"#{index}"),
+                names.get(index, f"#{index}"),
             )
+        if count > _NAMED:
+            log.warning("%d more such routes are replaced", count - _NAMED)
 
 
 @dataclass(frozen=True, slots=True)

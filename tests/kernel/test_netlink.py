@@ -288,6 +288,18 @@ def test_sender_that_is_no_process_is_not_guessed() -> None:
     assert probable_maker((1 << 22) - 1) == "probably process 4194303, which has ended"
 
 
+def test_routes_taken_over_are_named_in_a_few_lines(
+    node: Netns, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2, 22):
+        node.ip("route", "add", f"10.244.{number}.0/24", "via", "192.0.2.254", "proto", "99")
+    reconcile(node, site(), *range(2, 22))
+    lines = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert len(lines) == 6
+    assert lines[0].startswith("route 10.244.2.0/24 was there already, by protocol 99 on eth0")
+    assert lines[-1] == "15 more such routes are replaced"
+
+
 def test_renamed_device_is_taken_back(node: Netns) -> None:
     reconcile(node, site(), 2)
     node.ip("link", "set", "overlay.1", "down")
