@@ -19,7 +19,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import httpx2
 import yaml
-from lightkube.config.client_adapter import ConnectionParams, verify_cluster
+from lightkube.config.client_adapter import ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig, SingleConfig
 from lightkube.config.models import Cluster, User
 from lightkube.core.exceptions import ConfigError
@@ -29,6 +29,7 @@ from overlay.model.errors import UsageError
 from overlay.store.base import StoreAccessError, StoreError
 from overlay.store.kube_config import KubeAccess
 from overlay.store.kube_errors import Asked, no_answer, parse_status, refusal
+from overlay.store.kube_tls import tls_context, without_certificates
 
 T = TypeVar("T")
 
@@ -204,10 +205,10 @@ class KubeClient:
         config = _way_in(self._access)
         self.url = config.cluster.server
         try:
-            verify = verify_cluster(config.cluster, config.user, config.abs_file)
-            transport = httpx2.HTTPTransport(verify=verify, socket_options=_KEEPALIVE)
+            transport = httpx2.HTTPTransport(verify=tls_context(config), socket_options=_KEEPALIVE)
             timeout = httpx2.Timeout(self._access.timeout_s, connect=_CONNECT_S)
-            return GenericSyncClient(ConnectionParams(timeout, transport=transport), config)
+            parameters = ConnectionParams(timeout, transport=transport)
+            return GenericSyncClient(parameters, without_certificates(config))
         except (OSError, ssl.SSLError, ValueError, ConfigError) as exc:
             msg = f"Kubernetes API at {self.url}: certificates or login cannot be used: {exc}"
             raise StoreAccessError(msg) from exc
