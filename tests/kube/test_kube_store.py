@@ -154,6 +154,17 @@ def test_overwrite_that_is_no_address_is_refused_by_name(cluster: PlantedCluster
         cluster.acquire(claim(1))
 
 
+def test_of_several_podcidrs_of_a_family_the_first_is_taken(cluster: PlantedCluster) -> None:
+    """The others are no route of ours, and no fault of the node."""
+    cluster.add_node(3, "10.244.3.0/24", "10.244.30.0/24")
+    lease = cluster.acquire(claim(3))
+    assert lease.subnet.key == "10.244.3.0-24"
+    view = cluster.view()
+    assert "10.244.3.0-24" in view.leases
+    assert not [key for key in view.leases if "10.244.30" in key]
+    assert [skipped.key for skipped in view.skipped] == []
+
+
 def test_dual_stack_takes_one_podcidr_of_each_family(
     cluster: PlantedCluster, tmp_path: Path
 ) -> None:
