@@ -304,6 +304,34 @@ def arrives_by_link_local(source: Netns, link: str, target: Netns, at: str) -> b
     return False
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["IPv4", "IPv6"])
+def test_routed_pod_with_a_forged_address_is_heard_by_nobody(
+    fabric: Fabric, stack: contextlib.ExitStack, number: int
+) -> None:
+    """It calls itself a pod that a policy lets in; only what it sends as itself arrives."""
+    one, two, _ = fabric.nodes
+    names = [f"{word}{number}" for word in ("t", "w", "u")]
+    server, friend, liar = (
+        fabric.pod(node, name) for node, name in zip((two, one, one), names, strict=True)
+    )
+    target, trusted, own = (each.addresses[number] for each in (server, friend, liar))
+    family = socket.AF_INET6 if number else socket.AF_INET
+    liar.netns.ip("addr", "add", f"{trusted}/{128 if number else 32}", "dev", "lo")
+    sockets = [
+        each.netns.socket(family, socket.SOCK_DGRAM) for each in (server, friend, liar, liar)
+    ]
+    for sock, address in zip(sockets, (target, trusted, trusted, own), strict=True):
+        stack.callback(sock.close)
+        sock.bind((address, 9995))  # each in a namespace, or at an address, of its own
+    listening, honest, forging, itself = sockets
+    listening.settimeout(20)
+    honest.sendto(b"friend", (target, 9995))
+    assert listening.recv(9) == b"friend"
+    forging.sendto(b"forged", (target, 9995))
+    itself.sendto(b"itself", (target, 9995))
+    assert listening.recv(9) == b"itself"
+
+
 def test_audit_lets_through_and_tells_names_and_counts(
     fabric: Fabric, stack: contextlib.ExitStack
 ) -> None:
