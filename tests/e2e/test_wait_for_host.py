@@ -108,6 +108,8 @@ def test_node_without_an_underlay_waits_for_one(world: World) -> None:
         world.node.ip("link", "set", old, "down")
         world.node.ip("link", "set", old, "name", new)
         world.node.ip("link", "set", new, "up")
+        # The kernel took it with the link.
+        world.node.ip("addr", "add", "2001:db8::1/64", "dev", new, "nodad")
 
     rename("eth0", "late")
     agent = world.agent("--wait-for-host", under=CONTAINER)
