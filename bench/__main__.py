@@ -104,7 +104,7 @@ def _check_files(names: Sequence[str], args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run what was named; return an exit status."""
+    """Run what was named; return an exit status, 1 where a bench failed: the others have run."""
     names, options, args = parse(argv)
     shown = machine.describe()
     print(shown, flush=True)
@@ -119,13 +119,20 @@ def main(argv: Sequence[str]) -> int:
         "seconds": {},
         "benches": {},
     }
+    failed: list[str] = []
     with signals.as_exceptions():
         for name in names:
             busy = machine.busy_cores()
             load = machine.load(busy)
             print(f"\n# {name}: {BENCHES[name]}; {load}", flush=True)
             started = time.monotonic()
-            tables = _run(name, options)
+            try:
+                tables = _run(name, options)
+            except OverlayError as exc:
+                # What the others take minutes to find is not lost with it.
+                print(f"bench {name}: {exc}", file=sys.stderr, flush=True)
+                failed.append(name)
+                continue
             results["busy_cores"][name] = busy
             results["seconds"][name] = time.monotonic() - started
             results["benches"][name] = [each for table in tables for each in table.records]
@@ -134,8 +141,11 @@ def main(argv: Sequence[str]) -> int:
             if args.write is not None:
                 body = "\n\n".join([*map(str, tables), f"On {shown}; {load}."])
                 args.write.write_text(rewritten(args.write.read_text(), name, body))
-    print(f"\nEvery sample is in {file}.")
-    return 0
+    if failed:
+        print(f"\nFailed, and left as they were: {', '.join(failed)}.", file=sys.stderr)
+    if results["benches"]:
+        print(f"\nEvery sample is in {file}.")
+    return 1 if failed else 0
 
 
 def _run(name: str, options: Options) -> list[Table]:

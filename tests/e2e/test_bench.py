@@ -83,12 +83,14 @@ def test_peers_with_our_own_facts_are_measured_too(tmp_path: Path) -> None:
     bench("event", tmp_path / "result.json", "--leases", "own")
 
 
-def test_agent_that_ends_is_named_with_its_words(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "bench", "--quick", "event"]
+def test_agent_that_ends_is_named_with_its_words_and_other_benches_run(tmp_path: Path) -> None:
+    results = tmp_path / "result.json"
+    command = [sys.executable, "-m", "bench", "--quick", "event", "nft", "--json", str(results)]
     failing = "sh -c 'echo no such thing >&2; exit 1'"
     done = subprocess.run(
         [*command, "--agent", failing], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
+    assert list(json.loads(results.read_text())["benches"]) == ["nft"]
     assert "no such thing" in done.stderr
     assert "Traceback" not in done.stderr
