@@ -41,8 +41,13 @@ _GROUPS: Final = (  # in the order of --help
 
 
 def add_named(commands: Any, argv: Sequence[str]) -> None:
-    """Add the command that ``argv`` names, with its group; every one where it names none."""
+    """Add the command that ``argv`` names, with its group; every one where it names none.
+
+    None where only the version is asked for.
+    """
     name = next(_positional(argv), None)
+    if name is None and "--version" in argv:
+        return
     found = [group for group in _GROUPS if name in group.names]
     _add(commands, found or _GROUPS)
 
