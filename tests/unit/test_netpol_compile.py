@@ -509,4 +509,10 @@ def test_pods_under_audit_lose_nothing_in_the_middle_of_a_connection() -> None:
     pods = world(pod(1, "web"), pod(2, "x", "lab"), policies=policies)
     ruleset = guarded(compile_policies(pods, "n1", CompileOptions(frozenset({"lab"}))))
     assert ruleset.sets["ov_shut4"].elements == {"10.244.0.1"}
-    assert ruleset.base["ov_forward"][1] == "ct mark & 0x20000000 == 0x20000000 goto ov_d_cut"
+    lines = ruleset.base["ov_forward"]
+    assert lines[1:3] == (
+        "ct state established,related ct mark & 0x20000000 == 0x00000000 accept",
+        "ct mark & 0x20000000 == 0x20000000 goto ov_d_cut",
+    )
+    assert lines[3].endswith("ip saddr @ov_shut4 goto ov_d_midway")
+    assert ruleset.base["ov_input"][1:3] == lines[1:3]

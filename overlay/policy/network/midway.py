@@ -16,7 +16,7 @@ which its rules are asked about, take an allowed one up again.
 from dataclasses import replace
 from typing import Final
 
-from overlay.policy.network.render import LogOptions, refuse
+from overlay.policy.network.render import ESTABLISHED, LogOptions, refuse
 from overlay.policy.network.table import Denial, PolicyRuleset, PolicySet
 
 # Of the connection's mark, not of a packet's. Users of others that are known: kube-proxy none,
@@ -24,14 +24,13 @@ from overlay.policy.network.table import Denial, PolicyRuleset, PolicySet
 CUT_MARK: Final = 1 << 29
 CUT: Final = Denial("cut", None)
 MIDWAY: Final = Denial("midway", None)
-CHAIN: Final = "ov_midway"
 _HOOK: Final = "type filter hook forward priority filter - 9; policy accept;"
 _VERSIONS: Final = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 
 
 # Where nobody is isolated yet: connections are tracked from the start, so that those that a policy
 # finds are known by their beginning. Without a rule that asks for it the kernel does not track.
-TRACKING: Final = PolicyRuleset(base={"ov_track": (_HOOK, "ct state established,related accept")})
+TRACKING: Final = PolicyRuleset(base={"ov_track": (_HOOK, ESTABLISHED)})
 
 
 def guarded(ruleset: PolicyRuleset, log: LogOptions | None = None) -> PolicyRuleset:
@@ -47,7 +46,19 @@ def guarded(ruleset: PolicyRuleset, log: LogOptions | None = None) -> PolicyRule
         for version, (word, _) in _VERSIONS.items()
         if f"ov_shut{version}" in sets
     ]
-    marked = f"ct mark & {CUT_MARK:#010x} == {CUT_MARK:#010x} {cut}"
+    bit = f"{CUT_MARK:#010x}"
+
+    def guarded_chain(name: str, chain: tuple[str, ...]) -> tuple[str, ...]:
+        hook, *rest = (line for line in chain if line != ESTABLISHED)
+        return (
+            hook,
+            # What is not cut meets this one rule and no other.
+            f"ct state established,related ct mark & {bit} == 0x00000000 accept",
+            f"ct mark & {bit} == {bit} {cut}",
+            *(lines if name == "ov_forward" else ()),
+            *rest,
+        )
+
     return replace(
         ruleset,
         sets={**ruleset.sets, **sets},
@@ -55,13 +66,7 @@ def guarded(ruleset: PolicyRuleset, log: LogOptions | None = None) -> PolicyRule
             **ruleset.chains,
             **{f"ov_d_{denial.ident}": tuple(refuse(denial, log)) for denial in (CUT, MIDWAY)},
         },
-        base={
-            **{
-                name: (chain[0], marked, *chain[1:]) if chain else chain
-                for name, chain in ruleset.base.items()
-            },
-            CHAIN: (_HOOK, *lines),
-        },
+        base={name: guarded_chain(name, chain) for name, chain in ruleset.base.items()},
         denials={**ruleset.denials, **{denial.ident: denial for denial in (CUT, MIDWAY)}},
     )
 

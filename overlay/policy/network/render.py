@@ -17,6 +17,7 @@ from overlay.policy.network.table import Denial, PolicyMap, PolicySet
 UNKNOWN: Final = Denial("unknown", None)
 # After the guard of the table ``inet overlay``, before the host's own filter (0).
 _PRIORITY: Final = "filter - 9"
+ESTABLISHED: Final = "ct state established,related accept"
 _ICMPV6: Final = (
     "packet-too-big",
     "mld-listener-query",
@@ -128,7 +129,7 @@ def hooks() -> dict[str, tuple[str, ...]]:
     even where conntrack knows nothing of it.
     """
     always = [
-        "ct state established,related accept",
+        ESTABLISHED,
         f"icmpv6 type {{ {', '.join(_ICMPV6)} }} accept",
         "icmp type destination-unreachable icmp code frag-needed accept",
     ]
