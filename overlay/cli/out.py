@@ -61,13 +61,7 @@ class Output:
     def document(self, document: Any) -> None:
         """Print ``document`` as JSON or YAML; keys keep their order."""
         if self.form == "yaml":
-            import yaml
-
-            # libyaml's where PyYAML was built with it: a tenth of the time.
-            dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-            yaml.dump(
-                document, self._stream, Dumper=dumper, sort_keys=False, default_flow_style=False
-            )
+            self._stream.write(_yaml(document))
         else:
             self._write(json.dumps(document, indent=2))
 
@@ -105,6 +99,19 @@ class Output:
         for row in rows:
             table.add_row(*[Text(cell, overflow="fold") for cell in row])
         Console(file=self._stream).print(table)
+
+
+def _yaml(document: Any) -> str:
+    import yaml
+
+    def dumped(dumper: Any) -> str:
+        return str(yaml.dump(document, Dumper=dumper, sort_keys=False, default_flow_style=False))
+
+    try:
+        # libyaml's where PyYAML was built with it: a tenth of the time.
+        return dumped(getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+    except UnicodeEncodeError:  # half of a surrogate pair: the other one escapes it
+        return dumped(yaml.SafeDumper)
 
 
 def wants_colour(environment: Mapping[str, str]) -> bool:

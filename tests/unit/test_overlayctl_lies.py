@@ -217,3 +217,12 @@ def test_what_could_steer_a_terminal_is_shown(command: str, path: tuple[Any, ...
     assert "^[[2J^Jforged" in out
     assert "\x1b" not in out
     assert out.encode()
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_half_a_surrogate_pair_is_escaped(form: str) -> None:
+    lie = replaced(TRUTH["status"], ("node", "name"), "n\ud800")
+    _, out, err = told(f"-o {form} status", ok(lie))
+    assert err == ""
+    assert "\\ud800" in out.lower()
+    assert out.encode()
