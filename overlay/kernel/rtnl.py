@@ -51,6 +51,8 @@ LONGEST: Final = 64 * 1024
 _TIMEOUT_S: Final = 10
 _TIMEVAL: Final = struct.Struct("@ll")  # seconds, microseconds
 _SIOCGSKNS: Final = 0x894C  # linux/sockios.h
+# A device that went meanwhile; a table of IPv4 routes that has none yet (inet_dump_fib).
+_NOTHING_THERE: Final = frozenset({errno.ENODEV, errno.ENOENT})
 _DUMP_TRIES: Final = 5
 
 
@@ -366,7 +368,7 @@ class RtnlSocket:
                     interrupted |= bool(flags & _NLM_F_DUMP_INTR)
                     if answer in {_NLMSG_DONE, _NLMSG_ERROR}:
                         number = _error_number(data, start, end) if end - start >= 4 else 0
-                        if number and number != errno.ENODEV:
+                        if number and number not in _NOTHING_THERE:
                             msg = f"rtnetlink dump {kind}: {os.strerror(number)}"
                             raise KernelError(msg)
                         return found, interrupted

@@ -2,11 +2,13 @@
 
 import pytest
 
+from overlay.kernel import pods
 from overlay.kernel.base import KernelError
 from overlay.kernel.links import list_links
 from overlay.kernel.netns import namespace_of, own_namespace
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.kernel.rtnl_pool import RtnlPool
+from overlay.model.address import IPAddress
 from tests.kernel.netns import Netns
 
 pytestmark = pytest.mark.kernel
@@ -47,3 +49,14 @@ def test_socket_knows_its_namespace(netns: Netns) -> None:
 
     with netns.call(work) as socket:
         assert namespace_of(socket.namespace()) != own_namespace(), "also when asked from outside"
+
+
+def test_namespace_without_any_route_has_none(netns: Netns) -> None:
+    """The kernel has no table of IPv4 routes before the first route, and says so by an error."""
+    netns.ip("link", "set", "lo", "down")
+
+    def look() -> dict[str, list[IPAddress]]:
+        with RtnlSocket() as rtnl:
+            return pods.addresses_in_use(rtnl)
+
+    assert netns.call(look) == {}
