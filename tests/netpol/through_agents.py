@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.gateway import Gateway
-from overlay.cli.control import call
+from overlay.cli.control import AgentUnreachableError, call
 from overlay.lab import netns
 from overlay.model.netpol import Labels
 from tests.netpol.casebook import Case, Moment
@@ -106,9 +106,12 @@ class ThroughAgents:
     def _await(self, revision: int) -> None:
         deadline = time.monotonic() + _LIMIT_S
         for node in NODES:
-            path = self.site.lab.dir.node(node) / "overlayd.sock"
+            path = self.site.lab.dir.node(node) / "cni.sock"
             while True:
-                policy = call(path, "status").get("policy") or {}
+                try:
+                    policy = call(path, "status").get("policy") or {}
+                except AgentUnreachableError as exc:  # it has only just been started
+                    policy = {"unreachable": str(exc)}
                 if policy.get("in_force") and policy.get("revision", 0) >= revision:
                     break
                 assert time.monotonic() < deadline, (node, revision, policy)
