@@ -1,7 +1,7 @@
-"""Looks at the sysctls of forwarding twice a second: of most the kernel tells nothing.
+"""Looks at the sysctls of forwarding again and again: of most the kernel tells nothing.
 
-procfs has no inotify, and RTM_NEWNETCONF is about forwarding alone. Ten files
-cost 0.2 ms. Who puts them right is the reconciler.
+procfs has no inotify, and RTM_NEWNETCONF is about forwarding alone. Who puts
+them right is the reconciler.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,10 @@ from overlay.agent.firewall import settings
 from overlay.agent.status import Status
 from overlay.kernel import sysctl
 from overlay.kernel.notices import SYSCTL, Notice
+from overlay.plan.planner import Site
 from overlay.store.base import StopSignal
 
-_LOOK_S: Final = 0.5
+_LOOK_S: Final = 0.8  # less than a second until any drift is repaired
 
 
 class SysctlWatch:
@@ -27,6 +28,8 @@ class SysctlWatch:
     ) -> None:
         self._status, self._tell, self._differing = status, tell, differing
         self._told: frozenset[str] = frozenset()
+        self._site: Site | None = None
+        self._settings: Sequence[sysctl.Sysctl] = ()  # that it needs
 
     def run(self, stop: StopSignal) -> None:
         """Work until ``stop`` is set."""
@@ -38,7 +41,9 @@ class SysctlWatch:
         site = self._status.get().site
         if site is None:
             return
-        found = self._differing(settings(site))
+        if site is not self._site:
+            self._site, self._settings = site, settings(site)
+        found = self._differing(self._settings)
         if found - self._told:
             self._tell([SYSCTL])
         self._told = found

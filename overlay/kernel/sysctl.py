@@ -16,6 +16,7 @@ forwarding, and nobody can tell. Left alone on purpose:
 import contextlib
 import errno
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,12 @@ def ipv6_links() -> tuple[str, ...]:
 
 
 def _read(name: str) -> str:
-    return (_ROOT / name).read_text().strip()
+    # By hand: each is looked at every second, and pathlib takes four times as long.
+    file = os.open(f"{_ROOT}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, 256).decode(errors="replace").strip()
+    finally:
+        os.close(file)
 
 
 def _write(name: str, text: str) -> None:
