@@ -90,7 +90,11 @@ def test_interval_that_is_none(value: str, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    "words", ["status", "peers", "diff", "leases", "leases show x", "ipam list", "ipam check"]
+    "words",
+    [
+        *("status", "peers", "diff", "leases", "leases show x", "ipam list", "ipam check"),
+        *("mesh", "mtu", "policy list", "pod list"),
+    ],
 )
 def test_tables_can_be_watched(words: str) -> None:
     assert parser().parse_args([*words.split(), "--watch", "0.5"]).watch == 0.5
