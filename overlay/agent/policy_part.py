@@ -4,7 +4,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from overlay.agent.attachments import Attachments
 from overlay.agent.policy_audit import TableAudit
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 log = logging.getLogger(__name__)
+
+_SITE_S: Final = 1.0  # how late a stop may be noticed while the node has no lease
 
 
 class PolicyPart:
@@ -145,6 +147,10 @@ class PolicyPart:
         return state is not None and state.policies > 0
 
     def _watch(self, stop: StopSignal) -> None:
+        # A node that is refused its place in the fabric is left as it was found.
+        while self._status.wait_for(lambda it: it.site is not None, _SITE_S).site is None:
+            if stop.is_set():
+                return
         self._store.watch(self._deliver, self._trouble, stop)
 
     def _deliver(self, view: PolicyView) -> None:

@@ -57,7 +57,16 @@ class Shop:
         return Party(pod, (address,), name).listen(self.stack)
 
     def apply(self, name: str, spec: dict[str, Any]) -> None:
+        """Write the only policy, and wait until both agents have heard of it."""
         self.hub.put(POLICIES, {"metadata": {"name": name}, "spec": spec})
+        for number in (1, 2):
+            eventually(
+                lambda number=number: (  # type: ignore[misc]  # a default
+                    (self.hub.host(number).status()["policy"] or {}).get("policies") == 1
+                ),
+                timeout_s=_LATE_S,
+                what=f"the policy on n{number}",
+            )
 
     def close(self) -> None:
         self.stack.close()
@@ -104,7 +113,6 @@ def test_a_pod_that_the_api_does_not_tell_of_reaches_nobody_until_it_does(shop: 
     client = shop.start("client", 2)
     shop.tell("client", 2)
     shop.apply("friends", FRIENDS)
-    eventually(lambda: shop.hub.host(1).status()["policy"]["policies"] == 1, timeout_s=_LATE_S)
     web = shop.start("web", 1)
     assert not client.asks(web, 4)
     assert not web.asks(client, 4)

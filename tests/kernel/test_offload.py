@@ -57,6 +57,7 @@ def test_offload_follows_the_choice_and_the_kernel(
 
 
 def test_audit_of_the_agent_keeps_it_off(node: Netns) -> None:
+    node.ip("link", "add", "eth0", "type", "bridge")  # the underlay, which must forward
     firewall = Firewall(release=BAD)
     first = node.call(partial(firewall.surroundings, site(V4), "auto"))
     assert f"checksum offload of {DEVICE}: on -> off" in first.repairs
