@@ -40,6 +40,7 @@ class SimKernel(FakeKernel):
         self.kill = 0.0
         self.others = 0  # changes that somebody else made
         self.notices: Callable[[Notice], None] = lambda _notice: None
+        self.unheard: set[Key] = set()  # what others changed, and no notice told of since a dump
         self.foreign: dict[Key, KernelObject] = {
             item.key: item
             for item in (
@@ -56,6 +57,7 @@ class SimKernel(FakeKernel):
     def dump(self) -> Sequence[KernelObject]:
         """Return what is ours, a moment later; now and then the kernel has no memory left."""
         self._read()
+        self.unheard.clear()
         return super().dump()
 
     def look(self) -> object:
@@ -92,7 +94,12 @@ class SimKernel(FakeKernel):
             failures += super().apply([op])
             if others != self.others:
                 carried = set()
-            cut = [prefix for prefix in sorted(carried, key=str) if not self.reaches(prefix)]
+            # What the agent cannot know to be gone it leans on, until it looks at all.
+            cut = [
+                prefix
+                for prefix in sorted(carried, key=str)
+                if not self.reaches(prefix) and self.unheard.isdisjoint(self._way(prefix))
+            ]
             if cut:
                 self._blame(f"{self._name}: {cut[0]} is unreachable after `{op}`")
                 carried = set()
@@ -109,6 +116,17 @@ class SimKernel(FakeKernel):
         if not isinstance(neighbor, Neighbor):
             return False
         return ("fdb", route.device, neighbor.mac) in self.objects
+
+    def _way(self, prefix: IPNetwork) -> set[Key]:
+        """Return the keys of what packets to a peer's subnet need, as far as the way is there."""
+        found: set[Key] = {Route(prefix, "").key}
+        route = self.objects.get(Route(prefix, "").key)
+        if isinstance(route, Route) and route.onlink:
+            found.add(("neigh", route.device, route.gateway))
+            neighbor = self.objects.get(("neigh", route.device, route.gateway))
+            if isinstance(neighbor, Neighbor):
+                found.add(("fdb", route.device, neighbor.mac))
+        return found
 
     def disturb(self, kind: str) -> str:
         """Change something of ours as somebody else would; return what."""

@@ -18,7 +18,7 @@ from overlay.agent.firewall import Outcome
 from overlay.agent.flags import Flags, parse_flags
 from overlay.agent.host import Host
 from overlay.agent.main import Agent
-from overlay.kernel.notices import Notice
+from overlay.kernel.notices import Change, Notice
 from overlay.kernel.underlay import UnderlayFlags
 from overlay.model.address import Family, IPAddress
 from overlay.model.lease import Lease, LeaseView
@@ -248,6 +248,8 @@ class SimNode:
         """Tell the agent what others did to the kernel, or fail to, as a full buffer does."""
         agent = self.agent
         if agent is None or not self.is_running or self.loop.random.random() < 0.2:
+            if isinstance(notice, Change):
+                self.kernel.unheard.add(notice.key)
             return
         delay_s = self.loop.random.uniform(0, 0.01)
         self.loop.after(delay_s, lambda: agent.reconciler.tell([notice]))
