@@ -1,0 +1,41 @@
+"""What ``overlayd`` does before the rest of it is loaded."""
+
+import subprocess
+import sys
+from typing import Final
+
+_AGENT: Final = """
+import sys
+from overlay.agent import program
+program._leave_openssl_out()
+import overlay.agent.main, overlay.store.etcd, overlay.kernel.netlink
+"""
+_HAS_OPENSSL: Final = 'print("libcrypto" in open("/proc/self/maps").read())'
+
+
+def printed(script: str) -> list[str]:
+    done = subprocess.run(
+        (sys.executable, "-c", script), capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_the_agent_of_etcd_is_loaded_without_openssl() -> None:
+    assert printed(_AGENT + _HAS_OPENSSL) == ["False"]
+
+
+def test_whoever_needs_ssl_still_gets_it() -> None:
+    script = f"{_AGENT}import ssl; ssl.create_default_context(); {_HAS_OPENSSL}"
+
+    assert printed(script) == ["True"]
+
+
+def test_hashes_and_seals_are_the_same_without_openssl() -> None:
+    script = (
+        "import hashlib, hmac\n"
+        'print(hashlib.sha256(b"m").hexdigest(), hashlib.blake2b(b"m").hexdigest(),'
+        ' hmac.new(b"k", b"m", "sha256").hexdigest(),'
+        ' hmac.compare_digest(b"m", b"m"))'
+    )
+
+    assert printed(_AGENT + script) == printed(script)
