@@ -13,9 +13,11 @@ from typing import Any, Final
 import overlay_cni.plugin
 
 FLOOR: Final = "/bin/true"
-FLANNEL: Final = "flannel's chain (stand-in)"
-_META: Final = Path(__file__).with_name("flannel_meta.c")
-_SHIM: Final = Path(__file__).resolve().parents[1] / "cni" / "shim"
+FLANNEL: Final = "flannel's chain"
+STAND_IN: Final = "flannel's chain, a program in C for its plugin"
+_HERE: Final = Path(__file__).parent
+_SHIM: Final = _HERE.resolve().parent / "cni" / "shim"
+_GO_PACKAGES: Final = Path("/usr/share/gocode")  # where Debian's golang-*-dev lie
 # Debian's containernetworking-plugins, and where most others put them.
 _REFERENCE: Final = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 _VERSION: Final = "1.0.0"
@@ -38,19 +40,21 @@ def chains(place: Path, socket: Path) -> Iterator[Chain]:
     """Yield the floor, then every plugin that is on this machine.
 
     ``place`` is a directory for what is built and for host-local's files, with
-    the agent's subnet.env; ``socket`` is our agent's. flannel's own plugin is
-    stood in for: its place has a program in C, which starts faster than Go does.
+    the agent's subnet.env; ``socket`` is our agent's.
     """
     ours = _config("overlay", socket=str(socket))
     yield Chain(FLOOR, (FLOOR,), ours)
-    if shutil.which("cc") is not None:
-        subprocess.run(["make", "-s", "-C", str(_SHIM), f"BUILD={place}"], check=True)
-        yield Chain("overlay in C", (str(place / "overlay"),), ours, needs_agent=True)
+    subprocess.run(["make", "-s", "-C", str(_SHIM), f"BUILD={place}"], check=True)
+    yield Chain("overlay in C", (str(place / "overlay"),), ours, needs_agent=True)
     words = (sys.executable, "-ISE", overlay_cni.plugin.__file__)
     yield Chain("overlay in Python", words, ours, needs_agent=True)
     folder = next((each for each in _REFERENCE if _is_complete(each)), None)
-    if folder is None:
-        return
+    if folder is not None:
+        yield from _reference(place, folder)
+        yield from _flannel(place, folder)
+
+
+def _reference(place: Path, folder: Path) -> Iterator[Chain]:
     for kind in ("bridge", "ptp"):
         ipam = {
             "type": "host-local",
@@ -61,12 +65,46 @@ def chains(place: Path, socket: Path) -> Iterator[Chain]:
         more = {"bridge": "cni0", "isGateway": True} if kind == "bridge" else {}
         config = _config(kind, ipam=ipam, mtu=_MTU, **more)
         yield Chain(f"{kind} + host-local", (str(folder / kind),), config, str(folder))
-    if shutil.which("cc") is not None:
-        meta = place / "flannel_meta"
-        subprocess.run(["cc", "-O2", "-static", "-o", meta, _META], check=True)
-        words = (str(meta), str(place / "subnet.env"), str(place / "flannel"))
-        config = _config("flannel")
-        yield Chain(FLANNEL, (*words, str(folder / "bridge")), config, str(folder))
+
+
+def _flannel(place: Path, folder: Path) -> Iterator[Chain]:
+    """Yield flannel's chain, by a plugin of ours that does what flannel's does.
+
+    In Go as flannel's is, where Go and the libraries of CNI are installed, and in C.
+    """
+    subnet_file, data = str(place / "subnet.env"), place / "flannel"
+    if _can_build_go():
+        plugin = place / "flannel_meta_go"
+        _build_go(_HERE / "flannel_meta.go", plugin)
+        # As in flannel's own manifest; the delegate's name and files are this chain's alone.
+        delegate = {"bridge": "cni-flannel-go", "hairpinMode": True, "isDefaultGateway": True}
+        config = _config(
+            "flannel",
+            subnetFile=subnet_file,
+            dataDir=str(data / "go"),
+            delegate=delegate,
+            ipam={"dataDir": str(data / "addresses")},
+        )
+        yield Chain(FLANNEL, (str(plugin),), config, str(folder))
+    plugin = place / "flannel_meta"
+    subprocess.run(["cc", "-O2", "-static", "-o", plugin, _HERE / "flannel_meta.c"], check=True)
+    words = (str(plugin), subnet_file, str(data), str(folder / "bridge"))
+    yield Chain(STAND_IN, words, _config("flannel"), str(folder))
+
+
+def _can_build_go() -> bool:
+    libraries = _GO_PACKAGES / "src" / "github.com" / "containernetworking" / "cni"
+    return shutil.which("go") is not None and libraries.is_dir()
+
+
+def _build_go(source: Path, program: Path) -> None:
+    """Build as flannel builds its plugin: static, without symbols. No network is asked."""
+    settings = {"GO111MODULE": "off", "GOPATH": str(_GO_PACKAGES), "CGO_ENABLED": "0"}
+    subprocess.run(
+        ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", str(program), str(source)],
+        env={**os.environ, "GOFLAGS": "", **settings},
+        check=True,
+    )
 
 
 def _is_complete(folder: Path) -> bool:

@@ -1,9 +1,9 @@
 /*
- * A stand-in for flannel's CNI plugin, for the time that its chain takes: as
- * that one does (flannel-io/cni-plugin), it reads subnet.env, writes the
- * delegate's configuration into a file of the container, and executes the plugin
- * `bridge`, which executes `host-local`. The real one is a program in Go, which
- * takes some milliseconds more to start, so this is less than flannel's chain takes.
+ * A stand-in for flannel's CNI plugin where flannel_meta.go cannot be built: as
+ * that one does, it reads subnet.env, writes the delegate's configuration into
+ * a file of the container, and executes the plugin `bridge`, which executes
+ * `host-local`. A program in Go takes some milliseconds more to start, so this is
+ * less than flannel's chain takes.
  *
  *     flannel_meta SUBNET_ENV DATA_DIR BRIDGE < config
  */
