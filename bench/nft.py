@@ -17,7 +17,7 @@ from bench.bed import namespace
 from bench.options import Options
 from bench.series import Series, ratio, series
 from bench.table import Table
-from overlay.kernel.nft import NftTable
+from overlay.kernel.nft_table import NftTable
 from overlay.lab import netns
 from overlay.model.address import IPAddress
 from overlay.plan.planner import Site

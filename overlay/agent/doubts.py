@@ -5,7 +5,7 @@ changes again and again is looked at ever later (``Pace``).
 """
 
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from overlay.agent.pace import Pace, rest_until
@@ -118,12 +118,12 @@ class Doubts:
         """Look at the table no more for a while, in proportion to what a look takes."""
         self._rest_until = max(self._rest_until, rest_until(begun_at, now))
 
-    def looked_at_filter(self, own: Container[int]) -> list[str]:
-        """Forget the doubts about the table; return who changed any ruleset but by ``own``."""
-        others = [each.by for each in self._rulesets if each.by and each.generation not in own]
+    def looked_at_filter(self) -> list[RulesetChange]:
+        """Forget the doubts about the table; return the transactions that touched it."""
+        told = [each for each in self._rulesets if TABLE in each.tables]
         self._rulesets.clear()
         self.filter_at = NEVER
-        return others
+        return told
 
 
 def _is_unmarked_link(notice: Change) -> bool:

@@ -2,13 +2,14 @@
 
 import logging
 import os
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from overlay.kernel import iptables, sysctl
 from overlay.kernel.host import offload
-from overlay.kernel.nft import NftTable, OwnWrites
+from overlay.kernel.nft_generation import OwnWrites
+from overlay.kernel.nft_table import NftTable
 from overlay.model.address import IPAddress, IPNetwork
 from overlay.model.errors import OverlayError
 from overlay.plan.planner import Site
@@ -22,15 +23,15 @@ log = logging.getLogger(__name__)
 class Outcome:
     """What a pass over the packet filter did: ``errors`` keep the node from being ready.
 
-    ``repairs`` name what was not as wanted, ``written`` the last generations
-    of the ruleset that were our own doing.
+    ``repairs`` name what was not as wanted, ``foreign`` those transactions
+    that were not our own doing.
     """
 
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     applied: int = 0
     repairs: tuple[str, ...] = ()
-    written: Container[int] = ()
+    foreign: Sequence[int] = ()
 
 
 def settings(site: Site, links: Iterable[str] = ()) -> tuple[sysctl.Sysctl, ...]:
@@ -44,9 +45,18 @@ class PacketFilter(Protocol):
     """What the reconciler asks of the node's packet filter; repeating either is safe."""
 
     def filter(
-        self, site: Site, nodes: frozenset[IPAddress], *, direct: bool, audit: bool
+        self,
+        site: Site,
+        nodes: frozenset[IPAddress],
+        *,
+        direct: bool,
+        audit: bool,
+        told: Sequence[int] = (),
     ) -> Outcome:
-        """Bring the filter in step; with ``audit`` look whether somebody else changed it."""
+        """Bring the filter in step; with ``audit`` look whether somebody else changed it.
+
+        ``told`` are the transactions that touched it, by generation, each told once.
+        """
 
     def surroundings(self, site: Site, checksums: str) -> Outcome:
         """Set what forwarding needs beside the filter; ``checksums`` as ``offload.ensure``."""
@@ -66,20 +76,30 @@ class Firewall:
         self._compiled: tuple[Site, frozenset[IPAddress], bool, Ruleset] | None = None
 
     def filter(
-        self, site: Site, nodes: frozenset[IPAddress], *, direct: bool, audit: bool
+        self,
+        site: Site,
+        nodes: frozenset[IPAddress],
+        *,
+        direct: bool,
+        audit: bool,
+        told: Sequence[int] = (),
     ) -> Outcome:
         """Bring the filter in step; with ``audit`` look whether somebody else changed it.
 
-        One changed peer costs one changed set element. Repeating it is safe.
+        One changed peer costs one changed set element. Where the kernel ``told``
+        that somebody else touched the table it is written anew at once, not
+        listed first. Repeating it is safe.
         """
         errors: list[str] = []
         applied, is_repair = 0, False
+        foreign = self._table.foreign(told)
         try:
             ruleset = self._compile(site, nodes, direct=direct)
             if audit and not self._table.is_remembered:
                 self._applied = None  # others wrote while we did: written again, to be sure
             if audit and self._applied is not None:
-                is_repair = not self._table.is_ours(self._applied)
+                is_touched = not all(map(self._table.is_undone, foreign))
+                is_repair = is_touched or not self._table.is_ours(self._applied)
             applied = self._write(ruleset, is_changed=is_repair)
         except OverlayError as exc:
             self._applied = None
@@ -88,7 +108,7 @@ class Firewall:
             tuple(errors),
             applied=applied,
             repairs=("the table inet overlay",) if is_repair else (),
-            written=self._table.own.made,
+            foreign=foreign,
         )
 
     def _compile(self, site: Site, nodes: frozenset[IPAddress], *, direct: bool) -> Ruleset:

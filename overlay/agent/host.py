@@ -16,7 +16,7 @@ from overlay.agent.firewall import Firewall, PacketFilter
 from overlay.agent.status import Bell
 from overlay.kernel.base import Kernel
 from overlay.kernel.netlink import NetlinkKernel, check_devices
-from overlay.kernel.nft import OwnWrites
+from overlay.kernel.nft_generation import OwnWrites
 from overlay.kernel.underlay import UnderlayFlags, find_underlay
 from overlay.model.address import Family
 from overlay.model.network import NetworkConfig

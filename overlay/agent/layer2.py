@@ -18,7 +18,8 @@ from overlay.kernel.bridge import Bridge
 from overlay.kernel.bridge_diff import differences
 from overlay.kernel.bridge_ports import hold_ports, hold_proxies
 from overlay.kernel.links import list_links
-from overlay.kernel.nft import NftError, OwnWrites
+from overlay.kernel.nft import NftError
+from overlay.kernel.nft_generation import OwnWrites
 from overlay.kernel.nft_ports import PortTable
 from overlay.kernel.notices import Change
 from overlay.kernel.pods import link_mac

@@ -34,7 +34,7 @@ from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import WAITING_HOST, WAITING_STORE, Status
 from overlay.agent.sysctl_watch import SysctlWatch
 from overlay.kernel.netlink import NetlinkKernel, check_devices
-from overlay.kernel.nft import OwnWrites
+from overlay.kernel.nft_generation import OwnWrites
 from overlay.kernel.notices import UNDERLAY, Notice
 from overlay.model.errors import UsageError
 from overlay.model.event import Kind

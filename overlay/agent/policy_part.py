@@ -14,7 +14,7 @@ from overlay.agent.policy_enforcer import PolicyEnforcer, PolicyOptions
 from overlay.agent.policy_flags import PolicyFlags
 from overlay.agent.policy_publisher import PodPublisher
 from overlay.agent.status import Status
-from overlay.kernel.nft import OwnWrites
+from overlay.kernel.nft_generation import OwnWrites
 from overlay.kernel.nft_policy import NftPolicyTable
 from overlay.kernel.notices import OVERFLOW, Notice, RulesetChange
 from overlay.model.attachment import Attachment

@@ -127,8 +127,8 @@ class Reconciler:
         return all(devices.get(key) == self._mirror.get(key) for key in keys)
 
     def _check_filter(self, site: Site) -> None:
-        begun_at = self._clock()
         errors = self._filter(site, audit=True)
+        begun_at = self._clock()
         if self._layer2 is not None:
             errors += self._layer2.audit_rules()
         self._doubts.rest(begun_at, self._clock())
@@ -296,14 +296,21 @@ class Reconciler:
         assert self._planner is not None  # noqa: S101 - by _plan
         plan = self._planner.plan
         is_direct = site.backend.tunnel is None or plan.routes_to[site.underlay.device] > 0
+        told = self._doubts.looked_at_filter() if audit else []
         begun_at = self._clock()
-        outcome = self._firewall.filter(site, plan.addresses(), direct=is_direct, audit=audit)
-        if audit:
+        outcome = self._firewall.filter(
+            site,
+            plan.addresses(),
+            direct=is_direct,
+            audit=audit,
+            told=[each.generation for each in told],
+        )
+        if audit and not outcome.repairs:  # else the pace of repairs says when to look again
             self._doubts.rest(begun_at, self._clock())
         self._status.count(ruleset_applies=outcome.applied)
         if outcome.applied:
             self._status.events.note(Kind.RULESET_APPLIED, "table inet overlay is in step")
-        others = self._doubts.looked_at_filter(outcome.written) if audit else ()
+        others = [each.by for each in told if each.generation in outcome.foreign]
         for text in outcome.repairs:
             self._repaired(text + named(others), {FILTER: text + named(others)})
         return outcome.errors

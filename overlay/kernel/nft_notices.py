@@ -10,7 +10,7 @@ import logging
 import struct
 from typing import Final
 
-from overlay.kernel.nft import parse_generations
+from overlay.kernel.nft_generation import parse_generations
 from overlay.kernel.notices import FORWARD_TABLES, OVERFLOW, Notice, RulesetChange, maker
 from overlay.kernel.rtnl import MessageError, attribute, decoder, split
 from overlay.policy.network.table import POLICY_TABLE

@@ -1,37 +1,20 @@
 """The table ``inet overlay_policy`` in the kernel: changed in transactions, checked for drift.
 
 Others write rules all the time, kube-proxy with each Service, so that the
-ruleset's generation says little. The kernel tells whose table a transaction
-touched: those that touched ours in the generations of our own writes are ours,
-one for each write, and all others are somebody else's.
+ruleset's generation says little; the kernel tells whose table a transaction touched.
 """
 
 import json
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from overlay.kernel.nft import NftError, OwnWrites, listed, run_nft
+from overlay.kernel.nft import NftError, listed, run_nft
+from overlay.kernel.nft_generation import OwnTransactions, OwnWrites
 from overlay.policy.network.listed import difference
 from overlay.policy.network.table import POLICY_TABLE, PolicyRuleset
 
 _GONE: Final = f"table {POLICY_TABLE} {{}}\ndelete table {POLICY_TABLE}\n"
-_REMEMBERED: Final = 256  # writes; their notices come within milliseconds
-_WHOLE: Final = 1 << 32
-
-
-@dataclass(slots=True)
-class _Write:
-    """A transaction of ours: one of the generations after ``before``, up to ``after``."""
-
-    before: int
-    after: int
-    is_told: bool = False
-
-    def made(self, number: int) -> bool:
-        """Return whether it may have made a generation. They wrap."""
-        return 0 < (number - self.before) % _WHOLE <= (self.after - self.before) % _WHOLE
 
 
 @dataclass(slots=True)
@@ -46,7 +29,7 @@ class NftPolicyTable:
     own: OwnWrites = field(default_factory=OwnWrites)
     _ruleset: PolicyRuleset | None = field(default=None, init=False)  # None: unknown
     _generation: int | None = field(default=None, init=False)  # when that was so, None: not sure
-    _writes: deque[_Write] = field(default_factory=lambda: deque(maxlen=_REMEMBERED), init=False)
+    _transactions: OwnTransactions = field(default_factory=OwnTransactions, init=False)
     _begun: int = field(default=0, init=False)  # writes, to tell whether one came between
 
     def apply(self, ruleset: PolicyRuleset) -> bool:
@@ -71,7 +54,7 @@ class NftPolicyTable:
                 run_nft("-f", "-", text=ruleset.transaction, timeout_s=self.timeout_s)
 
         before, after = self.own.write(change)
-        self._writes.append(_Write(before, after))
+        self._transactions.note(before, after)
         known = before if is_whole else self._generation  # whole: whatever was there before
         self._generation = after if self.own.are_all_since(known, after) else None
         self._ruleset = ruleset
@@ -82,11 +65,7 @@ class NftPolicyTable:
 
         Ask once for each that the kernel tells of.
         """
-        for write in self._writes:
-            if not write.is_told and write.made(number):
-                write.is_told = True
-                return True
-        return False
+        return self._transactions.takes(number)
 
     def difference(self) -> str | None:
         """Return what in the kernel is not as it was written last, None where all of it is.
@@ -124,7 +103,7 @@ class NftPolicyTable:
             window = self.own.write(
                 lambda _: run_nft("-f", "-", text=_GONE, timeout_s=self.timeout_s)
             )
-            self._writes.append(_Write(*window))
+            self._transactions.note(*window)
         self.forget()
         return there
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from overlay.kernel.nft import NftError, OwnWrites, listed, run_nft
+from overlay.kernel.nft import NftError, listed, run_nft
+from overlay.kernel.nft_generation import OwnWrites
 from overlay.policy.ports import PORT_TABLE, Port, change, whole_table
 
 _ATTEMPTS: Final = 3

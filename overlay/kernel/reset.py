@@ -8,9 +8,10 @@ from typing import Final
 from overlay.kernel import bridge, iptables
 from overlay.kernel.base import KernelError
 from overlay.kernel.netlink import NetlinkKernel
-from overlay.kernel.nft import NftTable, listed
+from overlay.kernel.nft import listed
 from overlay.kernel.nft_policy import NftPolicyTable
 from overlay.kernel.nft_ports import PortTable
+from overlay.kernel.nft_table import NftTable
 from overlay.kernel.pods import detach
 from overlay.kernel.rtnl import RtnlSocket
 from overlay.kernel.unix import is_answered

@@ -27,8 +27,8 @@ from overlay.agent.cni_wire import Opening, WireError, read_request
 from overlay.kernel import messages
 from overlay.kernel.links import parse_link
 from overlay.kernel.monitor import Monitor
-from overlay.kernel.nft import _parse_listing
 from overlay.kernel.nft_notices import RulesetNotices
+from overlay.kernel.nft_table import _parse_listing
 from overlay.kernel.notices import OVERFLOW, SYSCTL, UNDERLAY, Change, RulesetChange
 from overlay.kernel.rtnl import MessageError, split
 from overlay.model.attachment import Attachment, AttachmentKey

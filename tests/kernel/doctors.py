@@ -12,7 +12,7 @@ from overlay.cli.doctor.runner import Report, run_one
 from overlay.cli.flags import resolve
 from overlay.cli.main import open_named, parser
 from overlay.kernel.netlink import NetlinkKernel
-from overlay.kernel.nft import NftTable
+from overlay.kernel.nft_table import NftTable
 from overlay.model.address import Family
 from overlay.model.lease import Lease, LeaseAttributes, Owner
 from overlay.model.network import parse_network_config

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from overlay.kernel.nft import NftError, NftTable, OwnWrites, generation
+from overlay.kernel.nft import NftError
 from overlay.kernel.nft_elements import ElementsRefusedError, change_elements
+from overlay.kernel.nft_generation import OwnWrites, generation
 from overlay.kernel.nft_ports import PortTable
+from overlay.kernel.nft_table import NftTable
 from overlay.model.address import Family, MacAddress
 from overlay.policy.ports import Port
 from overlay.policy.ruleset import TABLE, NamedSet, Ruleset, hosts, intervals
@@ -91,6 +93,31 @@ def test_table_that_others_change_while_it_is_written_is_never_taken_for_ours(ne
     netns.call(lambda: table.apply(wanted))
     assert netns.call(lambda: table.is_ours(wanted))
     assert "counter packets 0 bytes 0 accept\n" not in listed(netns)
+
+
+def test_table_that_was_listed_once_is_repaired_without_being_listed(netns: Netns) -> None:
+    wanted, table = ruleset("192.0.2.2"), Disturbed()
+    netns.call(lambda: table.apply(wanted))
+    netns.nft("flush", "chain", *TABLE.split(), "ov_input")
+    theirs = netns.call(generation)
+    assert not table.is_undone(theirs)
+    looks = table.looks
+    netns.call(lambda: table.apply(wanted))
+    assert table.looks == looks
+    assert table.is_undone(theirs)
+    table._generation = None  # so that it is listed and compared
+    assert netns.call(lambda: table.is_ours(wanted))
+
+
+def test_own_transactions_are_told_from_those_of_others(netns: Netns) -> None:
+    table, old, new = NftTable(), ruleset("192.0.2.2"), ruleset("192.0.2.3")
+    told: list[int] = []
+    for write in (lambda: table.apply(old), lambda: table.apply_delta(old, new)):
+        netns.call(write)
+        told.append(netns.call(generation))
+    netns.nft("flush", "set", *TABLE.split(), "ov_nodes4")
+    theirs = netns.call(generation)
+    assert table.foreign([*told, theirs]) == (theirs,)
 
 
 def test_delta_changes_one_element_and_lets_counters_run(netns: Netns) -> None:

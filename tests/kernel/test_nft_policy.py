@@ -11,7 +11,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from overlay.kernel.nft import NftTable
+from overlay.kernel.nft_table import NftTable
 from overlay.model.address import Family
 from overlay.model.network import parse_network_config
 from overlay.model.subnet import parse_subnet

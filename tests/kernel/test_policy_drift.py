@@ -1,5 +1,6 @@
 """Who changed the table of policies: we, or somebody else, while others write rules of theirs."""
 
+import socket
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -7,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from overlay.kernel.monitor import Monitor
-from overlay.kernel.nft import generation
+from overlay.kernel.nft_generation import asked
 from overlay.kernel.nft_policy import NftPolicyTable
 from overlay.kernel.notices import RulesetChange
 from overlay.model.netpol import NetworkPolicy, World
@@ -100,15 +101,15 @@ def test_foreign_write_between_two_looks_at_the_generation_is_told_from_ours(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes after ours, within what ``apply`` takes for its own time."""
-    asked: list[int] = []
+    looks: list[int] = []
 
-    def disturbed() -> int:
-        asked.append(1)
-        if len(asked) == 2:
+    def disturbed(channel: socket.socket) -> int:
+        looks.append(1)
+        if len(looks) == 2:
             watched.netns.nft("add", "chain", *POLICY_TABLE.split(), "theirs")
-        return generation()
+        return asked(channel)
 
-    monkeypatch.setattr("overlay.kernel.nft.generation", disturbed)
+    monkeypatch.setattr("overlay.kernel.nft_generation.asked", disturbed)
     watched.apply(FIRST)
     assert len(watched.foreign()) == 1
     eventually(lambda: watched.difference() == "chain theirs")

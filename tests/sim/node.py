@@ -5,7 +5,7 @@ lessee, planner and reconciler; what it takes from its machine is virtual.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -64,10 +64,16 @@ class SimFilter:
         self.nodes: frozenset[IPAddress] = frozenset()
 
     def filter(
-        self, site: Site, nodes: frozenset[IPAddress], *, direct: bool, audit: bool
+        self,
+        site: Site,
+        nodes: frozenset[IPAddress],
+        *,
+        direct: bool,
+        audit: bool,
+        told: Sequence[int] = (),
     ) -> Outcome:
         """Take over what the filter lets pass."""
-        del direct, audit
+        del direct, audit, told
         self.site, self.nodes = site, nodes
         return Outcome()
 

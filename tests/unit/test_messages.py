@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from overlay.kernel import messages, rtnl
 from overlay.kernel.base import KernelError
 from overlay.kernel.links import LinkInfo, parse_link
-from overlay.kernel.nft import NftError, _parse_generation
+from overlay.kernel.nft import NftError
+from overlay.kernel.nft_generation import _parse_generation
 from overlay.kernel.rtnl import MessageError, attribute
 from overlay.model.address import MacAddress
 from overlay.model.kernel import (

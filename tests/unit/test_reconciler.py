@@ -37,14 +37,21 @@ class FakeFilter:
         self.refusal = ""  # why a sysctl cannot be set
 
     def filter(
-        self, site: Site, nodes: frozenset[IPAddress], *, direct: bool, audit: bool
+        self,
+        site: Site,
+        nodes: frozenset[IPAddress],
+        *,
+        direct: bool,
+        audit: bool,
+        told: Sequence[int] = (),
     ) -> Outcome:
         del site, nodes, direct
         self.looks += audit
         self.look(audit)
         repairs = ("the table",) if audit and self.is_changed else ()
         self.is_changed = self.is_changed and not audit
-        return Outcome(repairs=repairs, applied=len(repairs), written=self.written)
+        foreign = [number for number in told if number not in self.written]
+        return Outcome(repairs=repairs, applied=len(repairs), foreign=foreign)
 
     def surroundings(self, site: Site, checksums: str) -> Outcome:
         del site

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from overlay.kernel import iptables
-from overlay.kernel.nft import NftError, _parse_listing, _refusal
+from overlay.kernel.nft import NftError, _refusal
+from overlay.kernel.nft_table import _parse_listing
 from tests.unit import odd
 
 LISTING = """table inet overlay {
