@@ -4,7 +4,7 @@ from typing import Final
 
 from manual import roff
 from overlay import __version__
-from overlay.agent.flags import flag_parser
+from overlay.agent.flag_parser import flag_parser
 from overlay.cli.main import parser
 from overlay.cli.tree import Command, Word, command_tree
 from overlay_cni import plugin

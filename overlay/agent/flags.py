@@ -4,44 +4,31 @@ Each flag can also be set as ``OVERLAYD_FLAG_NAME``; the command line wins.
 Flannel's single-dash spelling is taken too.
 """
 
-import argparse
-import hashlib
 import os
 import re
-import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final
 
-from overlay import __version__
 from overlay.agent.conflist import CniFlags
-from overlay.agent.kube_flags import KubeFlags, add_kube_flags, kube_flags
-from overlay.agent.mesh import MeshFlags
-from overlay.agent.policy_flags import LOG_GROUP, PolicyFlags
-from overlay.ipam.spans import Span, parse_span
-from overlay.kernel.base import KernelError
+from overlay.agent.flag_parser import LOG_FORMATS, LOG_LEVELS, ON_OFF, VARIABLE, flag_parser
+from overlay.agent.identity import node_identity
+from overlay.agent.kube_flags import KubeFlags, kube_flags
+from overlay.agent.mesh_flags import MeshFlags
+from overlay.agent.policy_flags import PolicyFlags
+from overlay.ipam.spans import Span
 from overlay.kernel.host import offload
-from overlay.kernel.netns import own_namespace
 from overlay.kernel.underlay import UnderlayFlags
-from overlay.model import duration
-from overlay.model.address import Family, IPAddress, parse_node_address
+from overlay.model.address import IPAddress
 from overlay.model.document import is_plain
-from overlay.model.errors import UsageError, usage_text
+from overlay.model.errors import UsageError
 from overlay.model.node import NodeIdentity
-from overlay.plan.prune import PruneLimit, parse_limit
+from overlay.plan.prune import PruneLimit
 from overlay.store.etcd_config import EtcdConfig
 
-_LOG_FORMATS: Final = ("text", "json")
-_LOG_LEVELS: Final = ("debug", "info", "warning")
-_ON_OFF: Final = ("on", "off")
-_MACHINE_ID: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_VARIABLE: Final = "OVERLAYD_"
 _SHORTEST_LEASE_S: Final = 1  # etcd counts in seconds
 _SHORTEST_PROBE_S: Final = 1  # 100 peers, two ways: 200 datagrams a second
-_NODE_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +74,15 @@ class Flags:
         )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{usage_text(message)}; `overlayd --help` lists the flags")
-
-
 def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> Flags:
     """Return the flags in ``argv`` and ``environment``. Raises UsageError in one line."""
     _refuse_odd_bytes(argv, environment)
     parser = flag_parser(environment)
     args = parser.parse_args([_double_dash(a) for a in argv])
     for name, value, choices in (
-        ("log-format", args.log_format, _LOG_FORMATS),
-        ("log-level", args.log_level, _LOG_LEVELS),
-        ("network-policy", args.network_policy, _ON_OFF),
+        ("log-format", args.log_format, LOG_FORMATS),
+        ("log-level", args.log_level, LOG_LEVELS),
+        ("network-policy", args.network_policy, ON_OFF),
         ("vxlan-checksum-offload", args.vxlan_checksum_offload, offload.CHOICES),
     ):
         if value not in choices:  # argparse does not look at what comes from the environment
@@ -138,7 +120,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
             public_ip=args.public_ip,
             public_ipv6=args.public_ipv6,
         ),
-        node=_identity(kube.access.node_name if kube is not None else args.node_name),
+        node=node_identity(kube.access.node_name if kube is not None else args.node_name),
         subnet_file=args.subnet_file,
         state_dir=args.state_dir,
         cni_socket=args.cni_socket or args.state_dir / "cni.sock",
@@ -174,27 +156,10 @@ def _refuse_odd_bytes(argv: Sequence[str], environment: Mapping[str, str]) -> No
     """Raise UsageError for what no file, no etcd key and no host can be called."""
     # By its place alone: it may be a password.
     given = [(f"argument {place}", argument) for place, argument in enumerate(argv, 1)]
-    given += [(name, v) for name, v in environment.items() if name.startswith(_VARIABLE)]
+    given += [(name, v) for name, v in environment.items() if name.startswith(VARIABLE)]
     for name, value in given:
         if not is_plain(value):
             raise UsageError(f"{name}: not UTF-8 text, or a NUL byte in it")
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds in a duration such as ``90s``, ``1h30m`` or ``24h``.
-
-    >>> parse_duration("1h30m")
-    5400.0
-    """
-    try:
-        return duration.parse_duration(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
-
-
-def _parse_margin(text: str) -> float:
-    """Return seconds; a bare number counts minutes, as in flannel."""
-    return parse_duration(f"{text}m" if text.isdigit() else text)
 
 
 def _double_dash(argument: str) -> str:
@@ -202,225 +167,3 @@ def _double_dash(argument: str) -> str:
     if re.match(r"-[a-z][a-z0-9-]+(=|\Z)", argument):
         return f"-{argument}"
     return argument
-
-
-def _address(family: Family | None) -> Callable[[str], IPAddress]:
-    def parse(text: str) -> IPAddress:
-        try:
-            return parse_node_address(text, family)
-        except ValueError as exc:
-            raise argparse.ArgumentTypeError(str(exc)) from exc
-
-    return parse
-
-
-def _limit(text: str) -> PruneLimit:
-    try:
-        return parse_limit(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
-
-
-def _any_address(text: str) -> IPAddress:
-    try:
-        return ip_address(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
-
-
-def _spans(text: str) -> tuple[Span, ...]:
-    try:
-        return tuple(parse_span(part) for part in text.split(",") if part.strip())
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(f"{exc}; write ADDRESS, PREFIX or FIRST-LAST") from exc
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or not 0 <= int(text) <= 65535:
-        msg = f"{text!r} is not a port; use 1 to 65535, or 0 for none"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in {"true", "false", "1", "0"}:
-        msg = f"{text!r}: write true or false"
-        raise argparse.ArgumentTypeError(msg)
-    return text.lower() in {"true", "1"}
-
-
-def _path(text: str) -> Path:
-    if not text.startswith("/"):
-        msg = f"{text!r} is not an absolute path"
-        raise argparse.ArgumentTypeError(msg)
-    return Path(text)
-
-
-def flag_parser(environment: Mapping[str, str]) -> _Parser:  # one flag after the other
-    """Return the parser of all flags; ``environment`` has their defaults."""
-    parser = _Parser(
-        prog="overlayd",
-        description="Leases a pod subnet and keeps this node's part of the fabric.",
-        epilog="Each flag can be set as OVERLAYD_FLAG_NAME; the command line wins.",
-        allow_abbrev=False,
-    )
-
-    def flag(name: str, default: Any, text: str, **options: Any) -> None:
-        """Add a flag whose default the environment can set; the same parser reads both."""
-        value = environment.get(_VARIABLE + name.replace("-", "_").upper())
-        if options.get("action") == "append":
-            default = [] if value is None else [v for v in value.split(",") if v]
-        elif value is not None:
-            default = value
-        parser.add_argument(f"--{name}", default=default, help=text, **options)
-
-    parser.add_argument("--version", action="version", version=f"overlayd {__version__}")
-    flag("etcd-endpoints", "http://127.0.0.1:2379", "etcd's URLs, separated by commas")
-    flag("etcd-prefix", "/coreos.com/network", "where the network lies in etcd")
-    flag("etcd-cafile", "", "certificate authority of etcd")
-    flag("etcd-certfile", "", "client certificate")
-    flag("etcd-keyfile", "", "the client certificate's key")
-    flag("etcd-username", "", "user, where etcd asks for one")
-    flag("etcd-password", "", "password; better as OVERLAYD_ETCD_PASSWORD, which `ps` hides")
-    flag(
-        "iface", None, "underlay by name or address; repeated: the first there is", action="append"
-    )
-    flag("iface-regex", None, "underlay by expression on name or address", action="append")
-    flag("iface-can-reach", "", "underlay by the route to this address")
-    flag(
-        "public-ip", None, "IPv4 address that peers reach this node at", type=_address(Family.IPV4)
-    )
-    flag("public-ipv6", None, "the same for IPv6", type=_address(Family.IPV6))
-    flag("subnet-file", Path("/run/overlay/subnet.env"), "flannel's subnet.env", type=_path)
-    flag("subnet-lease-ttl", 86400.0, "how long a lease lasts (24h)", type=parse_duration)
-    flag(
-        "subnet-lease-renew-margin",
-        3600.0,
-        "renew this long before the end (60m; a bare number counts minutes)",
-        type=_parse_margin,
-    )
-    flag("node-name", "", "this node's name and identity (default: hostname and machine id)")
-    flag("state-dir", Path("/run/overlay"), "directory for state, root's alone", type=_path)
-    flag("cni-socket", None, "socket for plugin and overlayctl (STATE_DIR/cni.sock)", type=_path)
-    flag(
-        "cni-conf-dir",
-        None,
-        "write 10-overlay.conflist there once ready (default: nowhere)",
-        type=_path,
-    )
-    flag("cni-bin-dir", Path("/opt/cni/bin"), "where the runtime has its plugins", type=_path)
-    flag(
-        "reserve-addresses",
-        "",
-        "addresses that no pod gets unless it asks for them: 10.244.3.10,10.244.3.32/28,A-B",
-        type=_spans,
-    )
-    flag(
-        "host-local-dir",
-        Path("/var/lib/cni/networks"),
-        "addresses that the plugin host-local holds there are given to nobody",
-        type=_path,
-    )
-    flag(
-        "replace-flannel",
-        False,  # noqa: FBT003
-        "remove flannel's device where it has our VNI and port; stop flannel first",
-        type=_boolean,
-        nargs="?",
-        const=True,
-    )
-    flag("healthz-ip", ip_address("127.0.0.1"), "address of the HTTP server", type=_any_address)
-    flag("healthz-port", 9470, "its port; 0 for no server", type=_port)
-    flag(
-        "metrics-names",
-        False,  # noqa: FBT003
-        "name peers and policies in /metrics to others than this node too",
-        type=_boolean,
-        nargs="?",
-        const=True,
-    )
-    flag("audit-interval", 60.0, "look at the whole kernel this often (60s)", type=parse_duration)
-    flag("max-prune", "50%", "more peers that vanish together are held; off for none", type=_limit)
-    flag("prune-delay", 60.0, "how long they are held (60s)", type=parse_duration)
-    flag("probe-port", 9471, "UDP port that agents measure one another by; 0: off", type=_port)
-    flag("probe-interval", 10.0, "probe each peer this often (10s)", type=parse_duration)
-    flag("pmtu-interval", 600.0, "search for path MTUs this often (10m)", type=parse_duration)
-    flag(
-        "pmtu-clamp",
-        False,  # noqa: FBT003
-        "give devices the least path MTU that was found",
-        type=_boolean,
-        nargs="?",
-        const=True,
-    )
-    flag(
-        "vxlan-checksum-offload",
-        "auto",
-        "checksums left to the VXLAN device: auto (not where the kernel spoils them), on or off",
-        choices=offload.CHOICES,
-    )
-    flag("network-policy", "on", "enforce network policies: on or off", choices=_ON_OFF)
-    flag(
-        "policy-keep-established",
-        False,  # noqa: FBT003
-        "leave connections alone that a new policy forbids",
-        type=_boolean,
-        nargs="?",
-        const=True,
-    )
-    flag("policy-log-group", LOG_GROUP, "NFLOG group of denied packets; 0: none", type=_port)
-    flag(
-        "policy-admin-tier",
-        False,  # noqa: FBT003
-        "enforce ClusterNetworkPolicy too",
-        type=_boolean,
-        nargs="?",
-        const=True,
-    )
-    flag(
-        "wait-for-host",
-        False,  # noqa: FBT003
-        "wait, unready, for what is wrong with host or flags instead of ending; for a DaemonSet",
-        type=_boolean,
-        nargs="?",
-        const=True,
-    )
-    flag("log-format", "text", "text or json", choices=_LOG_FORMATS)
-    flag("log-level", "info", "debug, info or warning", choices=_LOG_LEVELS)
-    add_kube_flags(flag, _boolean, _path)
-    return parser
-
-
-def _identity(node_name: str) -> NodeIdentity:
-    if node_name:
-        if not _NODE_NAME.match(node_name):
-            raise UsageError(
-                f"--node-name {node_name[:80]!r}: use letters, digits, dots and dashes only"
-            )
-        return NodeIdentity(node_name, node_name, _boot())
-    name = socket.gethostname()
-    for path in _MACHINE_ID:
-        try:
-            machine_id = path.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if re.fullmatch(r"[0-9a-f]{32}", machine_id):
-            return NodeIdentity(machine_id, name, _boot())
-    raise UsageError(
-        "this host has no machine id (/etc/machine-id): make one with "
-        "`systemd-machine-id-setup`, or name the node with --node-name"
-    )
-
-
-def _boot() -> str:
-    """Return what tells this host from a clone of it until the next boot; empty where unknown.
-
-    With the network namespace, since several nodes may live on one kernel.
-    """
-    try:
-        boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
-        namespace = own_namespace()
-    except (OSError, UnicodeDecodeError, KernelError):
-        return ""
-    seed = f"{boot_id}\0{namespace.device}\0{namespace.inode}".encode()
-    return hashlib.sha256(seed).hexdigest()[:16]

@@ -18,28 +18,20 @@ class KubeFlags:
 
 
 def add_kube_flags(
-    flag: Callable[..., None], boolean: Callable[[str], bool], path: Callable[[str], Any]
+    flag: Callable[..., None], switch: Callable[..., None], path: Callable[[str], Any]
 ) -> None:
-    """Add the flags by ``flag``; ``boolean`` and ``path`` parse values."""
-    flag(
-        "kube-subnet-mgr",
-        default=False,
-        text="leases are the nodes' podCIDRs in the Kubernetes API; no etcd is asked",
-        type=boolean,
-        nargs="?",
-        const=True,
+    """Add the flags by ``flag`` and ``switch``; ``path`` parses values."""
+    switch(
+        "kube-subnet-mgr", "leases are the nodes' podCIDRs in the Kubernetes API; no etcd is asked"
     )
     flag("kubeconfig-file", "", "way into the Kubernetes API (default: the pod's account)")
     flag("kube-api-url", "", "URL of the API server (default: what account or file says)")
     flag("kube-annotation-prefix", ANNOTATION_PREFIX, "what the nodes' annotations begin with")
     flag("net-config-path", NET_CONFIG_PATH, "file with the network config", type=path)
-    flag(
+    switch(
         "set-node-network-unavailable",
+        "set this node's condition NetworkUnavailable to False once ready",
         default=True,
-        text="set this node's condition NetworkUnavailable to False once ready",
-        type=boolean,
-        nargs="?",
-        const=True,
     )
     flag("kube-account-dir", ACCOUNT_DIR, "where the pod's account is mounted", type=path)
     flag("kube-namespace", "", "where the fabric's key is a Secret (default: the account's)")

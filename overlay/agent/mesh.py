@@ -9,10 +9,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from overlay.agent.mesh_answer import Answers
+from overlay.agent.mesh_flags import MeshFlags
 from overlay.agent.mesh_mtu import PathMtus
 from overlay.agent.mesh_peers import Peer, peers_of
 from overlay.agent.mesh_socket import ProbeSockets
@@ -38,16 +38,6 @@ _AGAIN_S: Final = 30.0  # after the port was taken or the store refused the key
 _EPOCH_ROUNDS: Final = 360  # of one sample, where there are too many peers for all
 
 MtuFound = Callable[[dict[bytes, PathMtu]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class MeshFlags:
-    """``port`` 0 measures nothing. Times are in seconds; ``mtu_interval_s`` 0 asks for no MTU."""
-
-    port: int = 0
-    interval_s: float = 10.0
-    mtu_interval_s: float = 600.0
-    clamp: bool = False
 
 
 class Mesh:

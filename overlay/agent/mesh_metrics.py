@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from overlay.agent.mesh import WAYS, Mesh, MeshFlags
+from overlay.agent.mesh import WAYS, Mesh
+from overlay.agent.mesh_flags import MeshFlags
 from overlay.agent.mesh_report import needed_bytes
 from overlay.agent.status import Snapshot, Status
 from overlay.model.node import NodeIdentity

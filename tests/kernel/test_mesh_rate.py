@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from overlay.agent.mesh import Mesh, MeshFlags
+from overlay.agent.mesh import Mesh
+from overlay.agent.mesh_flags import MeshFlags
 from overlay.agent.status import Status
 from overlay.mesh.sample import MOST_PEERS
 from overlay.model.fabric_key import FabricKeys

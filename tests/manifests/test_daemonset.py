@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from overlay import __version__
-from overlay.agent.flags import flag_parser
+from overlay.agent.flag_parser import flag_parser
 from overlay.agent.probe import QUESTIONS
 from overlay.cli.main import parser
 from tests.manifests.renderers import CHART, FORMS, KUSTOMIZE, MANIFESTS, by_name, kustomized

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from overlay.agent.files import format_subnet_file, read_subnet_file, write_file
-from overlay.agent.flags import parse_duration, parse_flags
+from overlay.agent.flag_values import parse_duration
+from overlay.agent.flags import parse_flags
 from overlay.agent.logs import set_up_logs
 from overlay.model.errors import UsageError
 from overlay.model.network import parse_network_config

@@ -10,7 +10,7 @@ import pytest
 
 from manual import roff
 from manual.pages import pages
-from overlay.agent.flags import flag_parser
+from overlay.agent.flag_parser import flag_parser
 from overlay.cli.main import parser
 from overlay.cli.tree import command_tree
 from overlay_cni import plugin
