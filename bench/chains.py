@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import overlay_cni.plugin
+from overlay_cni.install import install_plugin, own_interpreter
 
 FLOOR: Final = "/bin/true"
 FLANNEL: Final = "flannel's chain"
@@ -46,8 +45,8 @@ def chains(place: Path, socket: Path) -> Iterator[Chain]:
     yield Chain(FLOOR, (FLOOR,), ours)
     subprocess.run(["make", "-s", "-C", str(_SHIM), f"BUILD={place}"], check=True)
     yield Chain("overlay in C", (str(place / "overlay"),), ours, needs_agent=True)
-    words = (sys.executable, "-ISE", overlay_cni.plugin.__file__)
-    yield Chain("overlay in Python", words, ours, needs_agent=True)
+    install_plugin(place / "overlay.py", own_interpreter())
+    yield Chain("overlay in Python", (str(place / "overlay.py"),), ours, needs_agent=True)
     folder = next((each for each in _REFERENCE if _is_complete(each)), None)
     if folder is not None:
         yield from _reference(place, folder)

@@ -7,9 +7,9 @@ allocate, wire or remember anything. docs/cni-protocol.md has the bytes,
 limits and times; ``cni/shim/overlay.c`` is the same in C, message by message.
 
 A runtime waits for this program, and most of that wait is the interpreter's
-start. So it runs as one file without ``site`` (``python3 -ISE``), and imports
-only C modules: ``os``, ``socket``, ``json`` and ``typing`` cost more than all
-that is done here.
+start. So it runs as one file without ``site`` (``python3 -ISE``), compiled when
+it is installed (``install.py``), and imports only C modules: ``os``, ``socket``,
+``json`` and ``typing`` cost more than all that is done here.
 """
 
 import posix

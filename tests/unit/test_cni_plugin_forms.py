@@ -1,5 +1,6 @@
 """The forms of the CNI plugin are one program: fuzzed against Python's JSON and each other."""
 
+import importlib.util
 import json
 import stat
 import struct
@@ -178,9 +179,43 @@ def test_python_form_loads_nothing_that_is_slow(forms: dict[str, Plugin]) -> Non
 
 
 def test_python_form_is_one_file_with_an_absolute_interpreter(forms: dict[str, Plugin]) -> None:
-    first, _, rest = forms["python"].path.read_bytes().partition(b"\n")
-    assert first.decode() == f"#!{own_interpreter()} -ISE"
-    assert rest == Path(module.__file__).read_bytes()
+    first, _, rest = forms["python"].path.read_text().partition("\n")
+    assert first == f"#!{own_interpreter()} -ISE"
+    assert Path(module.__file__).read_text() in rest
+
+
+def executed(plugin: Path) -> set[str]:
+    """Return the files whose compiled code the plugin executes as it is."""
+    watch = "lambda event, args: event == 'exec' and print(args[0].co_filename, flush=True)"
+    script = f"import runpy, sys; sys.addaudithook({watch}); "
+    script += f"runpy.run_path({str(plugin)!r}, run_name='__main__')"
+    done = subprocess.run(
+        [own_interpreter(), "-ISE", "-c", script],
+        env={"CNI_COMMAND": "VERSION"},
+        input=b"",
+        capture_output=True,
+        check=True,
+    )
+    *files, answer = done.stdout.decode().splitlines()
+    assert "supportedVersions" in answer
+    return set(files)
+
+
+def test_python_form_is_compiled_and_its_source_serves_another_version(
+    tmp_path: Path, forms: dict[str, Plugin]
+) -> None:
+    installed = forms["python"].path.read_text()
+    magic = repr(importlib.util.MAGIC_NUMBER)
+    assert installed.count(magic) == 1
+    other = tmp_path / "overlay"
+    other.write_text(installed.replace(magic, repr(b"\0\0\r\n")))
+    other.chmod(0o755)
+    assert "plugin.py" in executed(forms["python"].path)
+    assert "plugin.py" not in executed(other)
+    for variables in ({"CNI_COMMAND": "VERSION"}, {"CNI_COMMAND": "ADD"}):
+        expected = forms["python"].run(variables, b'{"cniVersion":"0.4.0"}')
+        found = Plugin("python", other).run(variables, b'{"cniVersion":"0.4.0"}')
+        assert (found.status, found.output) == (expected.status, expected.output)
 
 
 def test_install_replaces_in_one_step(tmp_path: Path, forms: dict[str, Plugin]) -> None:
@@ -216,7 +251,8 @@ def test_install_from_the_command_line(
 ) -> None:
     target = tmp_path / "overlay"
     assert main([str(target)]) == 0
-    assert target.read_bytes() == forms["python"].path.read_bytes()
+    assert target.read_bytes().startswith(f"#!{own_interpreter()} ".encode())
+    assert Plugin("python", target).run({"CNI_COMMAND": "VERSION"}).status == 0
     assert main([str(target), "--interpreter", sys.executable]) == 0
     assert target.read_bytes().startswith(f"#!{sys.executable} ".encode())
     assert main([str(target), "--shim", str(forms["shim"].path)]) == 0
