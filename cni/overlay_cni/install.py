@@ -31,7 +31,7 @@ from marshal import loads
 
 SOURCE = r'''{source}'''
 COMPILED = "{compiled}"
-exec(loads(a2b_base64(COMPILED)) if MAGIC_NUMBER == {magic} else SOURCE)
+exec(loads(a2b_base64(COMPILED)) if MAGIC_NUMBER == {magic!r} else SOURCE)
 """
 
 

@@ -212,9 +212,9 @@ def test_python_form_is_compiled_and_its_source_serves_another_version(
     other.chmod(0o755)
     assert "plugin.py" in executed(forms["python"].path)
     assert "plugin.py" not in executed(other)
-    for variables in ({"CNI_COMMAND": "VERSION"}, {"CNI_COMMAND": "ADD"}):
-        expected = forms["python"].run(variables, b'{"cniVersion":"0.4.0"}')
-        found = Plugin("python", other).run(variables, b'{"cniVersion":"0.4.0"}')
+    for command in ("VERSION", "ADD"):
+        expected = forms["python"].run({"CNI_COMMAND": command}, b'{"cniVersion":"0.4.0"}')
+        found = Plugin("python", other).run({"CNI_COMMAND": command}, b'{"cniVersion":"0.4.0"}')
         assert (found.status, found.output) == (expected.status, expected.output)
 
 
