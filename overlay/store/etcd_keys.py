@@ -1,6 +1,7 @@
 """Reading keys of etcd: pages at one revision, and what changed since one."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -13,6 +14,7 @@ from overlay.store.etcd_table import CHALLENGES, FABRIC_KEY, SUBNETS, KeyValue, 
 # Keys a page: 25,000 leases in one answer exceed gRPC's 4 MiB, and one page
 # at a time keeps the peak of memory low.
 PAGE: Final = 500
+_LISTINGS: Final = 3  # begun, before it is given up
 
 Answer: TypeAlias = Any  # etcdrpc.RangeResponse, which has no types
 
@@ -21,13 +23,10 @@ def list_all(connection: EtcdConnection, root: str) -> Listing:
     """Return the config and all subnets at one revision.
 
     A compaction that takes that revision away between two pages, or a store
-    that is put back between them, starts it again.
+    that is put back between them, starts it again. Raises CompactedError and
+    ResyncError where that happens each time: the pages are of several stores.
     """
-    while True:
-        try:
-            return _list_once(connection, root)
-        except (CompactedError, ResyncError):
-            continue
+    return _again(lambda: _list_once(connection, root))
 
 
 def list_keys(connection: EtcdConnection, root: str, revision: int) -> tuple[KeyValue, ...]:
@@ -46,13 +45,9 @@ def list_keys(connection: EtcdConnection, root: str, revision: int) -> tuple[Key
 def list_prefix(connection: EtcdConnection, prefix: str) -> Listing:
     """Return all keys below ``prefix`` with their values, at one revision.
 
-    It starts again where that revision goes away between two pages.
+    It starts again where that revision goes away between two pages. See ``list_all``.
     """
-    while True:
-        try:
-            return _list_ranges(connection, (prefix_range(prefix),))
-        except (CompactedError, ResyncError):
-            continue
+    return _again(lambda: _list_ranges(connection, (prefix_range(prefix),)))
 
 
 def list_prefix_at(connection: EtcdConnection, prefix: str, revision: int) -> tuple[KeyValue, ...]:
@@ -117,6 +112,13 @@ def key_value(found: Any) -> KeyValue:
         mod_revision=int(found.mod_revision),
         lease_id=int(found.lease),
     )
+
+
+def _again(listing: Callable[[], Listing]) -> Listing:
+    for _ in range(_LISTINGS - 1):
+        with contextlib.suppress(CompactedError, ResyncError):
+            return listing()
+    return listing()
 
 
 def _list_once(connection: EtcdConnection, root: str, at: int | None = None) -> Listing:

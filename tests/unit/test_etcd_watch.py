@@ -8,6 +8,7 @@ import pytest
 
 from overlay.store.base import StopSignal, StoreError, StoreUnavailableError
 from overlay.store.etcd_errors import CompactedError
+from overlay.store.etcd_keys import list_all
 from overlay.store.etcd_table import LeaseReader, LeaseTable, Listing
 from overlay.store.etcd_watch import EtcdWatch
 
@@ -37,6 +38,7 @@ class Etcd:
     def __init__(self, clock: Clock, stream: Callable[["Stream"], Any]) -> None:
         self.clock, self.stream = clock, stream
         self.listings = self.streams = 0
+        self.list = self.listing  # what a watch lists with
 
     def member(self) -> Self:
         return self
@@ -63,7 +65,7 @@ class Etcd:
             self,  # type: ignore[arg-type]  # as much of a connection as is asked here
             LeaseTable(LeaseReader(ROOT)),
             ROOT,
-            listing=self.listing,
+            listing=self.list,
             keys_at=lambda *_: (),
             open_stream=lambda *_: Stream(self),
             clock=lambda: self.clock.now,
@@ -158,3 +160,22 @@ def test_streams_that_end_as_soon_as_they_begin_are_opened_ever_later(error: Sto
     etcd = Etcd(Clock(HOUR_S), stream)
     etcd.watch()
     assert HOUR_S / 10 < etcd.streams < 2 * HOUR_S
+
+
+def test_pages_that_come_from_several_stores_are_told_and_asked_for_ever_later() -> None:
+    """One address leads to members of two clusters in turn, so that no listing is ever whole."""
+    etcd = Etcd(Clock(HOUR_S), lambda _: created(10))
+    pages = 0
+
+    def read(_action: object) -> Any:
+        nonlocal pages
+        pages += 1
+        etcd.clock.now += 0.001
+        found = SimpleNamespace(revision=10, cluster_id=1 + pages % 2)
+        return SimpleNamespace(header=found, kvs=(), more=False)
+
+    etcd.list = lambda *_: list_all(SimpleNamespace(read=read), ROOT)  # type: ignore[arg-type]
+    told = etcd.watch()
+    assert [text for text in told if text is None] == []
+    assert "members of one cluster" in str(told[-1])
+    assert HOUR_S / 10 < pages < 6 * HOUR_S
