@@ -1,16 +1,25 @@
 """Whether the agent's threads still go round: by when each last asked whether to stop."""
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from overlay.store.base import StopSignal
 
 
 class Heartbeat:
-    """A ``StopSignal`` for the thread that makes it; other threads' questions are no beats."""
+    """A ``Watched`` signal for the thread that makes it; other threads' questions are no beats.
 
-    def __init__(self, stop: StopSignal, clock: Callable[[], float]) -> None:
-        self._stop, self._clock = stop, clock
+    ``beside`` begins that of another thread, by its name.
+    """
+
+    def __init__(
+        self,
+        stop: StopSignal,
+        clock: Callable[[], float],
+        beside: Callable[[str], contextlib.AbstractContextManager[StopSignal]],
+    ) -> None:
+        self._stop, self._clock, self._beside = stop, clock, beside
         self._thread = threading.get_ident()
         self._beat_at = clock()
 
@@ -26,6 +35,10 @@ class Heartbeat:
         self._beat()
         return is_set
 
+    def beside(self, name: str) -> contextlib.AbstractContextManager[StopSignal]:
+        """Return the signal of the calling thread, for as long as the block lasts."""
+        return self._beside(name)
+
     def quiet_s(self) -> float:
         """Return for how long nothing was asked, in seconds; any thread may call it."""
         return self._clock() - self._beat_at
@@ -40,12 +53,23 @@ class Heartbeats:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._lock = threading.Lock()
         self._beats: dict[str, tuple[Heartbeat, float]] = {}
 
     def of(self, name: str, stop: StopSignal, most_s: float) -> Heartbeat:
         """Return the signal to hand to what the calling thread runs."""
-        beat = Heartbeat(stop, self._clock)
-        self._beats = {**self._beats, name: (beat, most_s)}
+
+        @contextlib.contextmanager
+        def beside(other: str) -> Iterator[StopSignal]:
+            try:
+                yield self.of(other, stop, most_s)
+            finally:
+                with self._lock:
+                    self._beats = {key: each for key, each in self._beats.items() if key != other}
+
+        beat = Heartbeat(stop, self._clock, beside)
+        with self._lock:
+            self._beats = {**self._beats, name: (beat, most_s)}
         return beat
 
     def stuck(self) -> Sequence[str]:

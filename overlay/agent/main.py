@@ -143,7 +143,8 @@ class Agent:
             sysctls = SysctlWatch(self.status, self.reconciler.tell)
             threads["sysctls"] = functools.partial(sysctls.run, self.stop)
             if self.policy is not None:
-                threads |= self.policy.threads(self.stop)
+                beat = functools.partial(self._beats.of, "policy watch", self.stop, _STUCK_CALLS_S)
+                threads |= self.policy.threads(self.stop, beat)
             for name, target in threads.items():
                 run = functools.partial(self._run_thread, target)
                 threading.Thread(target=run, name=name, daemon=True).start()

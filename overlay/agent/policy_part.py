@@ -80,12 +80,17 @@ class PolicyPart:
             else None
         )
 
-    def threads(self, stop: StopSignal) -> dict[str, Callable[[], None]]:
-        """Return what runs, by the name of its thread."""
+    def threads(
+        self, stop: StopSignal, beat: Callable[[], StopSignal]
+    ) -> dict[str, Callable[[], None]]:
+        """Return what runs, by the name of its thread.
+
+        ``beat`` returns the signal by which the thread of the watch shows that it lives.
+        """
         runs: dict[str, Callable[[StopSignal], None]] = {
             "policy": self.enforcer.run,
             "policy-audit": self._audit.run,
-            "policy-watch": self._watch,
+            "policy-watch": lambda _stop: self._watch(beat()),
             "policy-cut": self.cutter.run,
         }
         if self._publisher is not None:

@@ -1,8 +1,9 @@
 """The contract of a lease store, and the errors its callers act on."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from overlay.model.errors import OverlayError
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView
@@ -234,3 +235,11 @@ class StopSignal(Protocol):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most ``timeout`` seconds for the signal; return whether it is set."""
+
+
+@runtime_checkable
+class Watched(StopSignal, Protocol):
+    """A signal by whose questions a thread shows that it lives."""
+
+    def beside(self, name: str) -> AbstractContextManager[StopSignal]:
+        """Return the signal of the calling thread, which works for the same and has a name."""

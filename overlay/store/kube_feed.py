@@ -67,8 +67,7 @@ class Feed:
     ) -> None:
         """Follow nodes in this thread, the rest in threads that end with it.
 
-        A fault in one of those ends this one too, and is raised. They look at
-        another signal than ``stop``, by which only this one shows that it lives.
+        A fault in one of those ends this one too, and is raised.
         """
 
         def told(error: StoreError | None) -> None:
@@ -79,7 +78,7 @@ class Feed:
                     self._tell()
 
         done = threading.Event()
-        crew = Crew(done)
+        crew = Crew(done, stop)
         with self._lock:
             self._table.set_config(self._config.read())
         crew.start(functools.partial(self._look, crew), "kube-look")

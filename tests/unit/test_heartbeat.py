@@ -12,6 +12,7 @@ import pytest
 from overlay.agent.heartbeat import Heartbeats
 from overlay.agent.http import HttpServer
 from overlay.agent.status import Status
+from overlay.store.kube_crew import Crew
 
 
 class Clock:
@@ -45,6 +46,40 @@ def test_other_threads_questions_are_no_sign_of_life() -> None:
     assert beats.stuck() == ["lease watch for 61 s"]
     stop.set()
     assert watch.is_set()
+
+
+def test_thread_of_a_crew_that_hangs_is_named_and_one_that_ended_is_not() -> None:
+    clock, stop = Clock(), threading.Event()
+    beats = Heartbeats(clock)
+    watch = beats.of("lease watch", stop, 60)
+    crew, hanging, are_begun = Crew(stop, watch), threading.Event(), threading.Barrier(3)
+
+    def hang() -> None:
+        are_begun.wait(10)
+        hanging.wait(10)
+
+    def work() -> None:
+        are_begun.wait(10)
+        asked.wait(10)
+        crew.is_set()
+        told.set()
+        crew.wait(10)
+
+    asked, told = threading.Event(), threading.Event()
+    crew.start(hang, "kube-keys")
+    crew.start(work, "kube-look")
+    are_begun.wait(10)
+    clock.now += 61
+    asked.set()
+    assert told.wait(10)
+    watch.is_set()
+    assert beats.stuck() == ["kube-keys for 61 s"]
+    stop.set()
+    hanging.set()
+    crew.join(10)
+    clock.now += 61
+    watch.is_set()
+    assert beats.stuck() == []
 
 
 @contextmanager
