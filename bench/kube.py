@@ -6,29 +6,29 @@ fetched and thrown away.
 """
 
 import json
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from bench.kube_child import (
+    BEATS,
+    LIMIT_S,
+    MEMORY_COLUMNS,
+    access,
+    fetched,
+    reading,
+    used,
+)
 from bench.options import Options
 from bench.series import Series, ratio, series
 from bench.table import Table
-from bench.usage import Usage, usage
 
-if TYPE_CHECKING:
-    from overlay.store.kube_client import KubeClient
-
-_BEATS: Final = 2000  # status updates by kubelets; 5,000 nodes make 17 a second
-_LIMIT_S: Final = 120.0
 _COLUMNS: Final = (
     *("nodes", "list to first view s", "CPU s", "fetched alone s", "requests", "MB on the wire"),
     "list / fetched",
-    *("memory before MiB", "at peak MiB", "after MiB", f"CPU of {_BEATS:,} beats s"),
+    *MEMORY_COLUMNS,
 )
 
 
@@ -39,7 +39,7 @@ def run(options: Options) -> Iterator[Table]:
     rows: list[tuple[str, ...]] = []
     records: list[dict[str, Any]] = []
     for size in sizes:
-        found = [_measure(size, options.pick(100, _BEATS, _BEATS)) for _ in range(rounds)]
+        found = [_measure(size, options.pick(100, BEATS, BEATS)) for _ in range(rounds)]
         cells: dict[str, Series] = {
             key: series([each[key] for each in found]) for key in found[0] if key != "nodes"
         }
@@ -64,63 +64,31 @@ def run(options: Options) -> Iterator[Table]:
 
 def _measure(size: int, beats: int) -> Mapping[str, float]:
     """Return what one store took, in a process of its own."""
-    from tests.kube.api_server import ApiServer
-    from tests.kube.certificates import make_authority
-    from tests.kube.cluster import NODES
 
-    with tempfile.TemporaryDirectory(prefix="overlay-bench-") as folder:
-        place = Path(folder)
-        api = ApiServer(make_authority(place, "127.0.0.1"))
-        try:
-            for number in range(size):
-                api.objects.create(NODES, node_of(number))
-            kubeconfig = api.kubeconfig(place / "kubeconfig")
-            (place / "net-conf.json").write_text('{"Network": "10.0.0.0/8"}')
-            command = [sys.executable, "-m", "bench.kube", str(kubeconfig)]
-            with subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            ) as child:
-                try:
-                    return _talk(child, api, size, beats)
-                finally:
-                    child.kill()
-        finally:
-            api.close()
+    def populate(api: Any) -> None:
+        from tests.kube.cluster import NODES
 
+        for number in range(size):
+            api.objects.create(NODES, node_of(number))
 
-def _talk(child: "subprocess.Popen[str]", api: Any, size: int, beats: int) -> Mapping[str, float]:
-    said, told = child.stdout, child.stdin
-    if said is None or told is None:
-        raise RuntimeError("the child has no pipes")
-    ready = json.loads(said.readline())  # what fetching alone took
-    before = usage(child.pid)
-    asked = len(api.requests)
-    told.write("go\n")
-    told.flush()
-    listed = json.loads(said.readline())
-    after = usage(child.pid)
-    requests = len([r for r in api.requests[asked:] if r.resource == "nodes"])
-    _beat(api, size, beats)
-    said.readline()  # the change behind the beats is there
-    beaten = usage(child.pid)
-    return {
-        "nodes": size,
-        "wall_s": listed["wall_s"],
-        "fetch_s": ready["fetch_s"],
-        "mb": ready["bytes"] / 1e6,
-        "requests": requests,
-        **_used(before, after, beaten),
-    }
-
-
-def _used(before: Usage, after: Usage, beaten: Usage) -> Mapping[str, float]:
-    return {
-        "cpu_s": after.cpu_s - before.cpu_s,
-        "before_mib": before.rss_mib,
-        "peak_mib": after.peak_mib,
-        "after_mib": beaten.rss_mib,
-        "beats_cpu_s": beaten.cpu_s - after.cpu_s,
-    }
+    with reading("bench.kube", populate) as (child, api):
+        ready = child.hear()  # what fetching alone took
+        before = child.usage
+        asked = len(api.requests)
+        child.go()
+        listed = child.hear()
+        after = child.usage
+        requests = len([r for r in api.requests[asked:] if r.resource == "nodes"])
+        _beat(api, size, beats)
+        child.hear()  # the change behind the beats is there
+        return {
+            "nodes": size,
+            "wall_s": listed["wall_s"],
+            "fetch_s": ready["fetch_s"],
+            "mb": ready["bytes"] / 1e6,
+            "requests": requests,
+            **used(before, after, child.usage),
+        }
 
 
 def node_of(number: int) -> Any:
@@ -167,14 +135,10 @@ def _store(kubeconfig: str) -> None:
     from overlay.model.lease import LeaseView
     from overlay.store.kube import KubeLeaseStore
     from overlay.store.kube_client import KubeClient
-    from overlay.store.kube_config import KubeAccess
 
-    place = Path(kubeconfig).parent
-    access = KubeAccess(
-        "node-0", kubeconfig=kubeconfig, net_config_path=place / "net-conf.json", timeout_s=30
-    )
-    store = KubeLeaseStore(access)
-    print(json.dumps(fetched(KubeClient(access), Node, "nodes")), flush=True)
+    way = access(kubeconfig)
+    store = KubeLeaseStore(way)
+    print(json.dumps(fetched(KubeClient(way), Node, "nodes")), flush=True)
     sys.stdin.readline()
     started, stop = time.perf_counter(), threading.Event()
     seen: list[float] = []
@@ -187,27 +151,8 @@ def _store(kubeconfig: str) -> None:
             print("{}", flush=True)
             stop.set()
 
-    threading.Timer(_LIMIT_S, stop.set).start()
+    threading.Timer(LIMIT_S, stop.set).start()
     store.watch(deliver, lambda _error: None, stop)
-
-
-def fetched(client: "KubeClient", resource: Any, plural: str) -> Mapping[str, float]:
-    """Return the seconds and bytes of all pages of one list, on a connection that is up."""
-    from overlay.store.kube_client import EVERYWHERE, Kind
-
-    kind = Kind(resource, plural, bytes)
-    namespace = None if plural == "nodes" else EVERYWHERE
-    client.call("list", kind, namespace=namespace, params={"limit": "1"})  # connects
-    started, size, token = time.perf_counter(), 0, ""
-    while True:
-        params = {"limit": "500", **({"continue": token} if token else {})}
-        body = client.call("list", kind, namespace=namespace, params=params)
-        size += len(body)
-        head = body[:4096].decode(errors="replace")
-        _, found, rest = head.partition('"continue": "')
-        if not found:
-            return {"fetch_s": time.perf_counter() - started, "bytes": size}
-        token = rest.partition('"')[0]
 
 
 if __name__ == "__main__":

@@ -5,30 +5,32 @@ the size of real ones. The floor is the same pages fetched and thrown away.
 """
 
 import json
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
-from bench.kube import fetched
+from bench.kube_child import (
+    BEATS,
+    LIMIT_S,
+    MEMORY_COLUMNS,
+    access,
+    fetched,
+    reading,
+    used,
+)
 from bench.options import Options
 from bench.series import Series, ratio, series
 from bench.table import Table
-from bench.usage import usage
 
-_BEATS: Final = 2000  # status updates by kubelets that say nothing of any policy
 _LOCAL: Final = 100  # pods of the node
 _POLICIES: Final = 100
 _SPACES: Final = 50
-_LIMIT_S: Final = 120.0
 _COLUMNS: Final = (
     *("pods", "policies", "to first view s", "CPU s", "pods fetched alone s", "MB on the wire"),
     "view / fetched",
-    *("memory before MiB", "at peak MiB", "after MiB", f"CPU of {_BEATS:,} beats s"),
+    *MEMORY_COLUMNS,
     "label seen ms",
 )
 
@@ -39,7 +41,7 @@ def run(options: Options) -> Iterator[Table]:
     records: list[dict[str, Any]] = []
     for size in options.pick((300,), (1000, 5000), (1000, 5000, 20000)):
         found = [
-            _measure(size, options.pick(50, _BEATS, _BEATS)) for _ in range(options.pick(1, 3, 5))
+            _measure(size, options.pick(50, BEATS, BEATS)) for _ in range(options.pick(1, 3, 5))
         ]
         cells: dict[str, Series] = {key: series([each[key] for each in found]) for key in found[0]}
         rows.append(
@@ -64,27 +66,23 @@ def run(options: Options) -> Iterator[Table]:
 
 def _measure(size: int, beats: int) -> Mapping[str, float]:
     """Return what one source took, in a process of its own."""
-    from tests.kube.api_server import ApiServer
-    from tests.kube.certificates import make_authority
-
-    with tempfile.TemporaryDirectory(prefix="overlay-bench-") as folder:
-        place = Path(folder)
-        api = ApiServer(make_authority(place, "127.0.0.1"))
-        try:
-            _populate(api, size)
-            command = [
-                *(sys.executable, "-m", "bench.kube_policy"),
-                str(api.kubeconfig(place / "kubeconfig")),
-            ]
-            with subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            ) as child:
-                try:
-                    return _talk(child, api, size, beats)
-                finally:
-                    child.kill()
-        finally:
-            api.close()
+    with reading("bench.kube_policy", lambda api: _populate(api, size)) as (child, api):
+        ready = child.hear()  # what fetching alone took
+        before = child.usage
+        child.go()
+        listed = child.hear()
+        after = child.usage
+        _beat(api, size, beats)
+        changed_at = time.time()
+        _relabel(api)
+        seen = child.hear()
+        return {
+            "wall_s": listed["wall_s"],
+            "fetch_s": ready["fetch_s"],
+            "mb": ready["bytes"] / 1e6,
+            **used(before, after, child.usage),
+            "label_ms": (seen["at"] - changed_at) * 1000,
+        }
 
 
 def _populate(api: Any, size: int) -> None:
@@ -137,34 +135,6 @@ def pod_of(number: int) -> Any:
     }
 
 
-def _talk(child: "subprocess.Popen[str]", api: Any, size: int, beats: int) -> Mapping[str, float]:
-    said, told = child.stdout, child.stdin
-    if said is None or told is None:
-        raise RuntimeError("the child has no pipes")
-    ready = json.loads(said.readline())  # what fetching alone took
-    before = usage(child.pid)
-    told.write("go\n")
-    told.flush()
-    listed = json.loads(said.readline())
-    after = usage(child.pid)
-    _beat(api, size, beats)
-    changed_at = time.time()
-    _relabel(api)
-    seen = json.loads(said.readline())
-    beaten = usage(child.pid)
-    return {
-        "wall_s": listed["wall_s"],
-        "fetch_s": ready["fetch_s"],
-        "mb": ready["bytes"] / 1e6,
-        "cpu_s": after.cpu_s - before.cpu_s,
-        "before_mib": before.rss_mib,
-        "peak_mib": after.peak_mib,
-        "after_mib": beaten.rss_mib,
-        "beats_cpu_s": beaten.cpu_s - after.cpu_s,
-        "label_ms": (seen["at"] - changed_at) * 1000,
-    }
-
-
 def _beat(api: Any, size: int, beats: int) -> None:
     """Write as kubelets do: what changes is of no interest to policies."""
     from tests.kube.objects import Place
@@ -191,17 +161,13 @@ def _source(kubeconfig: str) -> None:
     """Run in the child: fetch alone, then watch, and say when which of them was done."""
     from overlay.model.policy_view import PolicyView
     from overlay.store.kube_client import KubeClient
-    from overlay.store.kube_config import KubeAccess
     from overlay.store.kube_policies import KubePolicySource
 
-    place = Path(kubeconfig).parent
-    access = KubeAccess(
-        "node-0", kubeconfig=kubeconfig, net_config_path=place / "net-conf.json", timeout_s=30
-    )
-    client = KubeClient(access)
+    way = access(kubeconfig)
+    client = KubeClient(way)
     from lightkube.resources.core_v1 import Pod
 
-    print(json.dumps(fetched(KubeClient(access), Pod, "pods")), flush=True)
+    print(json.dumps(fetched(KubeClient(way), Pod, "pods")), flush=True)
     source = KubePolicySource(client, "node-0", cluster=False)
     sys.stdin.readline()
     started, stop = time.perf_counter(), threading.Event()
@@ -217,7 +183,7 @@ def _source(kubeconfig: str) -> None:
             print(json.dumps({"at": time.time()}), flush=True)
             stop.set()
 
-    threading.Timer(_LIMIT_S, stop.set).start()
+    threading.Timer(LIMIT_S, stop.set).start()
     source.watch(deliver, lambda _error: None, stop)
 
 
