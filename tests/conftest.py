@@ -16,6 +16,8 @@ from typing import Final
 import pytest
 
 _ROOT: Final = Path(__file__).parent
+_SLOW_S: Final = 20.0
+_SHOWN: Final = 12
 _OUTCOMES: Final = ("passed", "failed", "error", "skipped", "xfailed", "xpassed", "rerun")
 
 
@@ -132,22 +134,40 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name every tier with its counts, and with the reason where it did not run."""
     counts: dict[str, Counter[str]] = {tier: Counter() for tier in _NEEDS}
+    seconds, root = _seconds(terminalreporter), terminalreporter.config.rootpath
     for outcome in _OUTCOMES:
         for report in terminalreporter.stats.get(outcome, []):
             path = str(getattr(report, "nodeid", "")).partition("::")[0]
-            counts[_tier(terminalreporter.config.rootpath / path)][outcome] += 1
+            counts[_tier(root / path)][outcome] += 1
     terminalreporter.section("tiers")
     for tier, counter in counts.items():
         reason = _missing(tier) if counter else None
         if reason is not None:
             text = f"NOT RUN: {reason}"
         elif counter:
-            text = ", ".join(f"{counter[o]} {o}" for o in _OUTCOMES if counter[o])
+            shown = ", ".join(f"{counter[o]} {o}" for o in _OUTCOMES if counter[o])
+            took_s = sum(s for path, s in seconds.items() if _tier(root / path) == tier)
+            text = f"{shown} ({took_s:.0f} s)"
         else:
             text = "no test selected"
         terminalreporter.write_line(f"{tier:<9} {text}")
+    slowest = [(path, took_s) for path, took_s in seconds.most_common(_SHOWN) if took_s >= _SLOW_S]
+    if slowest:
+        terminalreporter.section("files that took longest")
+        for path, took_s in slowest:
+            terminalreporter.write_line(f"{took_s:6.0f} s  {path}")
     if again := terminalreporter.stats.get("rerun"):
         terminalreporter.section("failed at the first try, and tried again")
         for report in again:
             why = getattr(getattr(report.longrepr, "reprcrash", None), "message", report.when)
             terminalreporter.write_line(f"{report.nodeid}: {str(why).splitlines()[0]}")
+
+
+def _seconds(terminalreporter: pytest.TerminalReporter) -> Counter[str]:
+    """Return the seconds that each file's tests took, with their fixtures and second tries."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.partition("::")[0]] += report.duration  # type: ignore[assignment]
+    return seconds
