@@ -16,6 +16,7 @@ _MAIN, _UNICAST, _ONLINK, _PROTOCOL = 254, 1, 4, 99
 _PERMANENT, _SELF, _BRIDGE = 0x80, 0x02, 7
 _ENCAP_IP: Final = 2
 _NESTED: Final = 1 << 15
+BUCKETS: Final = 1024  # metrics that keep the kernel's hash of next hops short
 _BUFFER: Final = 1 << 16  # bytes of a send
 _HEADER: Final = struct.Struct("=IHHII")
 _ERROR: Final = struct.Struct("=IHHIIi")
@@ -29,8 +30,12 @@ def route(
     index: int = 0,
     gateway: int | None = None,
     nexthop: int | None = None,
+    metric: int = 0,
 ) -> bytes:
-    """``ip route add NETWORK/LENGTH via GATEWAY dev INDEX onlink``, or ``nhid NEXTHOP``."""
+    """``ip route add NETWORK/LENGTH via GATEWAY dev INDEX onlink``, or ``nhid NEXTHOP``.
+
+    With a ``metric``, which spreads them in the kernel (docs/decisions/0012), or 0.
+    """
     flags = _ONLINK if gateway is not None else 0
     body = struct.pack("=BBBBBBBBI", 2, length, 0, 0, _MAIN, _PROTOCOL, 0, _UNICAST, flags)
     body += _address(1, network)
@@ -38,6 +43,8 @@ def route(
         body += _u32(30, nexthop)
     if gateway is not None:
         body += _u32(4, index) + _address(5, gateway)
+    if metric:
+        body += _u32(6, metric)
     return _message(_NEWROUTE, body)
 
 

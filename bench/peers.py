@@ -80,7 +80,8 @@ def packed(numbers: Iterable[int], index: int) -> Iterator[bytes]:
         gateway, mac = _FIRST_SUBNET + (number << 8), _mac(number)
         yield packer.forwarding(mac, _FIRST_ADDRESS + number, index)
         yield packer.neighbor(gateway, mac, index)
-        yield packer.route(gateway, 24, index=index, gateway=gateway)
+        metric = 1 + number % packer.BUCKETS
+        yield packer.route(gateway, 24, index=index, gateway=gateway, metric=metric)
 
 
 def gone(numbers: Iterable[int]) -> Entries:

@@ -1,9 +1,10 @@
 """The kernel's tables by the number of peers: what filling them takes, and a packet then.
 
-Three entries a peer as flannel has them, the same with the route's next hop an
-object of its own, and one route a peer whose next hop names the tunnel's far
-end (a VXLAN device with ``external``). Packets go to peers at random, through
-the VXLAN device to a device that throws them away.
+Three entries a peer as flannel has them, the same with routes of 1,024 metrics
+as ours are, the same with the route's next hop an object of its own, and one
+route a peer whose next hop names the tunnel's far end (a VXLAN device with
+``external``). Packets go to peers at random, through the VXLAN device to a
+device that throws them away.
 """
 
 import functools
@@ -41,11 +42,13 @@ _SETUP: Final = (
 )
 _KINDS: Final = {
     "three": "id 1 local 172.16.0.1",
+    "spread": "id 1 local 172.16.0.1",
     "objects": "id 1 local 172.16.0.1",
     "metadata": "external",
 }
 _NAMES: Final = {
     "three": "route, neighbor, forwarding entry",
+    "spread": "the same, a metric of 1,024",
     "objects": "the same, and a next hop object",
     "metadata": "route, next hop object with metadata",
 }
@@ -59,7 +62,7 @@ def table(options: Options) -> Table:
     rows: list[tuple[str, ...]] = []
     records: list[Mapping[str, Any]] = []
     for size in sizes:
-        # N routes without objects take N * N / 2 comparisons: see docs/performance.md.
+        # N routes of one metric without objects take N * N / 2 comparisons: decision 0012.
         ways = [way for way in _KINDS if way != "three" or size <= _SPREAD]
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for _ in range(rounds if size <= _SPREAD else 1):
@@ -101,7 +104,8 @@ def _entries(way: str, size: int, index: int) -> Iterator[bytes]:
             yield packer.nexthop(number + 1, gateway, index)
             yield packer.route(gateway, LENGTH, nexthop=number + 1)
         else:
-            yield packer.route(gateway, LENGTH, index=index, gateway=gateway)
+            metric = 1 + number % packer.BUCKETS if way == "spread" else 0
+            yield packer.route(gateway, LENGTH, index=index, gateway=gateway, metric=metric)
 
 
 def _cost_s(name: str, size: int, count: int) -> float:

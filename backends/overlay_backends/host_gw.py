@@ -10,6 +10,7 @@ from typing import Any
 from overlay.model.address import Family, IPAddress
 from overlay.model.kernel import KernelObject
 from overlay.model.lease import Lease
+from overlay.model.metric import peer_metric
 from overlay.model.network import NetworkConfig, refuse_unknown
 from overlay.model.node import NodeIdentity, Underlay
 from overlay.plan.backend import PeerError
@@ -23,6 +24,7 @@ class HostGatewayBackend:
         del node  # peers need nothing of it
         refuse_unknown(config.backend.options, frozenset())
         self._families = config.families
+        self._ranges = config.ranges
 
     @property
     def tunnel(self) -> None:
@@ -56,7 +58,8 @@ class HostGatewayBackend:
             if not underlay.is_on_link(public):
                 msg = f"public address {public} is not on {underlay.device}'s layer 2"
                 raise PeerError(msg)
-            objects.append(direct_route(network, public, underlay))
+            metric = peer_metric(self._ranges, network)
+            objects.append(direct_route(network, public, underlay, metric))
         return objects
 
     def node_addresses(self, peer: Lease) -> Sequence[IPAddress]:

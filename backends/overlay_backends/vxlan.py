@@ -9,7 +9,8 @@ For a peer with subnet S, VTEP MAC M and public address P::
 
 The last one carries what pods send to nodes (docs/decisions/0003). With
 DirectRouting a peer on the same layer 2 gets ``ip route replace S via P``
-alone. IPv4 pods travel over IPv4, IPv6 pods over IPv6.
+alone. Where a network has room for many subnets, routes have metrics
+(docs/decisions/0012). IPv4 pods travel over IPv4, IPv6 pods over IPv6.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from overlay.model.kernel import (
     VxlanLink,
 )
 from overlay.model.lease import Lease
+from overlay.model.metric import node_metric, peer_metric
 from overlay.model.network import NetworkConfig, boolean, integer, refuse_unknown
 from overlay.model.node import NodeIdentity, Underlay, vtep_device, vtep_mac
 from overlay.plan.backend import PeerError, Tunnel, UnderlayError
@@ -45,6 +47,7 @@ class VxlanBackend:
         options = config.backend.options
         refuse_unknown(options, _OPTIONS)
         self._families = config.families
+        self._ranges = config.ranges
         self._node = node
         self._vni = integer(options, "VNI", 1, _MAX_VNI, 1)
         self._port = integer(options, "Port", 1, 65535, 8472)
@@ -128,22 +131,27 @@ class VxlanBackend:
                 msg = f"has {family} pods but no public {family} address"
                 raise PeerError(msg)
             mac = self._peer_mac(peer, family)
+            metric = peer_metric(self._ranges, network)
             if self._direct and underlay.is_on_link(public):
-                objects.append(direct_route(network, public, underlay))
+                objects.append(direct_route(network, public, underlay, metric))
                 continue
             device = self._devices[family]
             gateway = network.network_address
             objects += (
                 FdbEntry(device, mac, public),
                 Neighbor(device, gateway, mac),
-                Route(network, device, gateway, onlink=True),
-                Route(host_network(public), device, gateway, onlink=True, table=NODE_TABLE),
+                Route(network, device, gateway, onlink=True, metric=metric),
+                self._node_route(public, device, gateway),
             )
         return objects
 
     def node_addresses(self, peer: Lease) -> Sequence[IPAddress]:
         """Return the peer's public addresses of the families that carry VXLAN."""
         return [ip for family, ip in peer.attributes.public.items() if family in self._families]
+
+    def _node_route(self, public: IPAddress, device: str, gateway: IPAddress) -> Route:
+        host = host_network(public)
+        return Route(host, device, gateway, onlink=True, table=NODE_TABLE, metric=node_metric(host))
 
     def _peer_mac(self, peer: Lease, family: Family) -> MacAddress:
         data = peer.attributes.backend_data.get(family, {})

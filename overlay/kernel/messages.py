@@ -24,9 +24,11 @@ from overlay.kernel.rtnl import (
 from overlay.model.address import Family, IPAddress, IPNetwork, MacAddress, family_of
 from overlay.model.kernel import (
     MAIN_TABLE,
+    POD_ROUTE_PROTOCOL,
     ROUTE_PROTOCOL,
     UNREACHABLE_METRIC,
     FdbEntry,
+    ForeignRoute,
     LinkAddress,
     Neighbor,
     Op,
@@ -41,6 +43,7 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 AF: Final[Mapping[Family, int]] = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+_OURS: Final = frozenset({ROUTE_PROTOCOL, POD_ROUTE_PROTOCOL})
 _FAMILY: Final[Mapping[int, Family]] = {int(number): family for family, number in AF.items()}
 _AF_BRIDGE: Final = 7
 
@@ -63,6 +66,7 @@ _RTA_OTHERS: Final = (
 _IP6_RT_PRIO_USER: Final = 1024  # net/ip6_route.h: the metric of a route that names none
 _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
+_RT_SCOPE_NOWHERE: Final = 255  # of a route to delete: any
 _RTNH_F_ONLINK: Final = 4
 _RTM_F_FIB_MATCH: Final = 0x2000
 _NDA_DST, _NDA_LLADDR, _NDA_PORT, _NDA_VNI, _NDA_IFINDEX, _NDA_NH_ID = 1, 2, 6, 7, 8, 13
@@ -114,6 +118,20 @@ def _route(op: Op, index: Mapping[str, int]) -> Request:
         body += attribute(_RTA_GATEWAY, route.gateway.packed)
     # Made, not replaced: what stands there already is looked at first (netlink.py).
     return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def _foreign(op: Op, index: Mapping[str, int]) -> Request:
+    del index
+    route = op.target
+    assert isinstance(route, ForeignRoute)  # noqa: S101 - by _ENCODERS
+    assert op.verb == "del"  # noqa: S101 - by what it is
+    family, length = AF[family_of(route.prefix)], route.prefix.prefixlen
+    body = _RTMSG.pack(
+        family, length, 0, 0, MAIN_TABLE, route.protocol, _RT_SCOPE_NOWHERE, 0, 0
+    ) + attribute(_RTA_DST, route.prefix.network_address.packed)
+    if route.metric:
+        body += attribute(_RTA_PRIORITY, _U32.pack(route.metric))
+    return Request(RTM_DELROUTE, 0, body)
 
 
 def _unreachable(op: Op, index: Mapping[str, int]) -> Request:
@@ -194,6 +212,7 @@ def _rule(op: Op, index: Mapping[str, int]) -> Request:
 
 _ENCODERS: Final[dict[type, Callable[[Op, Mapping[str, int]], Request]]] = {
     Route: _route,
+    ForeignRoute: _foreign,
     UnreachableRoute: _unreachable,
     Neighbor: _neighbor,
     FdbEntry: _fdb,
@@ -220,12 +239,33 @@ def removal(route: Route) -> Request:
     return Request(RTM_DELROUTE, 0, body)
 
 
-def route_query(prefix: IPNetwork) -> bytes:
-    """Return the body of a question for the route that ``prefix`` takes (RTM_F_FIB_MATCH)."""
+def route_query(prefix: IPNetwork, host: int = 0) -> bytes:
+    """Return the body of a question for the route that a host of ``prefix`` takes.
+
+    With RTM_F_FIB_MATCH: as it stands in its table.
+    """
     family = family_of(prefix)
-    address = prefix.network_address.packed
+    address = prefix[host].packed
     body = _RTMSG.pack(AF[family], family.bits, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
     return body + attribute(_RTA_DST, address)
+
+
+@decoder
+def foreign_route(
+    data: bytes, start: int, end: int, names: Mapping[int, str]
+) -> ForeignRoute | None:
+    """Return an IPv4 route of the main table; None for ours, for pods', and for another table's.
+
+    So it is with one for a type of service: such packets alone take it.
+    """
+    family, length, _s, tos, table, protocol, _sc, kind, _flags = head(_RTMSG, data, start, end)
+    if protocol in _OURS or table != MAIN_TABLE or family != socket.AF_INET or tos:
+        return None
+    parts = attributes(data, start + 12, end)
+    number = _u32(parts, _RTA_OIF)
+    device = names.get(number, f"#{number}") if kind == _RTN_UNICAST else f"type {kind}"
+    prefix = _network(family, parts.get(_RTA_DST), length)
+    return ForeignRoute(prefix, _u32(parts, _RTA_PRIORITY), protocol, device)
 
 
 @decoder
@@ -237,6 +277,11 @@ def route_maker(message: tuple[bytes, int, int]) -> tuple[int, int]:
 
 
 Messages = Iterable[tuple[bytes, int, int]]
+
+
+def main_table_request() -> bytes:
+    """Return the body of a dump of all IPv4 routes of the main table, whoever made them."""
+    return _RTMSG.pack(socket.AF_INET, 0, 0, 0, MAIN_TABLE, 0, 0, 0, 0)
 
 
 def routes_request(family: Family) -> bytes:
@@ -287,6 +332,7 @@ def routes(messages: Messages, names: Mapping[int, str]) -> list[Route | Unreach
                 gateway=_parse(gateway) if gateway is not None else None,
                 onlink=bool(flags & _RTNH_F_ONLINK),
                 table=_u32(parts, _RTA_TABLE) or table,
+                metric=_metric(family, parts),
                 others=others,
             )
         )
@@ -398,6 +444,11 @@ def rules(messages: Messages) -> list[Rule]:
 def _u32(parts: Mapping[int, bytes], kind: int) -> int:
     value = parts.get(kind)
     return int(_U32.unpack(value)[0]) if value is not None else 0
+
+
+def _metric(family: int, parts: Mapping[int, bytes]) -> int:
+    metric = _u32(parts, _RTA_PRIORITY)
+    return 0 if family == socket.AF_INET6 and metric == _IP6_RT_PRIO_USER else metric
 
 
 def _parse(packed: bytes) -> IPAddress:

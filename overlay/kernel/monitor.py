@@ -165,6 +165,10 @@ class Monitor:
         yield from (Change(verb, item.key, item) for item in ours)
         if not ours and verb == "set":
             # `ip route replace` by somebody else is told as their new route alone.
+            foreign = messages.foreign_route(data, start, end, self._names)
+            if foreign is not None:
+                yield Change("set", foreign.key, foreign)
+                return
             prefix, table, metric = messages.route_place(data, start, end)
             if metric in _METRICS:
                 yield Change("set", ("route", table, prefix, 0))

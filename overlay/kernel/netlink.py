@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from overlay.kernel import messages
+from overlay.kernel import foreign_routes, messages
 from overlay.kernel.base import DeviceConflictError, OpFailure
 from overlay.kernel.links import (
     LinkConflictError,
@@ -20,13 +20,11 @@ from overlay.kernel.links import (
 from overlay.kernel.marks import Mark
 from overlay.kernel.rtnl import Message, Refusal, Request, RtnlSocket
 from overlay.model.address import FAMILIES
-from overlay.model.kernel import ROUTE_PROTOCOL, KernelObject, Op, Route, Rule, VxlanLink
+from overlay.model.kernel import ForeignRoute, KernelObject, Op, Route, Rule, VxlanLink
 from overlay.model.node import POD_LINK_PREFIX, NodeIdentity, Underlay, vtep_mac
 from overlay.plan.backend import Tunnel
 
 log = logging.getLogger(__name__)
-
-_NAMED: Final = 5  # foreign routes that the log names one by one
 
 # EINVAL: IPv6 refuses an onlink gateway that the very route to be replaced
 # would reach by another device; that one has to go first.
@@ -42,6 +40,7 @@ class NetlinkKernel:
         self._writer = LinkWriter(replaces_flannel=replaces_flannel)
         self._links: dict[str, LinkInfo] | None = None
         self.mark: object = None
+        self._is_spread = False  # whether others' routes could stand beside ours
 
     @property
     def port(self) -> int:
@@ -60,6 +59,11 @@ class NetlinkKernel:
         for section in self._sections(links):
             section.add_to(mark, section.messages)
             found += section.decode(section.messages)
+        self._is_spread = any(map(foreign_routes.is_spread, found))
+        if self._is_spread:
+            foreign = foreign_routes.dump(self._rtnl)
+            mark.add_whole(foreign)
+            found += foreign_routes.before(found, foreign, names_by_index(links))
         self.mark = mark.digest
         return found
 
@@ -69,6 +73,8 @@ class NetlinkKernel:
         self._marked_devices(links, mark)
         for section in self._sections(links):
             section.add_to(mark, section.messages)
+        if self._is_spread:
+            mark.add_whole(foreign_routes.dump(self._rtnl))
         return mark.digest
 
     def _looked_at_links(self) -> dict[str, LinkInfo]:
@@ -157,6 +163,7 @@ class NetlinkKernel:
 
     def _apply_batch(self, batch: Sequence[Op], links: dict[str, LinkInfo]) -> list[OpFailure]:
         index = {name: link.index for name, link in links.items()}
+        batch = foreign_routes.less_spared(batch)
         failures: list[OpFailure] = []
         ready: list[Op] = []
         requests: list[Request] = []
@@ -168,6 +175,8 @@ class NetlinkKernel:
                 if op.verb == "set":
                     text = f"device {exc.args[0]} does not exist"
                     failures.append(OpFailure(op, errno.ENODEV, text))
+        foreign = [op.target for op in ready if isinstance(op.target, ForeignRoute)]
+        foreign_routes.name_removed(foreign)
         again: list[int] = []
         for refusal in self._rtnl.send(requests):
             op = ready[refusal.index]
@@ -179,11 +188,22 @@ class NetlinkKernel:
             failures.append(OpFailure(op, refusal.errno, refusal.text))
         if again:
             failures += self._replace_routes([(ready[i], requests[i]) for i in again])
+        foreign_routes.uncover(
+            self._rtnl,
+            [
+                op.target
+                for op in ready
+                if isinstance(op.target, Route)
+                and op.verb == "set"
+                and foreign_routes.is_spread(op.target)
+            ],
+        )
         return failures
 
     def _replace_routes(self, made: Sequence[tuple[Op, Request]]) -> list[OpFailure]:
         """Put routes where others are; foreign ones are named in the log (docs/decisions/0004)."""
-        self._name_foreign([op.target for op, _ in made if isinstance(op.target, Route)])
+        routes = [op.target for op, _ in made if isinstance(op.target, Route)]
+        foreign_routes.name_replaced(self._rtnl, routes)
         requests = [messages.replacement(request) for _op, request in made]
         failures: list[OpFailure] = []
         for refusal in self._rtnl.send(requests):
@@ -195,32 +215,6 @@ class NetlinkKernel:
                     continue
             failures.append(OpFailure(op, refusal.errno, refusal.text))
         return failures
-
-    def _name_foreign(self, routes: Sequence[Route]) -> None:
-        """Name the first few of the routes that others made at the places of ``routes``."""
-        names: dict[int, str] | None = None
-        count = 0
-        for route in routes:
-            answer = self._rtnl.ask(messages.RTM_GETROUTE, messages.route_query(route.prefix))
-            if answer is None:
-                continue
-            protocol, index = messages.route_maker(answer)
-            if protocol == ROUTE_PROTOCOL:
-                continue
-            count += 1
-            if count > _NAMED:
-                continue
-            if names is None:
-                names = names_by_index(list_links(self._rtnl))
-            log.warning(
-                "route %s was there already, by protocol %d on %s, and is replaced: the fabric "
-                "owns its peers' subnets",
-                route.prefix,
-                protocol,
-                names.get(index, f"#{index}"),
-            )
-        if count > _NAMED:
-            log.warning("%d more such routes are replaced", count - _NAMED)
 
 
 @dataclass(frozen=True, slots=True)

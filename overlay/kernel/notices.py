@@ -10,6 +10,8 @@ from typing import Final, TypeAlias
 
 from overlay.kernel.container import hides_processes
 from overlay.model.kernel import (
+    MAIN_TABLE,
+    ForeignRoute,
     KernelObject,
     Key,
     LinkAddress,
@@ -19,6 +21,7 @@ from overlay.model.kernel import (
     Verb,
     VxlanLink,
 )
+from overlay.model.metric import spread_metric
 
 OVERFLOW: Final = "overflow"
 UNDERLAY: Final = "underlay"  # some link or address
@@ -68,6 +71,8 @@ def is_news(notice: Change, mirror: dict[Key, KernelObject], underlay: str = "")
     known = mirror.get(key)
     if notice.verb == "del":
         return known is not None
+    if isinstance(item, ForeignRoute):
+        return known is not None or _is_before_ours(item, mirror)
     if known is None:
         # Something new that carries our mark, or lies on one of our devices.
         if isinstance(item, VxlanLink | Route | UnreachableRoute | Rule):
@@ -75,6 +80,11 @@ def is_news(notice: Change, mirror: dict[Key, KernelObject], underlay: str = "")
         device = getattr(item, "device", None)
         return ("link", device) in mirror and not _is_passing(item)
     return known != item
+
+
+def _is_before_ours(foreign: ForeignRoute, mirror: dict[Key, KernelObject]) -> bool:
+    metric = spread_metric(foreign.prefix)
+    return foreign.metric < metric and ("route", MAIN_TABLE, foreign.prefix, metric) in mirror
 
 
 def _is_passing(item: KernelObject | None) -> bool:

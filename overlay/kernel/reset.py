@@ -19,7 +19,7 @@ from overlay.model.attachment import parse_attachment
 from overlay.model.document import parse_json
 from overlay.model.errors import OverlayError, UsageError
 from overlay.model.event import FILE
-from overlay.model.kernel import VxlanLink
+from overlay.model.kernel import ForeignRoute, VxlanLink
 from overlay.model.node import POD_BRIDGE
 from overlay.plan.diff import diff
 from overlay.policy.network.table import POLICY_TABLE
@@ -97,7 +97,7 @@ def _reset_pods(directory: Path, done: Callable[[str], None], failed: list[str])
 def _reset_kernel(done: Callable[[str], None], failed: list[str]) -> None:
     with contextlib.closing(NetlinkKernel()) as kernel:
         observed = kernel.dump()
-        ops = diff((), observed)
+        ops = diff((), [item for item in observed if not isinstance(item, ForeignRoute)])
         failures = {failure.op: failure for failure in kernel.apply(ops)}
     devices = {item.name for item in observed if isinstance(item, VxlanLink)}
     for op in ops:

@@ -136,19 +136,8 @@ class Route:
     gateway: IPAddress | None = None
     onlink: bool = False
     table: int = MAIN_TABLE
+    metric: int = 0  # for IPv6 0 is the kernel's own, 1024
     others: str = ""  # attributes that somebody gave it besides: ours have none
-
-    @property
-    def metric(self) -> int:
-        """Return the route's metric: 0, but its own for each IPv4 route of the table for nodes.
-
-        The kernel keeps next hops in a hash of protocol, device and metric,
-        not of gateway: 5,000 routes of one metric take 0.50 s, of 5,000
-        metrics 0.01 s (November 2026). In a table of our own it says nothing.
-        """
-        if self.table == NODE_TABLE and self.prefix.version == Family.IPV4.value:
-            return int(self.prefix.network_address)
-        return 0
 
     @property
     def key(self) -> Key:
@@ -163,6 +152,28 @@ class Route:
         others = f" {self.others}" if self.others else ""
         where = f"dev {self.device}{onlink}{table}{metric}{others}"
         return f"route {self.prefix}{via} {where} proto {ROUTE_PROTOCOL}"
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignRoute:
+    """Somebody else's route at the prefix of ours, taken first: ``ip route del PREFIX metric M``.
+
+    Found where ours has a metric, and never desired (docs/decisions/0004, 0012).
+    """
+
+    prefix: IPNetwork
+    metric: int
+    protocol: int
+    device: str
+
+    @property
+    def key(self) -> Key:
+        """Return the kernel's identity of a route: table, prefix and metric."""
+        return ("route", MAIN_TABLE, self.prefix, self.metric)
+
+    def __str__(self) -> str:
+        metric = f" metric {self.metric}" if self.metric else ""
+        return f"route {self.prefix} dev {self.device}{metric} proto {self.protocol}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +218,7 @@ class Rule:
 
 
 KernelObject: TypeAlias = (
-    VxlanLink | LinkAddress | Neighbor | FdbEntry | Route | UnreachableRoute | Rule
+    VxlanLink | LinkAddress | Neighbor | FdbEntry | Route | ForeignRoute | UnreachableRoute | Rule
 )
 Verb: TypeAlias = Literal["set", "del"]
 

@@ -11,6 +11,7 @@ from typing import Final
 from overlay.model.errors import PlanConflictError
 from overlay.model.kernel import (
     FdbEntry,
+    ForeignRoute,
     KernelObject,
     Key,
     LinkAddress,
@@ -33,6 +34,7 @@ _RANK: Final[dict[type, int]] = {
     FdbEntry: 2,
     Neighbor: 3,
     Route: 4,
+    ForeignRoute: 4,
     Rule: 5,
     UnreachableRoute: 6,
 }

@@ -7,9 +7,9 @@ from overlay.model.node import Underlay
 from overlay.plan.backend import UnderlayError
 
 
-def direct_route(network: IPNetwork, public: IPAddress, underlay: Underlay) -> Route:
-    """Return ``ip route replace NETWORK via PUBLIC dev UNDERLAY``."""
-    return Route(network, underlay.device, public)
+def direct_route(network: IPNetwork, public: IPAddress, underlay: Underlay, metric: int) -> Route:
+    """Return ``ip route replace NETWORK via PUBLIC dev UNDERLAY metric METRIC``."""
+    return Route(network, underlay.device, public, metric=metric)
 
 
 def shared_families(own: Lease, peer: Lease) -> tuple[Family, ...]:

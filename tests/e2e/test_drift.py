@@ -19,6 +19,8 @@ CONFIG: Final = (
     '{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:1::/48", '
     '"Backend": {"Type": "vxlan"}}'
 )
+# Room for 65,536 subnets: routes have metrics (docs/decisions/0012), that to the peer 78.
+WIDE: Final = CONFIG.replace("10.244.0.0/16", "10.0.0.0/8")
 HOST_GW: Final = '{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}'
 MAC: Final = "c6:1d:62:0e:11:22"
 KEY: Final = "subnets/10.244.77.0-24&fd00:1:0:77::-64"
@@ -87,6 +89,11 @@ def fabric(start: Callable[..., Fabric]) -> Fabric:
     return start()
 
 
+@pytest.fixture(scope="module")
+def wide(start: Callable[..., Fabric]) -> Fabric:
+    return start(WIDE)
+
+
 @pytest.fixture
 def fresh(start: Callable[..., Fabric]) -> Fabric:
     """Return a fabric of its own, whose agent has repaired nothing yet and so waits for nothing."""
@@ -108,6 +115,7 @@ def state(node: Netns) -> str:
             *sorted(node.ip(version, "route", "show", "table", "all", "proto", "79").splitlines()),
             node.ip(version, "rule", "show"),
         ]
+    lines.append(node.ip("route", "show", "10.244.77.0/24"))
     lines.append(node.nft("--stateless", "list", "table", "inet", "overlay"))
     return "\n".join([*lines, *(f"{name} {node.sysctl(name)}" for name in SYSCTLS)])
 
@@ -159,6 +167,22 @@ def own_address(node: Netns) -> str:
 )
 def test_route(fabric: Fabric, damage: str) -> None:
     damage_and_wait(fabric, damage)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ip route add 10.244.77.0/24 dev eth0",
+        "ip route add blackhole 10.244.77.0/24 metric 77",
+        "ip route add 10.244.77.0/24 via 10.244.77.0 dev overlay.1 onlink proto 79",
+        "ip route replace 10.244.77.0/24 dev eth0 metric 78",
+        "ip route del 10.244.77.0/24",
+        "ip route flush table main proto 79",
+    ],
+)
+def test_route_of_a_network_with_room_for_many(wide: Fabric, damage: str) -> None:
+    assert "metric 78" in wide[0].node.ip("route", "show", "10.244.77.0/24")
+    assert "somebody else changed" in damage_and_wait(wide, damage)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ objects = st.one_of(
         gateways,
         st.booleans(),
         st.sampled_from([254, NODE_TABLE, 100]),
+        # What an IPv6 route names as 0 the kernel calls 1024, and back.
+        st.integers(0, 2**32 - 1).filter(lambda metric: metric != 1024),
     ),
     st.builds(UnreachableRoute, networks),
     st.builds(Neighbor, st.just(DEVICE), v4 | v6, macs),
