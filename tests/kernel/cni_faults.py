@@ -135,6 +135,7 @@ class Place:
 
     def __init__(self, pod: str, folder: Path, mode: str) -> None:
         self.pod, self.mode = pod, mode
+        self._result: Any = None  # of the last ADD, as a runtime keeps it
         status = Status()
         status.update(phase=RUNNING, site=site(), mtu=1450)
         self.attachments = Attachments(folder)
@@ -144,7 +145,7 @@ class Place:
         self._networks = tuple(site().own.subnet.networks())
 
     def ask(self, command: str) -> tuple[int, Any]:
-        is_one = command in {"ADD", "DEL"}
+        is_one = command in {"ADD", "DEL", "CHECK"}
         variables = {"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin"}
         if is_one:
             more = {"CNI_CONTAINERID": "one", "CNI_NETNS": self.pod, "CNI_IFNAME": "eth0"}
@@ -154,6 +155,8 @@ class Place:
             config |= {"type": "bridge", "ipam": {"type": "overlay"}}
         else:
             config["mode"] = self.mode
+        if command == "CHECK":
+            config["prevResult"] = self._result
         text = json.dumps(config | ({} if is_one else ALL_STALE)).encode()
         netns = os.open(self.pod, os.O_RDONLY | os.O_CLOEXEC) if is_one else None
         try:
@@ -163,7 +166,10 @@ class Place:
         finally:
             if netns is not None:
                 os.close(netns)
-        return status, json.loads(output) if output else None
+        answer = json.loads(output) if output else None
+        if command == "ADD" and not status:
+            self._result = answer
+        return status, answer
 
     def left(self) -> list[str]:
         """Return what there is of pods: links, records, addresses in use, the pod's own link."""
@@ -259,7 +265,7 @@ class Trials:
         return {"plain": plain, "outcomes": outcomes}
 
     def _once(self, place: Place, tracer: Tracer) -> tuple[list[Step], dict[str, Any]]:
-        if self._command == "DEL":
+        if self._command != "ADD":
             assert place.ask("ADD")[0] == 0
         status, document = tracer.run(lambda: place.ask(self._command))
         outcome = {
