@@ -18,7 +18,7 @@ from overlay.kernel import pods
 from overlay.kernel.base import KernelError
 from overlay.kernel.pod_namespace import PodNamespace
 from overlay.model.attachment import AttachmentKey
-from tests.kernel.netns import MakeNetns, Netns
+from tests.kernel.netns import MakeNetns, Netns, eventually
 from tests.unit.worlds import site
 
 pytestmark = pytest.mark.kernel
@@ -213,6 +213,8 @@ def test_addresses_of_a_namespace_that_went_are_free_after_a_start(
     node.netns.call(node.service.recover)
     assert len(node.attachments.list()) == 2, "both are there"
     inhabitant = gone.start("sleep", "60")
+    lives_in = Path(f"/proc/{inhabitant.pid}/ns/net")
+    eventually(lambda: lives_in.samefile(gone.path))
     gone.close()
     node.restart()
     node.netns.call(node.service.recover)
