@@ -239,8 +239,11 @@ class CniService:
 
     def _delete(self, request: CniRequest, netns: PodNamespace | None) -> bytes:
         del netns  # the host's end is found without it
-        link = "" if request.is_ipam else pods.link_name(request.key)
         with self._teardown.turns.of(request.key.container):
+            held = self._attachments.get(request.key)
+            # The configuration may have become another one since the ADD: the record knows.
+            has_link = not request.is_ipam or bool(held and held.link)
+            link = pods.link_name(request.key) if has_link else ""
             self._teardown.drop(request.key, link, "the runtime says so")
         return b""
 

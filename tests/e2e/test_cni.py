@@ -180,14 +180,27 @@ def test_result_has_the_shape_of_its_version(node: Node, version: str) -> None:
     assert all(("version" in ip) == is_old for ip in result["ips"])
     assert ("mtu" in result["interfaces"][1]) == (version == "1.1.0")
     assert [ip["interface"] for ip in result["ips"]] == [1, 1]
-    node.cni("DEL", f"v{version}", cniVersion=version)
+    place = (f"v{version}", str(pod.path))
+    asked = {
+        "CHECK": node.cni("CHECK", *place, cniVersion=version, prevResult=result),
+        "GC": node.cni("GC", cniVersion=version),
+        "STATUS": node.cni("STATUS", cniVersion=version),
+    }
+    since = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+    for command, (status, answer) in asked.items():
+        if version >= since[command]:
+            assert (status, answer) == (0, None)
+        else:
+            assert (status, answer["code"], answer["cniVersion"]) == (1, 1, version)
+    assert node.cni("DEL", *place, cniVersion=version) == (0, None)
+    assert host_links(node) == []
 
 
 def test_second_add_is_refused_and_the_first_kept(node: Node) -> None:
     pod = node.pod()
     first = node.add("twice", pod)
     status, error = node.cni("ADD", "twice", str(pod.path))
-    assert (status, error["cniVersion"]) == (1, "1.1.0")
+    assert (status, error["code"], error["cniVersion"]) == (1, 100, "1.1.0")
     assert "attached already" in error["msg"]
     assert node.cni("CHECK", "twice", str(pod.path), prevResult=first)[0] == 0
     node.cni("DEL", "twice")
@@ -228,7 +241,7 @@ def test_interface_that_exists_leaves_no_address_in_use(node: Node) -> None:
     pod = node.pod()
     pod.ip("link", "add", "eth0", "type", "bridge")
     status, error = node.cni("ADD", "taken", str(pod.path))
-    assert status == 1
+    assert (status, error["code"]) == (1, 102)
     assert "exists already" in error["msg"]
     assert host_links(node) == []
     pod.ip("link", "del", "eth0")
@@ -252,9 +265,11 @@ def test_check_finds_what_is_lost(node: Node, damage: str, named: str) -> None:
     result = node.add("checked", pod)
     pod.ip(*damage.split())
     status, error = node.cni("CHECK", "checked", str(pod.path), prevResult=result)
-    assert status == 1
+    assert (status, error["code"]) == (1, 103)
     assert named in error["msg"]
     node.cni("DEL", "checked")
+    status, error = node.cni("CHECK", "checked", str(pod.path), prevResult=result)
+    assert (status, error["code"]) == (1, 3), "it is attached no more"
 
 
 def test_check_tolerates_what_others_added_and_took_out_of_the_result(node: Node) -> None:
@@ -356,6 +371,57 @@ def test_operator_sees_attachments_and_frees_what_is_stale(node: Node) -> None:
     assert "ipam release listed" in node.world.overlayctl("ipam", "check", check=False)
     assert "released" in node.world.overlayctl("ipam", "release", "listed")
     assert json.loads(node.world.overlayctl("ipam", "list", "-o", "json"))["attachments"] == []
+
+
+def test_delegate_of_a_network_that_was_wired_before_leaves_no_link(node: Node) -> None:
+    """Somebody put `bridge` before us, under the network's old name, while a pod ran."""
+    pod = node.pod()
+    node.add("changed", pod)
+    assert node.cni("DEL", "changed", ipam={"type": "overlay"}, type="bridge") == (0, None)
+    assert host_links(node) == []
+    assert "eth0" not in pod.ip("link")
+
+
+def test_keys_and_arguments_of_others_are_left_to_them(node: Node) -> None:
+    pod = node.pod()
+    extra: dict[str, Any] = {
+        "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
+        "capabilities": {"portMappings": True, "bandwidth": True},
+        "runtimeConfig": {
+            "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+            "bandwidth": {"ingressRate": 1000, "ingressBurst": 1000},
+            "infinibandGUID": "c2:11:22:33:44:55:66:77",
+        },
+        "example.org/key": [1, {"of": None}],
+    }
+    told = "IgnoreUnknown=0;FOO=bar;odd;K8S_POD_INFRA_CONTAINER_ID=abc"
+    result = node.add("others", pod, args=told, **extra)
+    assert node.cni("CHECK", "others", str(pod.path), prevResult=result, **extra) == (0, None)
+    assert "8080" not in node.world.node.nft("list", "ruleset")
+    assert "tbf" not in node.world.node.run("tc", "qdisc", "show")
+    assert node.cni("DEL", "others", **extra) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mode": 5},
+        {"mtu": "1500"},
+        {"prevResult": [7]},
+        {"runtimeConfig": {"ips": "none", "mac": 0, "ipRanges": 1}},
+        {"labels": 1, "args": 2, "ipam": 3},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_del_releases_everything_whatever_else_is_wrong(node: Node, wrong: dict[str, Any]) -> None:
+    pod = node.pod()
+    node.add("odd", pod)
+    status, error = node.cni("ADD", "odd2", str(node.pod().path), config=wrong)
+    assert (status, error["code"]) == (1, 7)
+    assert any(f'"{key}' in error["msg"] for key in ("ips", *wrong)), "the key is named"
+    assert node.cni("DEL", "odd", config=wrong) == (0, None)
+    assert host_links(node) == []
+    assert "1 of" not in node.world.overlayctl("ipam", "list")
 
 
 def test_status_is_fine(node: Node) -> None:

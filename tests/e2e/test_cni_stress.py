@@ -1,9 +1,9 @@
 """Random steps of ten runtimes at a time against the real agent, which is killed now and then.
 
-Ten workers, each with a pod, a network name and interfaces of its own, every
-other one in mode ``bridge``, ADD, DEL (once, twice, without a namespace), CHECK
-and collect at random; most of them speak the protocol themselves, some steps go
-through the real plugin.
+Ten workers, each with a pod, a network name and interfaces of its own, in mode
+``ptp``, in mode ``bridge``, or as a plugin that has its addresses from us, ADD,
+DEL (once, twice, without a namespace), CHECK and collect at random; most of
+them speak the protocol themselves, some steps go through the real plugin.
 Meanwhile the agent is killed (SIGKILL) and started again. No address may be
 given to two at once, what was answered must hold, and in the end nothing may
 be left.
@@ -41,6 +41,11 @@ STEPS: Final = int(os.environ.get("OVERLAY_CNI_STRESS_STEPS", "2000"))
 SEED: Final = int(os.environ.get("OVERLAY_CNI_STRESS_SEED", "1"))
 WORKERS: Final = 10
 INTERFACES: Final = ("eth0", "eth1")
+KINDS: Final[Sequence[Mapping[str, Any]]] = (
+    {"type": "overlay"},
+    {"type": "overlay", "mode": "bridge"},
+    {"type": "bridge", "ipam": {"type": "overlay"}},
+)
 # 13 addresses for 20 interfaces: the subnet is full at times, and each address used many times.
 CONFIG: Final = json.dumps(
     {
@@ -143,7 +148,7 @@ class Runtime:
         self._plugins = plugins
         self._random = random.Random(f"{SEED}/{number}")
         self._network, self._container = f"net{number}", f"pod{number}-{'c' * 40}"
-        self._mode = ("ptp", "bridge")[number % 2]
+        self._kind = KINDS[number % len(KINDS)]
         self._path, self._pod, self._ledger = path, pod, ledger
         self._held: dict[str, Any] = {}
         self.counts: dict[str, int] = {}
@@ -266,9 +271,8 @@ class Runtime:
         config = {
             "cniVersion": "1.1.0",
             "name": self._network,
-            "type": "overlay",
             "socket": self._path,
-            "mode": self._mode,
+            **self._kind,
             **(extra or {}),
         }
         if self._random.random() < 0.1:
