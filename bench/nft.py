@@ -19,9 +19,10 @@ from bench.series import Series, ratio, series
 from bench.table import Table
 from overlay.kernel.nft_table import NftTable
 from overlay.lab import netns
-from overlay.model.address import IPAddress
+from overlay.model.address import Family, IPAddress
+from overlay.model.versioned import SetHistory
 from overlay.plan.planner import Site
-from overlay.policy.egress import FirewallPlan, compile_ruleset, with_nodes
+from overlay.policy.egress import FirewallPlan, Nodes, compile_ruleset, with_nodes
 from overlay.policy.ruleset import Ruleset
 
 T = TypeVar("T")
@@ -57,11 +58,12 @@ def _measure(size: int, rounds: int) -> dict[str, Series]:
     found: dict[str, list[float]] = {
         key: [] for key in ("nft", "compile", "apply", "check", "delta", "element")
     }
-    nodes: frozenset[IPAddress] = frozenset(
+    history: SetHistory[IPAddress] = SetHistory(
         IPv4Address((172 << 24) + (17 << 16) + number) for number in range(size)
     )
-
-    more = nodes | {IPv4Address("172.30.0.1")}
+    nodes = {Family.IPV4: history.snapshot()}
+    history.add(IPv4Address("172.30.0.1"))
+    more = {Family.IPV4: history.snapshot()}
     table = NftTable()
 
     def timed(key: str, work: Callable[..., T], *arguments: Any) -> T:
@@ -77,12 +79,12 @@ def _measure(size: int, rounds: int) -> dict[str, Series]:
         ruleset = timed("compile", _compiled, site, nodes)
         timed("apply", table.apply, ruleset)
         timed("check", table.is_ours, ruleset)
-        other = timed("delta", with_nodes, ruleset, nodes, more)
+        other = timed("delta", with_nodes, ruleset, more)
         timed("element", table.apply_delta, ruleset, other)
     return {key: series(samples) for key, samples in found.items()}
 
 
-def _compiled(site: Site, nodes: frozenset[IPAddress]) -> Ruleset:
+def _compiled(site: Site, nodes: Nodes) -> Ruleset:
     return compile_ruleset(FirewallPlan(site.own.subnet, site.config, site.backend.tunnel, nodes))
 
 

@@ -22,7 +22,7 @@ from bench.series import series
 from bench.table import Table
 from bench.tables import LENGTH, subnet
 from bench.usage import memory_mib
-from overlay.model.address import Family, IPAddress
+from overlay.model.address import Family
 from overlay.model.kernel import KernelObject, Key, Op
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, format_attributes
 from overlay.model.network import parse_network_config
@@ -92,7 +92,6 @@ class _Fabric:
         self.leases = LeaseTable(LeaseReader(f"{PREFIX}/"))
         self.planner = Planner(Site(config, backend, own, underlay))
         self.mirror: dict[Key, KernelObject] = {}
-        self.nodes: frozenset[IPAddress] = frozenset()
         plan = FirewallPlan(own.subnet, config, backend.tunnel)
         self.ruleset = compile_ruleset(plan)
 
@@ -133,10 +132,9 @@ class _Fabric:
         return difference(wanted, {key: mirror[key] for key in touched if key in mirror})
 
     def _filter(self) -> None:
-        nodes = self.planner.plan.addresses()
-        after = with_nodes(self.ruleset, self.nodes, nodes)
+        after = with_nodes(self.ruleset, self.planner.plan.addresses())
         after.changes(self.ruleset)
-        self.ruleset, self.nodes = after, nodes
+        self.ruleset = after
 
 
 class Clock:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from overlay.agent.status import Snapshot
 from overlay.model.event import Kind
 from overlay.model.lease import Lease
-from overlay.model.leases import changed_keys
+from overlay.model.versioned import changed_keys
 
 _ONE_BY_ONE: Final = 16  # peers; more at once become one event
 _NAMED: Final = 5

@@ -10,10 +10,10 @@ from overlay.kernel import iptables, sysctl
 from overlay.kernel.host import offload
 from overlay.kernel.nft_generation import OwnWrites
 from overlay.kernel.nft_table import NftTable
-from overlay.model.address import IPAddress, IPNetwork
+from overlay.model.address import IPNetwork
 from overlay.model.errors import OverlayError
 from overlay.plan.planner import Site
-from overlay.policy.egress import FirewallPlan, compile_ruleset, with_nodes
+from overlay.policy.egress import FirewallPlan, Nodes, compile_ruleset, with_nodes
 from overlay.policy.ruleset import Ruleset
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class PacketFilter(Protocol):
     def filter(
         self,
         site: Site,
-        nodes: frozenset[IPAddress],
+        nodes: Nodes,
         *,
         direct: bool,
         audit: bool,
@@ -73,12 +73,12 @@ class Firewall:
         self._release = os.uname().release if release is None else release
         self._table = NftTable(own=own if own is not None else OwnWrites())
         self._applied: Ruleset | None = None
-        self._compiled: tuple[Site, frozenset[IPAddress], bool, Ruleset] | None = None
+        self._compiled: tuple[Site, bool, Ruleset] | None = None
 
     def filter(
         self,
         site: Site,
-        nodes: frozenset[IPAddress],
+        nodes: Nodes,
         *,
         direct: bool,
         audit: bool,
@@ -111,10 +111,12 @@ class Firewall:
             foreign=foreign,
         )
 
-    def _compile(self, site: Site, nodes: frozenset[IPAddress], *, direct: bool) -> Ruleset:
-        """Return the ruleset; the same object for the same peers, for most passes change none."""
+    def _compile(self, site: Site, nodes: Nodes, *, direct: bool) -> Ruleset:
+        """Return the ruleset; of one site only the nodes change."""
         known = self._compiled
-        if known is None or not (known[0] is site and known[2] is direct):
+        if known is not None and known[0] is site and known[1] is direct:
+            ruleset = with_nodes(known[2], nodes)
+        else:
             plan = FirewallPlan(
                 own=site.own.subnet,
                 config=site.config,
@@ -122,20 +124,20 @@ class Firewall:
                 nodes=nodes,
                 direct=direct,
             )
-            known = self._compiled = (site, nodes, direct, compile_ruleset(plan))
-        elif known[1] is not nodes:
-            ruleset = with_nodes(known[3], known[1], nodes)
-            known = self._compiled = (site, nodes, direct, ruleset)
-        return known[3]
+            ruleset = compile_ruleset(plan)
+        self._compiled = (site, direct, ruleset)
+        return ruleset
 
     def _write(self, ruleset: Ruleset, *, is_changed: bool) -> int:
-        if self._applied is None or is_changed:
+        """Write what differs from what was applied last; return how many writes that took."""
+        known = self._applied
+        if known is None or is_changed:
             self._table.apply(ruleset)
-        elif ruleset is self._applied or ruleset == self._applied:
-            return 0
         else:
+            if ruleset.changes(known) == ():
+                return 0
             try:
-                self._table.apply_delta(self._applied, ruleset)
+                self._table.apply_delta(known, ruleset)
             except OverlayError as exc:
                 log.warning("%s; the table is written whole", exc)
                 self._table.apply(ruleset)

@@ -14,9 +14,9 @@ from overlay.agent.policy_pods import own_pods, told, told_pods
 from overlay.model.address import IPAddress
 from overlay.model.attachment import Attachment
 from overlay.model.lease import Lease, LeaseView
-from overlay.model.leases import changed_keys
 from overlay.model.netpol import Labels, NetworkPolicy, Pod, PodKey, World
 from overlay.model.policy_view import PolicyView
+from overlay.model.versioned import changed_keys
 
 
 def node_addresses(leases: Mapping[str, Lease]) -> dict[str, frozenset[IPAddress]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from overlay.model.address import IPNetwork
 from overlay.model.lease import Lease
-from overlay.model.leases import changed_keys
+from overlay.model.versioned import changed_keys
 
 
 class Places:

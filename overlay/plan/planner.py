@@ -6,15 +6,16 @@ leases it ends with exactly what ``desired`` says (a tested property).
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
-from overlay.model.address import IPAddress
+from overlay.model.address import FAMILIES, Family, IPAddress, family_of
 from overlay.model.kernel import KernelObject, Key, Route, UnreachableRoute
 from overlay.model.lease import Lease
-from overlay.model.leases import LeaseMap, changed_keys
 from overlay.model.network import NetworkConfig
 from overlay.model.node import Underlay
+from overlay.model.versioned import SetHistory, VersionedMap, VersionedSet, changed_keys
 from overlay.plan.backend import Backend, PeerError
 from overlay.plan.networks import Networks
 
@@ -44,14 +45,14 @@ class Plan:
     peers: dict[str, Peer] = field(default_factory=dict)
     problems: dict[str, Problem] = field(default_factory=dict)
     routes_to: Counter[str] = field(default_factory=Counter)  # by device
-    _senders: dict[IPAddress, int] = field(default_factory=dict)
-    _addresses: frozenset[IPAddress] | None = None
+    _senders: dict[IPAddress, int] = field(default_factory=dict)  # peers by what they send from
+    _addresses: Mapping[Family, SetHistory[IPAddress]] = field(
+        default_factory=lambda: {family: SetHistory() for family in FAMILIES}
+    )
 
-    def addresses(self) -> frozenset[IPAddress]:
-        """Return the underlay addresses that peers send from; the same object until they change."""
-        if self._addresses is None:
-            self._addresses = frozenset(self._senders)
-        return self._addresses
+    def addresses(self) -> Mapping[Family, VersionedSet[IPAddress]]:
+        """Return the underlay addresses that peers send from, in sets that stay while equal."""
+        return {family: each.snapshot() for family, each in self._addresses.items()}
 
     def count(self, peer: Peer, change: int) -> None:
         """Note that ``peer`` has come (1) or gone (-1)."""
@@ -60,12 +61,14 @@ class Plan:
                 self.routes_to[item.device] += change
         for address in peer.addresses:
             left = self._senders.get(address, 0) + change
-            if left == max(change, 0):  # the first of it came, or the last one went
-                self._addresses = None
             if left:
                 self._senders[address] = left
             else:
                 del self._senders[address]
+            if left == 0:
+                self._addresses[family_of(address)].discard(address)
+            elif left == change:
+                self._addresses[family_of(address)].add(address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,11 @@ class Planner:
         self.plan = Plan()
         self._leases: Mapping[str, Lease] = {}
         self._networks = Networks()
-        self._conflicts: set[str] = set()  # keys of leases that lost against an older one
+        # Which older lease keeps each loser out ("": this node does), and the losers of each:
+        # while that one is a peer nothing else lets them in.
+        self._lost_to: dict[str, str] = {}
+        self._losers: dict[str, set[str]] = {}
+        self._waiting: set[str] = set()  # keys to be tried, in the update that goes on
         self._holders: dict[Key, str] | None = (
             None  # who has a kernel key; from a first conflict on
         )
@@ -110,31 +117,43 @@ class Planner:
     def update(self, leases: Mapping[str, Lease]) -> set[Key]:
         """Bring ``plan`` in step with ``leases``; return the kernel keys that may differ now.
 
-        One changed lease costs its own objects, where ``leases`` remember what
-        changed (``LeaseMap``); a comparison of all by identity else.
+        One changed lease costs its own objects, and those of leases that it
+        kept out, where ``leases`` remember what changed (``VersionedMap``); a
+        comparison of all by identity else.
         """
         touched, self._fresh = self._fresh, set()
-        keys = changed_keys(self._leases, leases)
-        gone = [key for key in keys if key in self._leases and key not in leases]
-        changed = [
-            key for key in keys if key in leases and self._leases.get(key) is not leases[key]
-        ]
-        for key in (*gone, *changed):
-            touched |= self._drop(key)
-        # What was freed may be what an excluded lease was waiting for.
-        waiting = self._conflicts - set(changed) - set(gone) if gone or changed else set()
-        for key in waiting:
-            self.plan.problems.pop(key, None)
-        self._conflicts -= waiting
-        self._leases = leases if isinstance(leases, LeaseMap) else dict(leases)
-        candidates = sorted({*changed, *waiting}, key=lambda key: _age(leases[key]))
-        for key in candidates:
-            touched |= self._add(leases[key])
+        before = self._leases
+        self._leases = leases if isinstance(leases, VersionedMap) else dict(leases)
+        candidates: list[tuple[tuple[int, str], Lease]] = []
+        for key in changed_keys(before, leases):
+            known, lease = before.get(key), leases.get(key)
+            if lease is known:
+                continue
+            if known is not None:
+                touched |= self._drop(key)
+                self._waiting.discard(key)
+            if lease is not None:
+                candidates.append((_age(lease), lease))
+        candidates += self._freed()
+        candidates.sort(reverse=True)
+        freed: list[tuple[tuple[int, str], Lease]] = []
+        while candidates or freed:  # the oldest first: what it displaces frees younger ones alone
+            is_next = freed and (not candidates or freed[0] < candidates[-1])
+            _, lease = heappop(freed) if is_next else candidates.pop()
+            touched |= self._add(lease)
+            for each in self._freed():
+                heappush(freed, each)
         return touched
 
+    def _freed(self) -> Iterable[tuple[tuple[int, str], Lease]]:
+        """Return the losers whose winners were dropped since the last call, with their ages."""
+        keys, self._waiting = self._waiting, set()
+        return [(_age(lease), lease) for lease in map(self._leases.__getitem__, keys)]
+
     def _drop(self, key: str) -> set[Key]:
+        """Forget a lease; those that it kept out wait to be tried again."""
         self.plan.problems.pop(key, None)
-        self._conflicts.discard(key)
+        self._admit(key)
         peer = self.plan.peers.pop(key, None)
         if peer is None:
             return set()
@@ -145,6 +164,10 @@ class Planner:
             del self.plan.objects[item_key]
             if self._holders is not None:
                 del self._holders[item_key]
+        for loser in self._losers.pop(key, ()):
+            del self._lost_to[loser]
+            del self.plan.problems[loser]
+            self._waiting.add(loser)
         return keys
 
     def _add(self, lease: Lease) -> set[Key]:
@@ -162,13 +185,13 @@ class Planner:
             if older is None or _age(older.lease) < _age(lease):
                 holder = f"lease {rival}" if older is not None else "this node"
                 self._refuse(lease, f"shares addresses with {holder}, which was there first")
-                self._conflicts.add(lease.subnet.key)
+                self._keep_out(lease.subnet.key, rival)
                 return touched
         for rival in rivals:  # all younger than this one: they give way
             loser = self.plan.peers[rival].lease
             touched |= self._drop(rival)
             self._refuse(loser, f"shares addresses with lease {lease.subnet.key}, which is older")
-            self._conflicts.add(rival)
+            self._keep_out(rival, lease.subnet.key)
         self.plan.peers[lease.subnet.key] = peer
         self._networks.add(lease)
         self.plan.count(peer, 1)
@@ -178,6 +201,16 @@ class Planner:
             if self._holders is not None:
                 self._holders[item.key] = lease.subnet.key
         return touched
+
+    def _keep_out(self, loser: str, winner: str) -> None:
+        self._lost_to[loser] = winner
+        self._losers.setdefault(winner, set()).add(loser)
+
+    def _admit(self, key: str) -> None:
+        """Forget which lease kept out ``key``, if any did."""
+        winner = self._lost_to.pop(key, None)
+        if winner is not None:
+            self._losers[winner].discard(key)
 
     def _peer(self, lease: Lease) -> Peer | None:
         """Return the lease as a peer; None where it is none by its nature. Raises PeerError."""

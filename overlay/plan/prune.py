@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from overlay.model.lease import Lease
-from overlay.model.leases import changed_keys
+from overlay.model.versioned import changed_keys
 from overlay.plan.places import Places
 
 WINDOW_S: Final = 1.0  # deletions so close to one another are one

@@ -9,8 +9,9 @@ Every name begins with ``ov_``: nft's keywords bite as names.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Final, Protocol, cast
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol, TypeAlias
 
 from overlay.model.address import FAMILIES, Family, IPAddress
 from overlay.model.egress import EgressMode
@@ -18,7 +19,9 @@ from overlay.model.errors import OverlayError
 from overlay.model.network import NetworkConfig
 from overlay.model.node import POD_BRIDGE, POD_LINK_PREFIX
 from overlay.model.subnet import Subnet
-from overlay.policy.ruleset import NamedSet, Ruleset, hosts, intervals
+from overlay.policy.ruleset import NOBODY, NamedSet, Ruleset, intervals
+
+Nodes: TypeAlias = Mapping[Family, AbstractSet[IPAddress]]
 
 # Before the host's own filter (0) and source NAT (100) chains: at an equal
 # priority chains run in the order in which they were registered.
@@ -68,8 +71,8 @@ class Encapsulation(Protocol):
 class FirewallPlan:
     """All that the rules depend on.
 
-    ``nodes`` has the underlay addresses of the peers, flannel's included; the
-    node's own are not needed. ``direct`` says that some peers are reached
+    ``nodes`` has the underlay addresses of the peers by family, flannel's
+    included; the node's own are not needed. ``direct`` says that some peers are reached
     without encapsulation. ``pod_devices`` are bridges that hold pods, beside
     the devices named ``opod*``.
     """
@@ -77,7 +80,7 @@ class FirewallPlan:
     own: Subnet
     config: NetworkConfig
     tunnel: Encapsulation | None = None
-    nodes: frozenset[IPAddress] = frozenset()
+    nodes: Nodes = field(default_factory=dict)
     direct: bool = False
     pod_devices: tuple[str, ...] = ()
 
@@ -108,25 +111,11 @@ def compile_ruleset(plan: FirewallPlan) -> Ruleset:
     )
 
 
-def with_nodes(
-    known: Ruleset, before: frozenset[IPAddress], after: frozenset[IPAddress]
-) -> Ruleset:
-    """Return what ``compile_ruleset`` would with the nodes ``after``; ``known`` is of ``before``.
-
-    Costs what changed, and copies of the two sets.
-    """
-    come, gone = after - before, before - after
-    return replace(known, sets=tuple(_with_nodes(each, come, gone) for each in known.sets))
-
-
-def _with_nodes(
-    known: NamedSet, come: frozenset[IPAddress], gone: frozenset[IPAddress]
-) -> NamedSet:
-    if known.name != _nodes_of(known.family):
-        return known
-    family = known.family
-    addresses = cast("frozenset[IPAddress]", known.elements)
-    return replace(known, elements=(addresses - hosts(gone, family)) | hosts(come, family))
+def with_nodes(known: Ruleset, nodes: Nodes) -> Ruleset:
+    """Return what ``compile_ruleset`` would with other ``nodes``; nothing of a set is copied."""
+    names = {_nodes_of(family): nodes.get(family, NOBODY) for family in FAMILIES}
+    sets = tuple(replace(s, elements=names[s.name]) if s.name in names else s for s in known.sets)
+    return replace(known, sets=sets)
 
 
 def _nodes_of(family: Family) -> str:
@@ -150,7 +139,7 @@ def masquerade_ports(tunnel_port: int) -> tuple[int, int]:
 def _sets(plan: FirewallPlan) -> Iterator[NamedSet]:
     config = plan.config
     for family in FAMILIES:
-        yield NamedSet(_nodes_of(family), family, hosts(plan.nodes, family))
+        yield NamedSet(_nodes_of(family), family, plan.nodes.get(family, NOBODY))
     for family in FAMILIES:
         pods = intervals([config.network(family)], family)
         yield NamedSet(f"ov_pods{family.value}", family, pods, interval=True)

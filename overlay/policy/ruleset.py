@@ -6,16 +6,19 @@ and ``ipaddress`` values become elements: no text from elsewhere reaches nft.
 """
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 from typing import Final, Literal, TypeAlias
 
 from overlay.model.address import Family, IPAddress, IPNetwork
+from overlay.model.versioned import differing_members
 
 TABLE: Final = "inet overlay"
 
 _TYPE: Final = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
-Elements: TypeAlias = frozenset[IPAddress] | frozenset[IPNetwork]
+Elements: TypeAlias = AbstractSet[IPAddress | IPNetwork]
+NOBODY: Final = frozenset[IPAddress]()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class NamedSet:
 
     name: str
     family: Family
-    elements: Elements = frozenset[IPAddress]()
+    elements: Elements = NOBODY
     interval: bool = False
 
     @property
@@ -72,20 +75,20 @@ class Ruleset:
         replaced: other chains or sets, or other elements of an interval set.
         The last change with the config only, and nft refuses an added
         interval that overlaps a deleted one of the same transaction.
-        Elements are added before any is deleted.
+        Elements are added before any is deleted. Costs what changed, where the
+        sets remember it (``VersionedSet``).
         """
         if self.shape != old.shape:
             return None
         added: list[SetChange] = []
         deleted: list[SetChange] = []
         for before, after in zip(old.sets, self.sets, strict=True):
-            if before.elements is after.elements or before.elements == after.elements:
-                continue
-            if after.interval:
+            come, gone = differing_members(before.elements, after.elements)
+            if (come or gone) and after.interval:
                 return None
-            added.append(SetChange("add", after.name, after.elements - before.elements))
-            deleted.append(SetChange("delete", after.name, before.elements - after.elements))
-        return tuple(change for change in (*added, *deleted) if change.elements)
+            added += [SetChange("add", after.name, come)] if come else []
+            deleted += [SetChange("delete", after.name, gone)] if gone else []
+        return (*added, *deleted)
 
     def delta(self, old: "Ruleset") -> str | None:
         """Return ``changes`` as a script for nft; empty when there are none, None likewise."""
@@ -137,6 +140,8 @@ def spelled(element: IPAddress | IPNetwork) -> str:
     >>> spelled(IPv4Network("192.0.2.1/32"))
     '192.0.2.1'
     """
+    if isinstance(element, IPv6Address):
+        return str(IPv6Address(int(element)))  # a scope id may hold any text
     if isinstance(element, IPv4Network | IPv6Network) and element.num_addresses == 1:
         return str(element.network_address)
     return str(element)

@@ -20,8 +20,8 @@ from overlay.model.lease import (
     parse_attributes,
     parse_lease,
 )
-from overlay.model.leases import Journal, LeaseMap
 from overlay.model.network import NetworkConfig, parse_network_config
+from overlay.model.versioned import MapHistory
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +117,10 @@ class LeaseTable:
 
     def __init__(self, reader: LeaseReader) -> None:
         self._reader = reader
-        self._leases: dict[str, Lease] = {}
-        self._journal = Journal()
-        self._touched: set[str] = set()  # names of leases, in the step that goes on
+        self._leases: MapHistory[str, Lease] = MapHistory()
         self._skipped: dict[str, SkippedKey] = {}
-        self._challenges: dict[str, Challenge] = {}
+        self._told: tuple[SkippedKey, ...] | None = None  # of them; None once they changed
+        self._challenges: MapHistory[str, Challenge] = MapHistory()
         self._keys: dict[str, bytes] = {}  # the fabric's, as they stand
         # What each key's state is told by.
         self._seen: dict[bytes, tuple[int, int, int, bytes]] = {}
@@ -135,28 +134,25 @@ class LeaseTable:
     def replace(self, listing: Listing) -> None:
         """Take over a whole listing; what is not in it is gone."""
         self._reader.retain(found.key for found in listing.keys)
-        before, self._leases, self._skipped, self._seen = self._leases, {}, {}, {}
-        self._challenges = {}
-        self._keys = {}
+        before = self._leases.snapshot()
+        self._leases, self._challenges = MapHistory(), MapHistory()
+        self._skipped, self._told, self._keys, self._seen = {}, None, {}, {}
         self._set_config(None)
         for found in listing.keys:
             kept = before.get(self._reader.name(found.key)) if self._is_lease(found) else None
             # Only while it is the same key: one that was deleted in between is another lease.
             if kept is not None and kept.create_revision == found.create_revision:
-                self._leases[kept.subnet.key] = kept
+                self._leases.put(kept.subnet.key, kept)
             self._take(found)
-        self._journal = Journal()  # what a listing changed is not remembered
         self.revision = listing.revision
         self.cluster_id = listing.cluster_id
 
     def apply(self, events: Iterable[KeyValue]) -> bool:
         """Take over changes in order; return whether any of them is of this fabric."""
         is_changed = False
-        self._touched = set()
         for event in events:
             is_changed = self._take(event) or is_changed
             self.revision = max(self.revision, event.mod_revision)
-        self._journal.add(frozenset(self._touched))
         return is_changed
 
     def is_made_of(self, keys: Iterable[KeyValue]) -> bool:
@@ -169,14 +165,19 @@ class LeaseTable:
         return self._seen == found
 
     def view(self) -> LeaseView:
-        """Return what the table now holds; the view does not change any more."""
+        """Return what the table now holds; the view does not change any more.
+
+        Costs what changed since the last one.
+        """
+        if self._told is None:
+            self._told = tuple(self._skipped.values())
         return LeaseView(
             revision=self.revision,
-            leases=LeaseMap(self._leases, self._journal),
+            leases=self._leases.snapshot(),
             config=self._config,
             config_error=self._config_error,
-            skipped=tuple(self._skipped.values()),
-            challenges=dict(self._challenges),
+            skipped=self._told,
+            challenges=self._challenges.snapshot(),
             fabric_keys=self._fabric_keys(),
         )
 
@@ -214,17 +215,17 @@ class LeaseTable:
         if not self._is_lease(found):
             return self._take_fact(self._name(found), found)
         name = self._reader.name(found.key)
-        self._touched.add(name)
-        self._skipped.pop(name, None)
+        if self._skipped.pop(name, None) is not None:
+            self._told = None
         if found.value is None:
             self._reader.forget(found.key)
-            self._leases.pop(name, None)
+            self._leases.discard(name)
             return True
         result = self._reader.read(found)
         if isinstance(result, Lease):
-            self._leases[name] = result
+            self._leases.put(name, result)
         else:
-            self._skipped[name] = result
+            self._skipped[name], self._told = result, None
         return True
 
     def _take_fact(self, name: str, found: KeyValue) -> bool:
@@ -245,7 +246,7 @@ class LeaseTable:
         What cannot be read asks nobody: an agent wrote none of it.
         """
         name = found.key[len(self._reader.root) + len(CHALLENGES) :].decode(errors="replace")
-        self._challenges.pop(name, None)
+        self._challenges.discard(name)
         if found.value is None:
             return False
         try:
@@ -255,7 +256,7 @@ class LeaseTable:
             return False
         if attributes.owner is None or attributes.owner.node_id != name:
             return False
-        self._challenges[name] = Challenge(attributes, found.mod_revision)
+        self._challenges.put(name, Challenge(attributes, found.mod_revision))
         return True
 
     def _set_config(self, found: KeyValue | None) -> None:

@@ -13,7 +13,7 @@ from overlay.cli.flags import resolve
 from overlay.cli.main import open_named, parser
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.nft_table import NftTable
-from overlay.model.address import Family
+from overlay.model.address import FAMILIES, Family
 from overlay.model.lease import Lease, LeaseAttributes, Owner
 from overlay.model.network import parse_network_config
 from overlay.model.node import NodeIdentity, Underlay, vtep_mac
@@ -22,6 +22,7 @@ from overlay.plan.diff import diff
 from overlay.plan.planner import Site, desired
 from overlay.plan.registry import load_backend
 from overlay.policy.egress import FirewallPlan, compile_ruleset
+from overlay.policy.ruleset import hosts
 from overlay.store.base import LeaseStore
 from tests.kernel.netns import MakeNetns, Netns, veth
 
@@ -70,7 +71,8 @@ class Node:
             kernel = NetlinkKernel()
             assert kernel.apply(diff(wanted, ())) == ()
             kernel.close()
-            plan = FirewallPlan(lease(1).subnet, CONFIG, backend.tunnel, frozenset(peers_at))
+            nodes = {family: hosts(peers_at, family) for family in FAMILIES}
+            plan = FirewallPlan(lease(1).subnet, CONFIG, backend.tunnel, nodes)
             NftTable().apply(compile_ruleset(plan))
 
         self.here.call(program)

@@ -12,12 +12,12 @@ from ipaddress import ip_address
 import pytest
 
 from overlay.kernel.nft_table import NftTable
-from overlay.model.address import Family
+from overlay.model.address import FAMILIES, Family
 from overlay.model.network import parse_network_config
 from overlay.model.subnet import parse_subnet
 from overlay.plan.backend import Tunnel
 from overlay.policy.egress import FirewallPlan, compile_ruleset
-from overlay.policy.ruleset import Ruleset
+from overlay.policy.ruleset import Ruleset, hosts
 from tests.kernel.netns import MakeNetns, Netns, PodLine, eventually, veth
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(60)]
@@ -54,7 +54,7 @@ def compiled(
             own=parse_subnet("10.244.1.0/24,fd00:1:0:1::/64"),
             config=parse_network_config(json.dumps(document)),
             tunnel=Tunnel(PORT, VNI, {Family.IPV4: "overlay.1"}),
-            nodes=frozenset(map(ip_address, nodes)),
+            nodes={f: hosts(map(ip_address, nodes), f) for f in FAMILIES},
             direct=direct,
         )
     )

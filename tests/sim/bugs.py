@@ -14,6 +14,7 @@ from overlay.kernel.base import OpFailure
 from overlay.model.kernel import KernelObject, Key, Op
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, format_attributes
 from overlay.model.subnet import Subnet
+from overlay.model.versioned import MapHistory
 from overlay.store.base import Claim, StopSignal, StoreError
 from overlay.store.etcd_errors import CompactedError, OutcomeUnknownError, ResyncError
 from overlay.store.etcd_table import KeyValue, LeaseTable, Listing
@@ -103,9 +104,9 @@ class BuggyWatch(SimStore):
 
 class _AddingTable(LeaseTable):
     def replace(self, listing: Listing) -> None:
-        before = dict(self._leases)
+        before = self._leases.snapshot()
         super().replace(listing)
-        self._leases = before | self._leases
+        self._leases = MapHistory({**before, **self._leases.snapshot()})
 
 
 class RelistWithoutCompare(BuggyWatch):

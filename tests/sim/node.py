@@ -20,7 +20,7 @@ from overlay.agent.host import Host
 from overlay.agent.main import Agent
 from overlay.kernel.notices import Change, Notice
 from overlay.kernel.underlay import UnderlayFlags
-from overlay.model.address import Family, IPAddress
+from overlay.model.address import FAMILIES, Family, IPAddress
 from overlay.model.lease import Lease, LeaseView
 from overlay.model.network import NetworkConfig, parse_network_config
 from overlay.model.node import NodeIdentity, Underlay
@@ -28,6 +28,7 @@ from overlay.model.subnet import Subnet
 from overlay.plan.backend import Backend, UnderlayError
 from overlay.plan.planner import Site
 from overlay.plan.registry import load_backend
+from overlay.policy.egress import Nodes
 from tests.sim.kernel import Blame, SimKernel
 from tests.sim.loop import Bell, Loop, Process
 from tests.sim.store import MakeStore, SimStore
@@ -61,12 +62,12 @@ class SimFilter:
 
     def __init__(self) -> None:
         self.site: Site | None = None
-        self.nodes: frozenset[IPAddress] = frozenset()
+        self.nodes: Nodes = {family: frozenset() for family in FAMILIES}
 
     def filter(
         self,
         site: Site,
-        nodes: frozenset[IPAddress],
+        nodes: Nodes,
         *,
         direct: bool,
         audit: bool,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlay.kernel.fake import FakeKernel
-from overlay.model.address import FAMILIES, Family
+from overlay.model.address import FAMILIES, Family, family_of
 from overlay.model.errors import PlanConflictError
 from overlay.model.kernel import FdbEntry, KernelObject, Key, Neighbor, Route
 from overlay.model.lease import Lease
@@ -219,6 +219,10 @@ def test_planner_ends_where_desired_does_whatever_came_before(
         assert set(planner.plan.peers) == set(whole.peers)
         assert set(planner.plan.problems) == set(whole.problems)
         peers = planner.plan.peers.values()
-        assert planner.plan.addresses() == {ip for peer in peers for ip in peer.addresses}
+        senders = {family: set(found) for family, found in planner.plan.addresses().items()}
+        assert senders == {
+            family: {ip for peer in peers for ip in peer.addresses if family_of(ip) is family}
+            for family in FAMILIES
+        }
         routes = [o for peer in peers for o in peer.objects if isinstance(o, Route)]
         assert +planner.plan.routes_to == Counter(route.device for route in routes)

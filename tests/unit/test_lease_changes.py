@@ -1,16 +1,19 @@
 """What changed between two views, told by a journal as by a comparison of all; what is taken."""
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overlay.model.address import Family
 from overlay.model.lease import Lease
-from overlay.model.leases import Journal, LeaseMap, changed_keys
+from overlay.model.subnet import subnet_of
+from overlay.model.versioned import MapHistory, changed_keys
 from overlay.plan.places import Places
 from overlay.plan.planner import Planner, desired
 from overlay.store.etcd_table import KeyValue, LeaseReader, LeaseTable, Listing
-from tests.unit.worlds import DUAL, by_key, lease, site
+from tests.unit.worlds import DUAL, V4, by_key, lease, site
 
 ROOT = "/test/"
 
@@ -50,14 +53,13 @@ def test_views_of_a_table_know_what_lies_between_them(
 
 
 def test_a_view_that_is_long_ago_is_compared_with_all() -> None:
-    journal = Journal(room=2)
-    one, other = lease(1), lease(2)
-    before = LeaseMap(by_key(one), journal)
-    for _ in range(2):
-        journal.add(frozenset())
-    assert changed_keys(before, LeaseMap(by_key(one, other), journal)) == frozenset()  # as told
-    journal.add(frozenset())
-    assert list(changed_keys(before, LeaseMap(by_key(one, other), journal))) == [other.subnet.key]
+    history = MapHistory(by_key(lease(1)))
+    before = history.snapshot()
+    for number in range(300):
+        history.put("10.244.9.0-24", lease(9, revision=number))
+        after = history.snapshot()
+    assert after.changed_since(before) is None
+    assert list(changed_keys(before, after)) == ["10.244.9.0-24"]
 
 
 @given(st.lists(st.lists(events, max_size=3), min_size=1, max_size=8))
@@ -70,6 +72,42 @@ def test_planner_told_by_a_journal_ends_where_desired_does(
         leases = table.view().leases
         planner.update(leases)
         assert planner.plan.objects == desired(planner.site, leases).objects
+
+
+# Subnets inside one another, of one, two and four times the size; some nodes share addresses.
+contested = st.builds(
+    lambda number, length, public, mac, revision: lease(
+        number,
+        at=subnet_of(ip_network(f"10.244.{number}.0/{length}", strict=False)),
+        families=[Family.IPV4],
+        public=public,
+        macs=f"n{mac}",
+        revision=revision,
+    ),
+    *(st.integers(0, 3), st.sampled_from([22, 23, 24, 24]), st.integers(2, 6)),
+    *(st.integers(2, 5), st.integers(1, 9)),
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(st.lists(contested, max_size=3), min_size=1, max_size=10), st.data())
+def test_planner_of_contested_addresses_ends_where_desired_does(
+    steps: list[list[Lease]], data: st.DataObject
+) -> None:
+    planner, history = Planner(site(V4, i=9)), MapHistory[str, Lease]()
+    for step in steps:
+        known = history.snapshot()
+        for key in data.draw(st.sets(st.sampled_from(sorted(known)))) if known else ():
+            history.discard(key)
+        for found in step:
+            history.put(found.subnet.key, found)
+        leases = history.snapshot()
+        planner.update(leases)
+        whole = desired(planner.site, leases)
+        assert planner.plan.objects == whole.objects
+        assert planner.plan.peers.keys() == whole.peers.keys()
+        assert planner.plan.problems.keys() == whole.problems.keys()
+        assert planner.plan.addresses() == whole.addresses()
 
 
 drawn = st.dictionaries(st.integers(1, 6), st.sampled_from([None, 7, 8]), max_size=6)

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay.model.address import Family, IPAddress
+from overlay.model.address import FAMILIES, Family, IPAddress
 from overlay.model.network import NetworkConfig, parse_network_config
 from overlay.model.subnet import parse_subnet
 from overlay.plan.backend import Tunnel
 from overlay.policy.egress import (
     DeviceNameError,
     FirewallPlan,
+    Nodes,
     compile_ruleset,
     masquerade_ports,
     with_nodes,
@@ -33,12 +34,16 @@ def config(mode: str = "island", v6: bool = False, **egress: object) -> NetworkC
     return parse_network_config(json.dumps(document))
 
 
+def nodes_at(*texts: str) -> Nodes:
+    return {family: hosts(map(ip_address, texts), family) for family in FAMILIES}
+
+
 def plan(mode: str = "island", **egress: object) -> FirewallPlan:
     return FirewallPlan(
         own=parse_subnet("10.244.1.0/24"),
         config=config(mode, False, **egress),
         tunnel=TUNNEL,
-        nodes=frozenset({ip_address("192.0.2.10"), ip_address("192.0.2.9")}),
+        nodes=nodes_at("192.0.2.10", "192.0.2.9"),
     )
 
 
@@ -61,7 +66,7 @@ def test_sets_hold_peers_networks_and_exceptions() -> None:
         plan(),
         own=parse_subnet("10.244.1.0/24,fd00:1:0:1::/64"),
         config=config(v6=True, NonMasqueradeCIDRs=["198.51.100.0/24", "2001:db8::/32"]),
-        nodes=frozenset({ip_address("192.0.2.9"), ip_address("2001:db8::9")}),
+        nodes=nodes_at("192.0.2.9", "2001:db8::9"),
     )
     assert sets(compile_ruleset(both)) == {
         "ov_nodes4": "192.0.2.9",
@@ -299,9 +304,9 @@ def test_device_name_that_needs_quoting_is_refused(name: str, where: str, mode: 
 
 def test_scoped_address_is_left_out_whatever_its_scope_says() -> None:
     hostile = IPv6Address("fe80::1%x } ; flush ruleset")
-    ruleset = compile_ruleset(replace(plan(), nodes=frozenset({hostile})))
-    assert "flush" not in ruleset.transaction
-    assert "fe80::1" not in ruleset.transaction
+    assert hosts([hostile], Family.IPV6) == frozenset()
+    ruleset = compile_ruleset(replace(plan(), nodes={Family.IPV6: frozenset({hostile})}))
+    assert "flush" not in ruleset.transaction, "nor where nobody left it out"
 
 
 @pytest.mark.parametrize(
@@ -323,7 +328,7 @@ def test_peers_that_come_and_go_change_elements_alone() -> None:
     new = compile_ruleset(
         replace(
             plan(),
-            nodes=frozenset(map(ip_address, ["192.0.2.9", "192.0.2.11", "2001:db8::1"])),
+            nodes=nodes_at("192.0.2.9", "192.0.2.11", "2001:db8::1"),
         )
     )
     assert new.delta(old) == (
@@ -354,8 +359,9 @@ addresses = st.frozensets(st.ip_addresses(v=4).map(IPv4Address), max_size=20)
 def test_other_nodes_give_what_compiling_them_gives(
     before: frozenset[IPAddress], after: frozenset[IPAddress]
 ) -> None:
-    known = compile_ruleset(replace(plan(), nodes=before))
-    assert with_nodes(known, before, after) == compile_ruleset(replace(plan(), nodes=after))
+    known = compile_ruleset(replace(plan(), nodes={Family.IPV4: before}))
+    nodes = {Family.IPV4: after}
+    assert with_nodes(known, nodes) == compile_ruleset(replace(plan(), nodes=nodes))
 
 
 @given(addresses, addresses)
@@ -381,7 +387,7 @@ def test_delta_leads_from_any_peers_to_any_others(
 def test_text_depends_on_values_alone() -> None:
     nodes = [IPv4Address(n) for n in random.Random(1).sample(range(1 << 24, 1 << 31), 200)]
     texts = {
-        compile_ruleset(replace(plan(), nodes=frozenset(order))).transaction
+        compile_ruleset(replace(plan(), nodes={Family.IPV4: frozenset(order)})).transaction
         for order in (nodes, nodes[::-1], sorted(nodes))
     }
     assert len(texts) == 1

@@ -14,10 +14,10 @@ from overlay.agent.status import Mailbox, Status
 from overlay.kernel.base import KernelError
 from overlay.kernel.fake import FakeKernel
 from overlay.kernel.notices import OVERFLOW, SYSCTL, Change, Notice, RulesetChange
-from overlay.model.address import IPAddress
 from overlay.model.kernel import FdbEntry, KernelObject, Route, Verb
 from overlay.model.lease import Lease, LeaseView
 from overlay.plan.planner import Site
+from overlay.policy.egress import Nodes
 from tests.unit.worlds import V4, by_key, lease, site
 
 HERE = site(V4)
@@ -39,7 +39,7 @@ class FakeFilter:
     def filter(
         self,
         site: Site,
-        nodes: frozenset[IPAddress],
+        nodes: Nodes,
         *,
         direct: bool,
         audit: bool,

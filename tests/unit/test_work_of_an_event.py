@@ -1,7 +1,7 @@
 """What one lease costs the agent: counted in objects that are looked at, not in time."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ from overlay.agent.policy_world import NodeAddresses, node_addresses
 from overlay.agent.status import Snapshot, Status
 from overlay.kernel.notices import RulesetChange
 from overlay.model.lease import Lease, LeaseView
-from overlay.model.leases import Journal, LeaseMap
 from overlay.model.policy_view import PolicyView
+from overlay.model.versioned import MapHistory, VersionedMap
 from overlay.plan.places import Places
 from overlay.plan.planner import Problem
 from overlay.plan.prune import Prune, PruneLimit
@@ -28,13 +28,13 @@ from tests.unit.worlds import by_key, lease, site
 FOREIGN = 1000  # the generation from which on somebody else wrote
 
 
-class Watched(LeaseMap):
+class Watched(VersionedMap[str, Lease]):
     """Leases that count how often one of them is looked at."""
 
     __slots__ = ("looks",)
 
-    def __init__(self, leases: Mapping[str, Lease], journal: Journal) -> None:
-        super().__init__(leases, journal)
+    def __init__(self, found: VersionedMap[str, Lease]) -> None:
+        super().__init__(found.root, found.count, found.journal)
         self.looks = 0
 
     def __getitem__(self, key: str) -> Lease:
@@ -62,21 +62,19 @@ class Store:
     """Leases that come and go one by one, as views of a store show them."""
 
     def __init__(self, count: int) -> None:
-        self._journal = Journal()
-        self._leases = by_key(*map(lease, range(2, count + 2)))
-        self.leases = Watched(self._leases, self._journal)
+        self._history = MapHistory(by_key(*map(lease, range(2, count + 2))))
+        self.leases = Watched(self._history.snapshot())
 
     def put(self, found: Lease) -> Watched:
-        self._leases = {**self._leases, found.subnet.key: found}
-        return self._step(found.subnet.key)
+        self._history.put(found.subnet.key, found)
+        return self._step()
 
     def delete(self, key: str) -> Watched:
-        self._leases = {k: found for k, found in self._leases.items() if k != key}
-        return self._step(key)
+        self._history.discard(key)
+        return self._step()
 
-    def _step(self, key: str) -> Watched:
-        self._journal.add(frozenset({key}))
-        self.leases = Watched(self._leases, self._journal)
+    def _step(self) -> Watched:
+        self.leases = Watched(self._history.snapshot())
         return self.leases
 
 
