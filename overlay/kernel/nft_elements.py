@@ -12,12 +12,12 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from overlay.kernel.nft_socket import NftSocket
 from overlay.kernel.rtnl import MessageError, attribute, decoder, split
 from overlay.model.address import IPAddress, IPNetwork
 from overlay.model.errors import OverlayError
 from overlay.policy.ruleset import SetChange
 
-NETLINK_NETFILTER: Final = 12
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _SUBSYSTEM: Final = 10  # NFNL_SUBSYS_NFTABLES
 _NEWSETELEM, _DELSETELEM = (_SUBSYSTEM << 8) | 12, (_SUBSYSTEM << 8) | 14
@@ -31,14 +31,15 @@ _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _FAMILY: Final = struct.Struct("!BBH")  # struct nfgenmsg
 _FAMILY_NUMBER: Final = {"inet": 1, "bridge": 7}  # linux/netfilter.h, NFPROTO_*
 _ELEMENTS_A_MESSAGE: Final = 1000  # an attribute has at most 64 KiB
-_TIMEOUT_S: Final = 5.0
 
 
 class ElementsRefusedError(OverlayError):
     """The kernel carried out none of a transaction."""
 
 
-def change_elements(table: str, changes: Sequence[SetChange], generation: int) -> None:
+def change_elements(
+    table: str, changes: Sequence[SetChange], generation: int, channel: NftSocket
+) -> None:
     """Carry out ``changes`` of ``table``, such as ``inet overlay``, all of them or none.
 
     Only while the ruleset has ``generation``; it has the next one then. An
@@ -58,16 +59,17 @@ def change_elements(table: str, changes: Sequence[SetChange], generation: int) -
         batch += _HEADER.pack(20 + len(body), kind, _REQUEST | _ACK | flags, last, 0) + head + body
     batch += _edge(_BATCH_END, last + 1)
     try:
-        with socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-        ) as channel:
-            channel.settimeout(_TIMEOUT_S)
-            channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(batch) + 65536)
-            channel.sendto(batch, (0, 0))
-            waiting = set(range(1, last + 1))
-            while waiting:
-                waiting -= _answered(channel.recv(1 << 16))
+        kernel = channel.get()
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(batch) + 65536)
+        kernel.sendto(batch, (0, 0))
+        waiting = set(range(1, last + 1))
+        while waiting:
+            waiting -= _answered(kernel.recv(1 << 16))
+    except ElementsRefusedError:
+        channel.drop()
+        raise
     except OSError as exc:
+        channel.drop()
         msg = f"set elements cannot be changed: {exc}"
         raise ElementsRefusedError(msg) from exc
 

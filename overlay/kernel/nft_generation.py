@@ -4,19 +4,17 @@ For all tables of a network namespace together. They tell our own transactions
 from others', without looking at any table.
 """
 
-import contextlib
 import os
 import socket
 import struct
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from overlay.kernel.nft import NftError
-from overlay.kernel.nft_elements import NETLINK_NETFILTER
+from overlay.kernel.nft_socket import NftSocket
 from overlay.kernel.rtnl import MessageError, attributes, decoder, split
 
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
@@ -28,7 +26,6 @@ _NLMSG_ERROR: Final = 2
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _FAMILY: Final = struct.Struct("=BBH")  # struct nfgenmsg
 _WHOLE: Final = 1 << 32
-_TIMEOUT_S: Final = 5.0
 
 _REMEMBERED: Final = 64  # generations that we made, to tell them from others' later
 _TRANSACTIONS: Final = 256  # of one table; their notices come within milliseconds
@@ -44,7 +41,7 @@ class OwnWrites:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._made: deque[int] = deque(maxlen=_REMEMBERED)
-        self._channel: socket.socket | None = None
+        self.channel = NftSocket()
 
     @property
     def made(self) -> frozenset[int]:
@@ -54,7 +51,7 @@ class OwnWrites:
     def write(self, change: Callable[[int], object]) -> tuple[int, int]:
         """Make a change; return the generations before and after it. Raises what it raises.
 
-        ``change`` is given the generation before.
+        ``change`` is given the generation before, and may use ``channel``.
         """
         with self._lock:
             before = self._ask()
@@ -81,17 +78,7 @@ class OwnWrites:
         return step == now
 
     def _ask(self) -> int:
-        # The socket is kept: to close one waits for the kernel to be done with whatever
-        # was deleted last, 12 ms after somebody's transaction (nft_rcv_nl_event).
-        if self._channel is None:
-            self._channel = _open()
-            weakref.finalize(self, self._channel.close)
-        try:
-            return asked(self._channel)
-        except NftError:
-            self._channel.close()  # an answer that comes late is no answer to the next question
-            self._channel = None
-            raise
+        return asked(self.channel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,34 +136,31 @@ def generation() -> int:
 
     ``NFT_MSG_GETGEN``. Raises NftError.
     """
-    with contextlib.closing(_open()) as channel:
+    channel = NftSocket()
+    try:
         return asked(channel)
+    finally:
+        channel.drop()
 
 
-def asked(channel: socket.socket) -> int:
-    """Return the generation of the namespace that the nfnetlink socket is of. Raises NftError."""
+def asked(channel: NftSocket) -> int:
+    """Return the generation of the namespace that the socket is of. Raises NftError."""
     request = _HEADER.pack(
         _HEADER.size + _FAMILY.size, _NFT_MSG_GETGEN, _NLM_F_REQUEST, 1, 0
     ) + _FAMILY.pack(socket.AF_UNSPEC, 0, 0)
     try:
-        channel.sendto(request, (0, 0))
-        answer = channel.recv(8192)
+        kernel = channel.get()
+        kernel.sendto(request, (0, 0))
+        answer = kernel.recv(8192)
     except OSError as exc:
+        channel.drop()
         msg = f"the ruleset's generation cannot be read: {exc}"
         raise NftError(msg) from exc
-    return _parse_generation(answer)
-
-
-def _open() -> socket.socket:
     try:
-        channel = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-        )
-    except OSError as exc:
-        msg = f"the ruleset's generation cannot be read: {exc}"
-        raise NftError(msg) from exc
-    channel.settimeout(_TIMEOUT_S)
-    return channel
+        return _parse_generation(answer)
+    except NftError:
+        channel.drop()
+        raise
 
 
 def is_later(number: int, other: int) -> bool:

@@ -85,7 +85,7 @@ class NftTable:
 
         def change(before: int) -> None:
             try:
-                change_elements(TABLE, changes, before)
+                change_elements(TABLE, changes, before, self.own.channel)
             except ElementsRefusedError as exc:
                 log.debug("%s; nft is asked", exc)
                 self._nft("-f", "-", text="".join(map(str, changes)))

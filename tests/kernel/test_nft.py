@@ -11,6 +11,7 @@ from overlay.kernel.nft import NftError
 from overlay.kernel.nft_elements import ElementsRefusedError, change_elements
 from overlay.kernel.nft_generation import OwnWrites, generation
 from overlay.kernel.nft_ports import PortTable
+from overlay.kernel.nft_socket import NftSocket
 from overlay.kernel.nft_table import NftTable
 from overlay.model.address import Family, MacAddress
 from overlay.policy.ports import Port
@@ -172,9 +173,26 @@ def test_elements_are_left_alone_where_somebody_wrote_meanwhile(netns: Netns) ->
     seen = netns.call(generation)
     netns.nft("add", "table", "inet", "other")
     with pytest.raises(ElementsRefusedError):
-        netns.call(lambda: change_elements(TABLE, changes, seen))
+        netns.call(lambda: change_elements(TABLE, changes, seen, NftSocket()))
     assert "192.0.2.2" in listed(netns)
     assert "192.0.2.3" not in listed(netns)
+
+
+def test_refused_change_spoils_no_later_answer(netns: Netns) -> None:
+    """Of several errors that the kernel answers the first one is read."""
+    own, old = OwnWrites(), ruleset("192.0.2.2", "2001:db8::2")
+    table = NftTable(own=own)
+    netns.call(lambda: table.apply(old))
+    changes = ruleset().changes(ruleset("192.0.2.9", "2001:db8::9"))  # neither is there
+    assert changes
+    assert len(changes) == 2
+    seen = netns.call(own.generation)
+    with pytest.raises(ElementsRefusedError):
+        netns.call(lambda: change_elements(TABLE, changes, seen, own.channel))
+    assert netns.call(own.generation) == netns.call(generation)
+    new = ruleset("192.0.2.3")
+    netns.call(lambda: table.apply_delta(old, new))
+    assert netns.call(lambda: table.is_ours(new))
 
 
 def test_elements_are_changed_all_or_none(netns: Netns) -> None:
@@ -184,7 +202,7 @@ def test_elements_are_changed_all_or_none(netns: Netns) -> None:
     assert changes
     seen = netns.call(generation)
     with pytest.raises(ElementsRefusedError, match="No such file or directory"):
-        netns.call(lambda: change_elements(TABLE, changes, seen))
+        netns.call(lambda: change_elements(TABLE, changes, seen, NftSocket()))
     assert "192.0.2.3" not in listed(netns)
     assert netns.call(generation) == seen
 

@@ -1,6 +1,5 @@
 """Who changed the table of policies: we, or somebody else, while others write rules of theirs."""
 
-import socket
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -10,6 +9,7 @@ import pytest
 from overlay.kernel.monitor import Monitor
 from overlay.kernel.nft_generation import asked
 from overlay.kernel.nft_policy import NftPolicyTable
+from overlay.kernel.nft_socket import NftSocket
 from overlay.kernel.notices import RulesetChange
 from overlay.model.netpol import NetworkPolicy, World
 from overlay.policy.network.compile import PolicyCompiler
@@ -103,7 +103,7 @@ def test_foreign_write_between_two_looks_at_the_generation_is_told_from_ours(
     """It comes after ours, within what ``apply`` takes for its own time."""
     looks: list[int] = []
 
-    def disturbed(channel: socket.socket) -> int:
+    def disturbed(channel: NftSocket) -> int:
         looks.append(1)
         if len(looks) == 2:
             watched.netns.nft("add", "chain", *POLICY_TABLE.split(), "theirs")
