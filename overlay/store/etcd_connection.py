@@ -122,6 +122,7 @@ class EtcdConnection:
         self._members = [Member(url, self._client(url), made_with) for url in config.endpoints]
         self._current = 0
         self._is_closed = False
+        self.reconnects = 0  # made on demand, which says nothing against any member
 
     @property
     def attempt_s(self) -> float:
@@ -141,6 +142,7 @@ class EtcdConnection:
         """Make every channel anew; calls under way fail."""
         with self._lock:
             if not self._is_closed:
+                self.reconnects += 1
                 for member in self._members:
                     self._replace_client(member)
 

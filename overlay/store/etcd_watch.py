@@ -134,6 +134,7 @@ class EtcdWatch(Generic[V]):
         pauses = _Pauses()
         while not stop.is_set():
             begun_at: float | None = None
+            reconnects = self._connection.reconnects
             try:
                 for is_changed in self._views(deliver, stop):
                     begun_at = self._clock() if begun_at is None else begun_at
@@ -146,7 +147,8 @@ class EtcdWatch(Generic[V]):
                 if isinstance(exc, CompactedError | ResyncError):
                     log.info("listing again: %s", exc)
                     self._must_list = True
-                if begun_at is not None and self._clock() - begun_at >= _STEADY_S:
+                is_steady = begun_at is not None and self._clock() - begun_at >= _STEADY_S
+                if is_steady or self._connection.reconnects != reconnects:
                     pauses = _Pauses()
                 pause_s = pauses.after(exc)
                 if not pause_s:

@@ -11,6 +11,7 @@ from overlay.lab.chaos import __main__ as suite
 from overlay.lab.chaos import peers, runner, table
 from overlay.lab.chaos.fault import Fault, Planted, Round, Row
 from overlay.lab.chaos.picture import LINKS, difference
+from overlay.lab.chaos.stream import Losses
 from overlay.lab.document import write_between
 from overlay.lab.errors import LabUsageError
 from overlay.model.lease import parse_attributes
@@ -91,6 +92,20 @@ def test_row_is_in_time_by_its_worst_and_by_its_median(
     row = Row(fault, tuple(Round(each, 0) for each in seconds))
     assert row.is_in_time is is_in_time
     assert ("target" in table.cells(row)[-1]) is (not is_in_time and None not in seconds)
+
+
+@pytest.mark.parametrize(
+    ("losses", "note"),
+    [
+        (Losses(), ""),
+        (Losses(12), ""),
+        (Losses(0, 0, 99), ""),
+        (Losses(0, 5, 99), "5 more by the stream's own sockets"),
+        (Losses(12, 0, 99), "the machine's queues dropped 99 of anybody's"),
+    ],
+)
+def test_losses_of_the_machine_are_told_from_those_of_the_fabric(losses: Losses, note: str) -> None:
+    assert losses.note == note
 
 
 def test_table_takes_the_place_of_the_old_one(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class Etcd:
     """Listings at revision 10; ``stream`` says what becomes of each watch call."""
 
     attempt_s = 5.0
+    reconnects = 0
 
     def __init__(self, clock: Clock, stream: Callable[["Stream"], Any]) -> None:
         self.clock, self.stream = clock, stream
@@ -160,6 +161,21 @@ def test_streams_that_end_as_soon_as_they_begin_are_opened_ever_later(error: Sto
     etcd = Etcd(Clock(HOUR_S), stream)
     etcd.watch()
     assert HOUR_S / 10 < etcd.streams < 2 * HOUR_S
+
+
+def test_connections_made_anew_on_purpose_are_followed_at_once() -> None:
+    """A node whose address changes again and again is not told ever later of what others do."""
+
+    def stream(call: Stream) -> Any:
+        if call.answers > 1:
+            call.etcd.reconnects += 1
+            message = "the connection was closed"
+            raise StoreUnavailableError(message)
+        return created(10)
+
+    etcd = Etcd(Clock(60.0), stream)
+    etcd.watch()
+    assert etcd.streams > 60.0 / 0.1
 
 
 def test_pages_that_come_from_several_stores_are_told_and_asked_for_ever_later() -> None:

@@ -19,6 +19,7 @@ _FEW: Final = 30
 _HIGHER: Final = 100  # the new address, above the old one
 _LIBRARY: Final = "libfaketimeMT.so.1"  # of Debian's package libfaketime
 _JUMP: Final = "+30d"
+_BACK: Final = "the store answers again"
 
 
 def faults() -> list[Fault]:
@@ -53,7 +54,13 @@ def _moved(stage: Stage) -> Planted:
         is_told = json.loads(leases[key])["PublicIP"] == after.partition("/")[0]
         return is_told and stage.is_in_step(LIVING, leases)
 
-    return Planted(right, at, undo=lambda: _readdress(stage, after, str(before)))
+    def undo() -> None:
+        told = stage.log_size(SUBJECT)
+        _readdress(stage, after, str(before))
+        # Its connections to etcd have been made anew; what comes next is no part of this.
+        stage.await_that(lambda: _BACK in stage.logged(SUBJECT, told), "it follows etcd again")
+
+    return Planted(right, at, undo)
 
 
 def _readdress(stage: Stage, old: str, new: str) -> None:

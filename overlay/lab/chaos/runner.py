@@ -109,7 +109,8 @@ def _plant(stage: Stage, fault: Fault) -> Round:
     planted = fault.plant(stage)
     repair_s, note = _await_repair(planted)
     time.sleep(_AFTERWARDS_S)
-    lost = stage.stream.lost(planted.lost_since or before, stage.stream.mark())
+    losses = stage.stream.lost(planted.lost_since or before, stage.stream.mark())
+    lost, note = losses.on_the_way, "; ".join(filter(None, (note, losses.note)))
     if repair_s is None:
         with contextlib.suppress(LabError):
             note = f"{note} {stage.out_of_step(SUBJECT, stage.leases())}".strip()

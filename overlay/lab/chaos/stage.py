@@ -182,7 +182,7 @@ class Stage:
         """Return whether no packet of the next few is lost; takes a third of a second."""
         since = self.stream.mark()
         time.sleep(_FLOW_S)
-        return self.stream.lost(since, self.stream.mark()) == 0
+        return self.stream.lost(since, self.stream.mark()).on_the_way == 0
 
     # Leases
 

@@ -1,10 +1,12 @@
-"""Two UDP streams of 1,000 packets a second, one each way, and which packets were lost.
+"""Two UDP streams of 1,000 packets a second, one each way, and where packets were lost.
 
+What a socket of the stream itself had no room for is no fault of the fabric.
 A process of its own, so that nothing the suite does holds a packet up. It is
 spoken to through its standard input and answers on its output, a JSON value a
 line; it needs nothing but the standard library and ``overlay.lab``.
 """
 
+import errno
 import json
 import os
 import select
@@ -15,7 +17,8 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeAlias
+from pathlib import Path
+from typing import Any, Final, Self
 
 from overlay.lab import netns
 from overlay.lab.errors import LabError
@@ -29,7 +32,47 @@ _SO_RCVBUFFORCE: Final = 33
 _BUFFER: Final = 4 << 20  # bytes; a process that waits for its turn must lose nothing
 _ANSWER_TIMEOUT_S: Final = 20.0
 
-Mark: TypeAlias = tuple[int, ...]  # packets sent so far, for each direction
+_SO_MEMINFO, _DROPS = 55, 8  # asm-generic/socket.h, linux/sock_diag.h: SK_MEMINFO_DROPS
+_MEMINFO: Final = struct.Struct("=9I")
+_FULL: Final = {errno.EAGAIN, errno.ENOBUFS}
+_LOST, _CAME, _UNSENT = 0, 1, 2
+_SOFTNET: Final = Path("/proc/net/softnet_stat")  # a line a core; dropped is the second number
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A moment: packets numbered so far, by direction, and what was dropped beside the way.
+
+    ``unread`` by the receivers' sockets, for they were full; ``queued`` by the
+    machine's queues of packets between devices, whoever's they were.
+    """
+
+    numbers: tuple[int, ...]
+    unread: int
+    queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Packets between two marks, both directions together.
+
+    ``on_the_way`` were sent and never came. ``by_sockets`` of the stream were
+    refused or dropped, which is the machine's load; ``queued`` as in ``Mark``.
+    """
+
+    on_the_way: int = 0
+    by_sockets: int = 0
+    queued: int = 0
+
+    @property
+    def note(self) -> str:
+        """Return what to know of them; empty where all were lost on the way, or none."""
+        told = []
+        if self.by_sockets:
+            told.append(f"{self.by_sockets} more by the stream's own sockets")
+        if self.on_the_way and self.queued:
+            told.append(f"the machine's queues dropped {self.queued} of anybody's")
+        return ", ".join(told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +109,15 @@ class Stream:
 
     def mark(self) -> Mark:
         """Return how many packets have been sent by now."""
-        return tuple(self._ask("mark"))
+        *numbers, unread, queued = self._ask("mark")
+        return Mark(tuple(numbers), unread, queued)
 
-    def lost(self, since: Mark, until: Mark) -> int:
-        """Return how many packets sent between two marks never came, both directions together."""
-        count: int = self._ask(" ".join(map(str, ("lost", *since, *until))))
-        return count
+    def lost(self, since: Mark, until: Mark) -> Losses:
+        """Return what became of the packets between two marks that never came."""
+        words = ("lost", *since.numbers, *until.numbers)
+        lost, unsent = self._ask(" ".join(map(str, words)))
+        unread = min(lost, until.unread - since.unread)
+        return Losses(lost - unread, unsent + unread, until.queued - since.queued)
 
     def _ask(self, words: str) -> Any:
         process = self._process
@@ -99,15 +145,21 @@ class _Direction:
         self.receiver = netns.inside(target.namespace, lambda: _receiver(target.address))
         self._sender = netns.inside(source.namespace, lambda: _udp(source.address, 0))
         self._target = (target.address, _PORT)
-        self.came = bytearray()  # a byte a packet
+        self.came = bytearray()  # a byte a packet: what became of it
 
     def send(self) -> None:
         number = len(self.came)
-        self.came.append(0)
+        self.came.append(_LOST)
         try:
             self._sender.sendto(_NUMBER.pack(number), self._target)
-        except OSError:  # no route now, or a full queue: lost
-            return
+        except OSError as exc:  # with no route now: lost
+            if exc.errno in _FULL:
+                self.came[number] = _UNSENT
+
+    @property
+    def unread(self) -> int:
+        answer = self.receiver.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+        return int(_MEMINFO.unpack(answer)[_DROPS])
 
     def receive(self) -> None:
         while True:
@@ -118,7 +170,7 @@ class _Direction:
             except OSError:  # what an earlier packet met with
                 continue
             (number,) = _NUMBER.unpack(data)
-            self.came[number] = 1
+            self.came[number] = _CAME
 
 
 def _serve(ends: Sequence[End]) -> None:
@@ -140,7 +192,8 @@ def _serve(ends: Sequence[End]) -> None:
                 return
             verb, *numbers = text.split()
             if verb == "mark":
-                _answer([len(each.came) for each in directions])
+                unread = sum(each.unread for each in directions)
+                _answer([*(len(each.came) for each in directions), unread, _queued()])
             else:
                 due.append((time.monotonic() + _GRACE_S, [int(n) for n in numbers]))
         now = time.monotonic()
@@ -153,12 +206,17 @@ def _serve(ends: Sequence[End]) -> None:
             _answer(_count(directions, due.pop(0)[1]))
 
 
-def _count(directions: Sequence[_Direction], marks: Sequence[int]) -> int:
+def _count(directions: Sequence[_Direction], marks: Sequence[int]) -> list[int]:
+    """Return how many packets never came, and how many were never sent."""
     since, until = marks[: len(directions)], marks[len(directions) :]
-    return sum(
-        each.came[first:last].count(0)
-        for each, first, last in zip(directions, since, until, strict=True)
-    )
+    spans = [
+        each.came[first:last] for each, first, last in zip(directions, since, until, strict=True)
+    ]
+    return [sum(span.count(what) for span in spans) for what in (_LOST, _UNSENT)]
+
+
+def _queued() -> int:
+    return sum(int(line.split()[1], 16) for line in _SOFTNET.read_text().splitlines())
 
 
 def _answer(value: object) -> None:
