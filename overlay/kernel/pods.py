@@ -2,7 +2,8 @@
 
 For a pod with the addresses A (IPv4) and B (IPv6)::
 
-    ip link add opodX group G mtu MTU address H type veth peer name eth0 address P netns POD
+    ip link add opodX group G mtu MTU address H numtxqueues 1 numrxqueues 1
+        type veth peer name eth0 address P numtxqueues 1 numrxqueues 1 netns POD
     ip -n POD addr add A/32 dev eth0;  ip -n POD addr add B/128 dev eth0 nodad
     ip -n POD neigh add 169.254.1.1 lladdr H dev eth0 nud permanent;  the same for fe80::1
     ip -n POD route add 169.254.1.1 dev eth0 scope link

@@ -111,6 +111,7 @@ def test_attached_pod_is_wired_point_to_point(pair: Pair, addresses: tuple[str, 
     for end, mac in ((host, wanted.host_mac), (pod, wanted.mac)):
         assert (end["address"], end["mtu"], end["linkinfo"]["info_kind"]) == (mac, 1430, "veth")
         assert {"UP", "LOWER_UP"} <= set(end["flags"])
+        assert (end["num_tx_queues"], end["num_rx_queues"]) == (1, 1), "not one for each processor"
     shown = {a["local"]: a for a in pod["addr_info"] if a["scope"] == "global"}
     assert sorted(shown) == sorted(addresses)
     for address in addresses:
