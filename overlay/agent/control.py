@@ -31,6 +31,7 @@ from overlay.agent.cni_wire import (
     read_request,
 )
 from overlay.agent.listen import Crew, stop_listening
+from overlay.agent.peer_leases import peer_leases
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import Snapshot, Status, stranded_text
 from overlay.kernel.netlink import NetlinkKernel
@@ -158,14 +159,10 @@ def calls(
 
     def show_peers(_given: Arguments) -> dict[str, Any]:
         snapshot = status.get()
-        refused = {problem.about for problem in snapshot.problems}
-        own = snapshot.site.own.subnet.key if snapshot.site else ""
-        leases = snapshot.view.leases if snapshot.view else {}
         held = snapshot.held.leases if snapshot.held else {}
         peers = [
             {**_peer(lease), "held": key in held}
-            for key, lease in sorted({**leases, **held}.items())
-            if key not in refused and key != own and not lease.is_vacant
+            for key, lease in sorted(peer_leases(snapshot).items())
         ]
         return {"peers": peers, "held": _held(snapshot)}
 
@@ -191,7 +188,7 @@ def _status(snapshot: Snapshot, stranded: Sequence[Attachment]) -> dict[str, Any
     site, view = snapshot.site, snapshot.view
     underlay = site.underlay if site else None
     skipped = view.skipped if view else ()
-    problems = [{"about": p.about, "text": p.text} for p in snapshot.problems]
+    problems = [{"about": p.about, "text": p.text} for p in snapshot.problems.values()]
     problems += [{"about": s.key, "text": s.reason} for s in skipped]
     policy = snapshot.policy
     for key in policy.skipped if policy is not None else ():

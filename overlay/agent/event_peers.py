@@ -3,13 +3,14 @@
 Decides nothing and does no I/O: two sets of peers in, events out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from overlay.agent.peer_leases import differing_peers, peer_lease, peer_leases
 from overlay.agent.status import Snapshot
 from overlay.model.event import Kind
 from overlay.model.lease import Lease
-from overlay.model.versioned import changed_keys
+from overlay.model.subnet import Subnet
 
 _ONE_BY_ONE: Final = 16  # peers; more at once become one event
 _NAMED: Final = 5
@@ -18,43 +19,22 @@ Peers = Mapping[str, Lease]
 Note = tuple[Kind, str, dict[str, Any]]
 
 
-def peers_of(snapshot: Snapshot) -> dict[str, Lease]:
-    """Return the leases that this node has as peers, by key; those held back are among them."""
-    if snapshot.site is None or snapshot.view is None:
-        return {}
-    own = snapshot.site.own.subnet.key
-    held = snapshot.held.leases if snapshot.held is not None else {}
-    refused = {problem.about for problem in snapshot.problems}
-    return {
-        key: lease
-        for key, lease in {**held, **snapshot.view.leases}.items()
-        if key != own and not lease.is_vacant and key not in refused
-    }
+def step(before: Snapshot, now: Snapshot) -> Iterator[Note]:
+    """Yield what to note of peers between two snapshots; costs what changed, on one site.
 
-
-def step(peers: dict[str, Lease], before: Snapshot, now: Snapshot) -> Iterator[Note] | None:
-    """Bring ``peers`` in step and return what to note; None where all must be looked at.
-
-    Costs what changed, where leases alone did.
+    Where there was no site before, all peers were there at the start.
     """
-    is_alike = before.site is now.site and before.problems == now.problems
-    if not is_alike or before.held is not None or now.held is not None:
-        return None
-    if before.site is None or before.view is None or now.view is None:
-        return None
-    leases = now.view.leases
-    keys = changed_keys(before.view.leases, leases)
-    own = before.site.own.subnet.key
-    refused = {problem.about for problem in now.problems}
-    old = {key: peers.pop(key) for key in keys if key in peers}
-    found = {key: leases[key] for key in keys if key in leases}
-    new = {
-        key: lease
-        for key, lease in found.items()
-        if key != own and not lease.is_vacant and key not in refused
-    }
-    peers.update(new)
-    return changes(old, new)
+    if before.site is None:
+        return changes(None, peer_leases(now))
+    keys = differing_peers(before, now)
+    if keys is None:
+        return changes(peer_leases(before), peer_leases(now))
+    return changes(*(_chosen(snapshot, keys) for snapshot in (before, now)))
+
+
+def _chosen(snapshot: Snapshot, keys: Iterable[str]) -> dict[str, Lease]:
+    found = ((key, peer_lease(snapshot, key)) for key in keys)
+    return {key: lease for key, lease in found if lease is not None}
 
 
 def changes(before: Peers | None, after: Peers) -> Iterator[Note]:
@@ -95,11 +75,16 @@ def _each(kind: Kind, verb: str, leases: Sequence[Lease]) -> Iterator[Note]:
 
 
 def _several(kind: Kind, verb: str, leases: Sequence[Lease]) -> Note:
-    names = [lease.node for lease in leases]
+    names = [lease.node for lease in sorted(leases, key=lambda lease: _place(lease.subnet))]
     more = len(names) - _NAMED
     shown = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
     noun = "peer" if len(names) == 1 else "peers"
     return kind, f"{len(names)} {noun} {verb}: {shown}", {"count": len(names), "nodes": names}
+
+
+def _place(subnet: Subnet) -> list[int]:
+    """Return what orders subnets as people count."""
+    return [int(network.network_address) for network in subnet.networks()]
 
 
 def _named(lease: Lease) -> str:

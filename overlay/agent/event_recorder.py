@@ -10,11 +10,10 @@ import threading
 from typing import Final
 
 from overlay.agent.event_journal import Journal
-from overlay.agent.event_peers import Peers, changes, held, peers_of, step
+from overlay.agent.event_peers import Peers, held, step
 from overlay.agent.events import ROOM
 from overlay.agent.status import Snapshot, Status
 from overlay.model.event import Event, Kind
-from overlay.model.lease import Lease
 from overlay.model.network import NetworkConfig, format_network_config
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,6 @@ class Recorder:
         self._unwritten: list[Event] = []
         self._error = ""
         self._seen = Snapshot()
-        self._peers: dict[str, Lease] | None = None
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
@@ -95,14 +93,7 @@ class Recorder:
         if now.held is not seen.held:
             for kind, text, facts in held(_held(seen), _held(now)):
                 self._events.note(kind, text, **facts)
-        elif now.view is seen.view and now.site is seen.site and now.problems == seen.problems:
-            return
-        notes = step(self._peers, seen, now) if self._peers is not None else None
-        if notes is None:
-            peers = peers_of(now)
-            notes = changes(self._peers, peers)
-            self._peers = peers
-        for kind, text, facts in notes:
+        for kind, text, facts in step(seen, now):
             self._events.note(kind, text, **facts)
 
 

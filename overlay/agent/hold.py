@@ -17,7 +17,7 @@ from overlay.agent.status import Held, Status
 from overlay.model.errors import LeaseFormatError, OverlayError
 from overlay.model.lease import Lease, format_attributes, parse_lease
 from overlay.plan.places import Places
-from overlay.plan.prune import FOR_EVER, Gone, Prune, PruneLimit
+from overlay.plan.prune import FOR_EVER, Acting, Gone, Prune, PruneLimit
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Hold:
         self._write = write
         self._lock = threading.Lock()
         self._places = Places()
+        self._acting = Acting()
         self._prune = self._load()
         self._written = self._prune.held
 
@@ -68,9 +69,10 @@ class Hold:
         with self._lock:
             before = self._prune
             after = self._prune = before.after(view, own, self._clock(), self._limit, self._places)
+            leases = self._acting.leases(after)
         if after is not before:
             self._tell(before, after)
-        return after.leases
+        return leases
 
     def answer(self, *, let_go: bool) -> int:
         """Let the held peers go now, or hold them until they come back; return how many.

@@ -14,12 +14,12 @@ from typing import Final
 from overlay.agent.mesh_answer import Answers
 from overlay.agent.mesh_flags import MeshFlags
 from overlay.agent.mesh_mtu import PathMtus
-from overlay.agent.mesh_peers import Peer, peers_of
+from overlay.agent.mesh_peers import MeshPeers, Peer
 from overlay.agent.mesh_socket import ProbeSockets
 from overlay.agent.status import Snapshot, Status
 from overlay.mesh.path_mtu import PathMtu
 from overlay.mesh.record import Histogram, Record
-from overlay.mesh.sample import sample
+from overlay.mesh.sample import Sample
 from overlay.mesh.seal import NONCE_BYTES, node_tag
 from overlay.mesh.told import KEPT_INTERVALS, Told
 from overlay.mesh.wire import Kind, Message, MessageError, Path, Row, pack, unpack
@@ -60,8 +60,8 @@ class Mesh:
         self.lock = threading.Lock()
         self._searched = threading.Condition(self.lock)
         self.error: str | None = None if flags.port else "off: --probe-port is 0"
-        self.peers: dict[bytes, Peer] = {}  # all that could be measured
-        self.measured: list[bytes] = []  # those that are
+        self.peers = MeshPeers()  # all that could be measured
+        self._sample = Sample(self.own)
         self.records: dict[tuple[bytes, Path], Record] = {}
         self.histograms = {way: Histogram() for way in WAYS}
         self.lost = dict.fromkeys(WAYS, 0)
@@ -73,14 +73,17 @@ class Mesh:
         self._answers = Answers(lambda: self.measured, self.row, clock)
         self._asked: dict[bytes, tuple[bytes, Path, float]] = {}  # by nonce, oldest first
         self._sockets: ProbeSockets | None = None
-        self._known: frozenset[bytes] = frozenset()  # whose rows are of interest
-        self._chosen_by: tuple[object, object, object, int] | None = None
         self._slot = self._round = 0
         self._key_at = 0.0
         self._mtu_at = clock() + flags.interval_s
         self._mtu_asked = threading.Event()
         self._searches_told = 0
         self._searched_at: float | None = None
+
+    @property
+    def measured(self) -> list[bytes]:
+        """Return the tags of the peers that are measured, in their order."""
+        return self._sample.tags
 
     def run(self, stop: StopSignal) -> None:
         """Measure until ``stop`` is set. A fault of ours ends the measuring alone."""
@@ -190,17 +193,11 @@ class Mesh:
 
     def _choose(self) -> None:
         """Bring the peers that are measured in step with the leases."""
-        snapshot, known = self._status.get(), self._chosen_by
-        by = (snapshot.view, snapshot.site, snapshot.held, self._round // _EPOCH_ROUNDS)
-        if known is not None and known[3] == by[3] and _is_same(known[:3], by[:3]):
-            return
-        self._chosen_by = by
-        self.peers = peers_of(snapshot)
-        self.measured = sample(self.own, self.peers, self._round // _EPOCH_ROUNDS)
-        chosen = set(self.measured)
-        self.records = {k: r for k, r in self.records.items() if k[0] in chosen}
-        self.told.keep(chosen)
-        self._known = frozenset({self.own, *self.peers})
+        come, gone = self.peers.follow(self._status.get())
+        if self._sample.follow(self.peers, come, gone, self._round // _EPOCH_ROUNDS):
+            chosen = set(self.measured)
+            self.records = {k: r for k, r in self.records.items() if k[0] in chosen}
+            self.told.keep(chosen)
 
     def _probe(self, peer: Peer) -> None:
         for way, address in ((Path.OVERLAY, peer.overlay), (Path.UNDERLAY, peer.underlay)):
@@ -245,7 +242,10 @@ class Mesh:
         if (tag, way) not in self.records:
             return  # it is no peer any more
         self.records[tag, way].answered(now - sent_at)
-        self.told.hear(tag, (row for row in echo.rows if row.tag in self._known), now)
+        self.told.hear(tag, filter(self._is_known, echo.rows), now)
+
+    def _is_known(self, row: Row) -> bool:
+        return row.tag == self.own or row.tag in self.peers
 
     def row(self, tag: bytes) -> Row:
         """Return what this node measured of a peer."""
@@ -271,10 +271,6 @@ class Mesh:
             self._searched_at = now
             self._searched.notify_all()
             self.mtu_found(self.mtus.results)
-
-
-def _is_same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
-    return all(a is b for a, b in zip(before, now, strict=True))
 
 
 def _nonce() -> bytes:

@@ -1,10 +1,12 @@
 """The mesh's metrics; those with a peer's name are for the measured ones, at most 100."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from overlay.agent.mesh import WAYS, Mesh
 from overlay.agent.mesh_flags import MeshFlags
+from overlay.agent.mesh_peers import Peer
 from overlay.agent.mesh_report import needed_bytes
 from overlay.agent.status import Snapshot, Status
 from overlay.model.node import NodeIdentity
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 def mesh_families(mesh: Mesh, snapshot: Snapshot) -> "Iterable[Metric]":
     """Return the metrics as of now."""
     with mesh.lock:
-        return [*_counted(mesh), *_by_peer(mesh), *_mtu(mesh, snapshot)]
+        names = Counter(name for _, name in mesh.peers.names())
+        return [*_counted(mesh), *_by_peer(mesh, names), *_mtu(mesh, snapshot, names)]
 
 
 def idle_families() -> "Iterable[Metric]":
@@ -44,16 +47,16 @@ def _counted(mesh: Mesh) -> "Iterator[Metric]":
     yield from (rtt, lost, refused)
 
 
-def _by_peer(mesh: Mesh) -> "Iterator[Metric]":
+def _by_peer(mesh: Mesh, names: "Counter[str]") -> "Iterator[Metric]":
     from prometheus_client.core import GaugeMetricFamily
 
-    names = ["peer", "path"]
+    labels = ["peer", "path"]
     text = "Average of the last round trips to a peer."
-    rtt = GaugeMetricFamily("overlay_mesh_peer_rtt_seconds", text, labels=names)
+    rtt = GaugeMetricFamily("overlay_mesh_peer_rtt_seconds", text, labels=labels)
     text = "Share of the last 60 probes to a peer that got no echo."
-    loss = GaugeMetricFamily("overlay_mesh_peer_loss_ratio", text, labels=names)
+    loss = GaugeMetricFamily("overlay_mesh_peer_loss_ratio", text, labels=labels)
     for (tag, way), record in mesh.records.items():
-        label = [_named(mesh, tag), way.name.lower()]
+        label = [_named(mesh.peers[tag], names), way.name.lower()]
         if record.average_s is not None:
             rtt.add_metric(label, record.average_s)
         if record.loss is not None:
@@ -64,7 +67,7 @@ def _by_peer(mesh: Mesh) -> "Iterator[Metric]":
     yield from (rtt, loss)
 
 
-def _mtu(mesh: Mesh, snapshot: Snapshot) -> "Iterator[Metric]":
+def _mtu(mesh: Mesh, snapshot: Snapshot, names: "Counter[str]") -> "Iterator[Metric]":
     from prometheus_client.core import GaugeMetricFamily
 
     text = "Largest packet that the underlay carries to a peer and back."
@@ -74,14 +77,12 @@ def _mtu(mesh: Mesh, snapshot: Snapshot) -> "Iterator[Metric]":
         if result.least is not None and tag in mesh.peers:
             small += result.least < needed
             if tag in mesh.measured:
-                found.add_metric([_named(mesh, tag)], result.least)
+                found.add_metric([_named(mesh.peers[tag], names)], result.least)
     yield found
     text = "Peers whose path carries less than this node's devices send."
     yield GaugeMetricFamily("overlay_mesh_path_mtu_too_small_peers", text, value=small)
 
 
-def _named(mesh: Mesh, tag: bytes) -> str:
+def _named(peer: Peer, names: "Counter[str]") -> str:
     """Return the peer's name, with its subnet where another one has the same."""
-    peer = mesh.peers[tag]
-    is_alone = sum(other.name == peer.name for other in mesh.peers.values()) == 1
-    return peer.name if is_alone else f"{peer.name} {peer.subnet}"
+    return peer.name if names[peer.name] == 1 else f"{peer.name} {peer.subnet}"

@@ -36,7 +36,7 @@ def mesh_calls(mesh: Mesh, status: Status) -> dict[str, Callable[[Mapping[str, A
 
 def mesh_document(mesh: Mesh) -> dict[str, Any]:
     """Return this node's peers, and all that is known of who reaches whom. Hold the lock."""
-    names = {mesh.own: mesh.node.name, **{tag: peer.name for tag, peer in mesh.peers.items()}}
+    names = {mesh.own: mesh.node.name, **dict(mesh.peers.names())}
     measured = [mesh.peers[tag] for tag in mesh.measured]
     links = [_link(mesh.node.name, names[tag], mesh.row(tag)) for tag in mesh.measured]
     for sender, row in mesh.told.rows():

@@ -16,7 +16,7 @@ from overlay.model.attachment import Attachment
 from overlay.model.lease import Lease, LeaseView
 from overlay.model.netpol import Labels, NetworkPolicy, Pod, PodKey, World
 from overlay.model.policy_view import PolicyView
-from overlay.model.versioned import changed_keys
+from overlay.model.versioned import MapHistory, changed_keys
 
 
 def node_addresses(leases: Mapping[str, Lease]) -> dict[str, frozenset[IPAddress]]:
@@ -35,13 +35,17 @@ class NodeAddresses:
     def __init__(self) -> None:
         self._leases: Mapping[str, Lease] = {}
         self._holders: Counter[str] = Counter()  # leases by the name of their node
-        self.found: Mapping[str, frozenset[IPAddress]] = {}
+        self._found: MapHistory[str, frozenset[IPAddress]] = MapHistory()
+
+    @property
+    def found(self) -> Mapping[str, frozenset[IPAddress]]:
+        """Return the addresses by node; the same object while they are equal."""
+        return self._found.snapshot()
 
     def follow(self, leases: Mapping[str, Lease]) -> None:
-        """Take ``leases`` for all there is; ``found`` stays the same object while it is equal."""
+        """Take ``leases`` for all there is."""
         before, self._leases = self._leases, leases
-        differing: set[str] = set()
-        fresh: dict[str, frozenset[IPAddress]] = {}
+        fresh: dict[str, frozenset[IPAddress] | None] = {}
         is_shared = False  # two leases of one node: which of them counts is asked of all
         for key in changed_keys(before, leases):
             for lease, change in ((before.get(key), -1), (leases.get(key), 1)):
@@ -50,17 +54,15 @@ class NodeAddresses:
                 is_shared |= self._holders[lease.node] > 1
                 self._holders[lease.node] += change
                 is_shared |= self._holders[lease.node] > 1
-                differing.add(lease.node)
-                if change > 0:
-                    fresh[lease.node] = _sources(lease)
+                fresh[lease.node] = _sources(lease) if change > 0 else fresh.get(lease.node)
+        known = self._found.snapshot()
         if is_shared:
-            found = node_addresses(leases)
-            self.found = self.found if found == self.found else found
-        elif any(self.found.get(name) != fresh.get(name) for name in differing):
-            kept = dict(self.found)
-            for name in differing - fresh.keys():
-                kept.pop(name, None)
-            self.found = {**kept, **fresh}
+            fresh = {**dict.fromkeys(known), **node_addresses(leases)}
+        for name, sources in fresh.items():
+            if sources is None:
+                self._found.discard(name)
+            elif known.get(name) != sources:
+                self._found.put(name, sources)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -27,8 +28,9 @@ from overlay.kernel.reset import HELD_FILE
 from overlay.model.event import Kind
 from overlay.model.kernel import KernelObject, Key, Op, VxlanLink
 from overlay.model.lease import Lease, LeaseView
+from overlay.model.versioned import changed_keys
 from overlay.plan.diff import difference
-from overlay.plan.planner import Planner, Site
+from overlay.plan.planner import Planner, Problem, Site
 from overlay.store.base import StopSignal
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class Reconciler:
         self._audit_at = 0.0
         self._failed_passes = 0
         self._failed_at = -NEVER
-        self._named: set[str] = set()
+        self._problems: Mapping[str, Problem] = {}
         self._file = ""
         self._pace = Pace()
         self._doubts = Doubts(self._pace, self._is_lost, self._is_as_left)
@@ -340,11 +342,11 @@ class Reconciler:
     ) -> None:
         assert self._planner is not None  # noqa: S101 - by _plan
         plan = self._planner.plan
-        problems = tuple(plan.problems.values())
-        for problem in problems[: _SHOWN * 4]:
-            if problem.text not in self._named:
-                log.warning("%s; it is left out, the other peers are not touched", problem.text)
-        self._named = {problem.text for problem in problems}
+        known, problems = self._problems, plan.problems
+        self._problems = problems
+        new = (problems[key] for key in changed_keys(known, problems) if key in problems)
+        for problem in islice((each for each in new if known.get(each.about) != each), _SHOWN * 4):
+            log.warning("%s; it is left out, the other peers are not touched", problem.text)
         self._status.count(passes=1)
         site = self._planner.site
         self._status.update(

@@ -89,7 +89,7 @@ class Snapshot:
     lease_ends: float = inf  # on the boot clock, at the earliest, unless it is renewed
     site: Site | None = None
     view: LeaseView | None = None
-    problems: tuple[Problem, ...] = ()
+    problems: Mapping[str, Problem] = field(default_factory=dict)  # by lease key
     peers: int = 0
     mtu: int = 0  # bytes
     last_pass_s: float = 0.0

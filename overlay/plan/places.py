@@ -17,6 +17,11 @@ class Places:
         self._lengths: Counter[tuple[int, int]] = Counter()  # of networks: version and prefix
         self.occupied = 0  # leases that are no mere reservations
 
+    @property
+    def is_begun(self) -> bool:
+        """Return whether any leases were followed yet."""
+        return bool(self._leases)
+
     def follow(self, leases: Mapping[str, Lease]) -> None:
         """Take ``leases`` for all there is."""
         before, self._leases = self._leases, leases

@@ -15,7 +15,13 @@ from overlay.model.kernel import KernelObject, Key, Route, UnreachableRoute
 from overlay.model.lease import Lease
 from overlay.model.network import NetworkConfig
 from overlay.model.node import Underlay
-from overlay.model.versioned import SetHistory, VersionedMap, VersionedSet, changed_keys
+from overlay.model.versioned import (
+    MapHistory,
+    SetHistory,
+    VersionedMap,
+    VersionedSet,
+    changed_keys,
+)
 from overlay.plan.backend import Backend, PeerError
 from overlay.plan.networks import Networks
 
@@ -43,12 +49,26 @@ class Plan:
 
     objects: dict[Key, KernelObject] = field(default_factory=dict)
     peers: dict[str, Peer] = field(default_factory=dict)
-    problems: dict[str, Problem] = field(default_factory=dict)
     routes_to: Counter[str] = field(default_factory=Counter)  # by device
+    _problems: MapHistory[str, Problem] = field(default_factory=MapHistory)
     _senders: dict[IPAddress, int] = field(default_factory=dict)  # peers by what they send from
     _addresses: Mapping[Family, SetHistory[IPAddress]] = field(
         default_factory=lambda: {family: SetHistory() for family in FAMILIES}
     )
+
+    @property
+    def problems(self) -> VersionedMap[str, Problem]:
+        """Return what keeps leases from being peers: the same object while nothing changes."""
+        return self._problems.snapshot()
+
+    def refuse(self, lease: Lease, text: str) -> None:
+        """Note why a lease is no peer."""
+        key = lease.subnet.key
+        self._problems.put(key, Problem(key, f"lease {key} of node {lease.node} {text}"))
+
+    def forgive(self, key: str) -> None:
+        """Forget why a lease was no peer, if it was none."""
+        self._problems.discard(key)
 
     def addresses(self) -> Mapping[Family, VersionedSet[IPAddress]]:
         """Return the underlay addresses that peers send from, in sets that stay while equal."""
@@ -152,7 +172,7 @@ class Planner:
 
     def _drop(self, key: str) -> set[Key]:
         """Forget a lease; those that it kept out wait to be tried again."""
-        self.plan.problems.pop(key, None)
+        self.plan.forgive(key)
         self._admit(key)
         peer = self.plan.peers.pop(key, None)
         if peer is None:
@@ -166,7 +186,7 @@ class Planner:
                 del self._holders[item_key]
         for loser in self._losers.pop(key, ()):
             del self._lost_to[loser]
-            del self.plan.problems[loser]
+            self.plan.forgive(loser)
             self._waiting.add(loser)
         return keys
 
@@ -174,7 +194,7 @@ class Planner:
         try:
             peer = self._peer(lease)
         except PeerError as exc:
-            self._refuse(lease, str(exc))
+            self.plan.refuse(lease, str(exc))
             return set()
         if peer is None:
             return set()
@@ -184,13 +204,15 @@ class Planner:
             older = self.plan.peers.get(rival)
             if older is None or _age(older.lease) < _age(lease):
                 holder = f"lease {rival}" if older is not None else "this node"
-                self._refuse(lease, f"shares addresses with {holder}, which was there first")
+                self.plan.refuse(lease, f"shares addresses with {holder}, which was there first")
                 self._keep_out(lease.subnet.key, rival)
                 return touched
         for rival in rivals:  # all younger than this one: they give way
             loser = self.plan.peers[rival].lease
             touched |= self._drop(rival)
-            self._refuse(loser, f"shares addresses with lease {lease.subnet.key}, which is older")
+            self.plan.refuse(
+                loser, f"shares addresses with lease {lease.subnet.key}, which is older"
+            )
             self._keep_out(rival, lease.subnet.key)
         self.plan.peers[lease.subnet.key] = peer
         self._networks.add(lease)
@@ -258,10 +280,6 @@ class Planner:
                 item.key: name for name, peer in self.plan.peers.items() for item in peer.objects
             }
         return self._holders.get(key, "")
-
-    def _refuse(self, lease: Lease, text: str) -> None:
-        key = lease.subnet.key
-        self.plan.problems[key] = Problem(key, f"lease {key} of node {lease.node} {text}")
 
 
 def _age(lease: Lease) -> tuple[int, str]:

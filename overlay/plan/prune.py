@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from overlay.model.lease import Lease
-from overlay.model.versioned import changed_keys
+from overlay.model.versioned import MapHistory, changed_keys
 from overlay.plan.places import Places
 
 WINDOW_S: Final = 1.0  # deletions so close to one another are one
@@ -84,20 +84,24 @@ class Gone:
 class Prune:
     """Where the decision stands. Times are of one monotonic clock, in seconds.
 
-    ``leases`` is what to act on: the store's, and the held ones. ``expired``
-    has the keys of those that were let go in this step since their time was
-    up.
+    ``expired`` has the keys of those that were let go in this step since their
+    time was up.
     """
 
     seen: Mapping[str, Lease] | None = None  # the store's, None before the first view
     gone: Mapping[str, Gone] = field(default_factory=dict)
-    leases: Mapping[str, Lease] = field(default_factory=dict)
     expired: tuple[str, ...] = ()
 
     @property
     def held(self) -> Mapping[str, Gone]:
         """Return the leases that are held, by key."""
         return {key: gone for key, gone in self.gone.items() if gone.is_held}
+
+    @property
+    def leases(self) -> Mapping[str, Lease]:
+        """Return what to act on: the store's leases, and the held ones. ``Acting`` costs less."""
+        held = {key: each.lease for key, each in self.held.items()}
+        return {**(self.seen or {}), **held}
 
     @property
     def due_at(self) -> float:
@@ -139,32 +143,23 @@ class Prune:
             for key in recent & gone.keys():
                 if not gone[key].is_held:
                     gone[key] = replace(gone[key], until=until)
-        return _decision(view, gone, tuple(sorted(expired)))
+        return Prune(view, gone, tuple(sorted(expired)))
 
     def let_go(self) -> "Prune":
         """Return the decision after an operator said that the deletion is meant."""
         rest = {key: each for key, each in self.gone.items() if not each.is_held}
-        return _decision(self.seen, rest, ())
+        return Prune(self.seen, rest)
 
     def keep(self) -> "Prune":
         """Return the decision after an operator said to hold on until the peers come back."""
         kept = {k: replace(g, until=FOR_EVER) if g.is_held else g for k, g in self.gone.items()}
-        return _decision(self.seen, kept, ())
-
-
-def _decision(
-    view: Mapping[str, Lease] | None, gone: Mapping[str, Gone], expired: tuple[str, ...]
-) -> Prune:
-    held = {key: each.lease for key, each in gone.items() if each.is_held}
-    store = view if view is not None else {}
-    return Prune(view, gone, {**store, **held} if held else store, expired)
+        return Prune(self.seen, kept)
 
 
 def _superseded(gone: Mapping[str, Gone], view: Mapping[str, Lease], places: Places) -> list[str]:
     """Return the keys of gone leases that are there again, or whose place another one took."""
-    if not gone:
-        return []
-    places.follow(view)
+    if gone or places.is_begun:  # from the first deletion on, so that none costs more than itself
+        places.follow(view)
     return [key for key, each in gone.items() if key in view or places.is_taken(each.lease)]
 
 
@@ -172,3 +167,29 @@ def _count_peers(places: Places, view: Mapping[str, Lease], own: str) -> int:
     """Return the number of peers in ``view``, which ``places`` follow."""
     mine = view.get(own)
     return places.occupied - (mine is not None and not mine.is_vacant)
+
+
+class Acting:
+    """``Prune.leases`` of one decision after another, at the cost of what changed and is held."""
+
+    def __init__(self) -> None:
+        self._known = Prune()
+        self._together: MapHistory[str, Lease] | None = None  # while any are held
+
+    def leases(self, prune: Prune) -> Mapping[str, Lease]:
+        """Return the leases to act on; the same object while they are the same."""
+        known, self._known = self._known, prune
+        store, held = prune.seen or {}, prune.held
+        if not held:
+            self._together = None
+            return store
+        if self._together is None:
+            self._together = MapHistory(prune.leases)
+        elif known is not prune:
+            for key in {*changed_keys(known.seen or {}, store), *known.held, *held}:
+                lease = held[key].lease if key in held else store.get(key)
+                if lease is None:
+                    self._together.discard(key)
+                else:
+                    self._together.put(key, lease)
+        return self._together.snapshot()

@@ -104,7 +104,7 @@ def test_lease_that_cannot_be_a_peer_is_named_and_harms_nobody(bad: Lease, text:
 
 def test_vacant_reservation_is_no_peer_and_no_problem() -> None:
     plan = desired(site(DUAL), by_key(lease(2, backend="reservation")))
-    assert (plan.peers, plan.problems) == ({}, {})
+    assert (plan.peers, dict(plan.problems)) == ({}, {})
 
 
 def test_older_claim_wins_whatever_the_order() -> None:

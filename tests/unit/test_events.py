@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from overlay.agent.cni_witness import witnessed
 from overlay.agent.event_call import event_calls
 from overlay.agent.event_journal import Journal
-from overlay.agent.event_peers import changes, peers_of
+from overlay.agent.event_peers import changes
 from overlay.agent.event_recorder import Recorder
 from overlay.agent.events import Events
+from overlay.agent.peer_leases import peer_leases
 from overlay.agent.status import Held, Snapshot, Status
 from overlay.model.errors import UsageError
 from overlay.model.event import Event, EventFormatError, Filter, Kind, parse_event, parse_lines
@@ -349,7 +350,7 @@ def test_held_peers_are_still_peers() -> None:
     snapshot = Snapshot(
         site=site(V4), view=LeaseView(7, by_key(v4(1), v4(3))), held=Held(by_key(gone), 5.0)
     )
-    assert sorted(each.node for each in peers_of(snapshot).values()) == ["node2", "node3"]
+    assert sorted(each.node for each in peer_leases(snapshot).values()) == ["node2", "node3"]
 
 
 def test_recorder_tells_config_peers_and_held_from_the_snapshots(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from overlay.plan.prune import (
     AT_LEAST,
     FOR_EVER,
     WINDOW_S,
+    Acting,
     Prune,
     PruneLimit,
     parse_limit,
@@ -160,7 +161,7 @@ def test_operator_says_yes_or_keep() -> None:
 def test_nothing_is_done_while_nothing_changes() -> None:
     prune = after(seen(PEERS), PEERS, 1.0)
     assert after(prune, PEERS, 2.0) is prune
-    assert prune.leases is PEERS
+    assert Acting().leases(prune) is PEERS
 
 
 steps = st.lists(
@@ -186,7 +187,7 @@ def versioned(numbers: Mapping[int, int]) -> dict[str, Lease]:
 def test_store_is_believed_in_all_but_what_is_missing_and_that_not_for_long(
     history: list[tuple[dict[int, int], float]], limit: PruneLimit
 ) -> None:
-    prune, now = Prune(), 0.0
+    prune, now, acting = Prune(), 0.0, Acting()
     known: dict[str, Lease] = {}
     for numbers, pause_s in history:
         now += pause_s
@@ -194,6 +195,8 @@ def test_store_is_believed_in_all_but_what_is_missing_and_that_not_for_long(
         before, prune = prune, after(prune, view, now, limit)
         held = {key: each.lease for key, each in prune.held.items()}
         assert prune.leases == {**view, **held}
+        assert acting.leases(prune) == prune.leases
+        assert acting.leases(prune) is acting.leases(prune)
         assert all(prune.leases[key] is each for key, each in view.items()), "the newer fact wins"
         assert not held.keys() & view.keys()
         assert all(known[key] is each for key, each in held.items()), "nothing is invented"

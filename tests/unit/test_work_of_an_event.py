@@ -1,7 +1,10 @@
 """What one lease costs the agent: counted in objects that are looked at, not in time."""
 
+import gc
+import sys
 import threading
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,17 +13,30 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay.agent.event_peers import peers_of, step
+from overlay.agent.event_peers import step
+from overlay.agent.firewall import Outcome
+from overlay.agent.flags import parse_flags
+from overlay.agent.mesh_peers import MeshPeers
 from overlay.agent.policy_enforcer import PolicyEnforcer, PolicyOptions
 from overlay.agent.policy_world import NodeAddresses, node_addresses
+from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import Snapshot, Status
+from overlay.kernel.base import OpFailure
+from overlay.kernel.fake import FakeKernel
 from overlay.kernel.notices import RulesetChange
+from overlay.mesh.sample import Sample
+from overlay.model.event import Kind
+from overlay.model.kernel import Op
 from overlay.model.lease import Lease, LeaseView
 from overlay.model.policy_view import PolicyView
+from overlay.model.subnet import parse_subnet
 from overlay.model.versioned import MapHistory, VersionedMap
 from overlay.plan.places import Places
-from overlay.plan.planner import Problem
+from overlay.plan.planner import Problem, Site
 from overlay.plan.prune import Prune, PruneLimit
+from overlay.policy.egress import FirewallPlan, Nodes, compile_ruleset, with_nodes
+from overlay.policy.ruleset import Ruleset, SetChange
+from overlay.store.etcd_table import KeyValue, LeaseReader, LeaseTable, Listing
 from tests.kernel.netns import eventually
 from tests.unit.test_policy_idle import DENY, Counted, Table, add
 from tests.unit.worlds import by_key, lease, site
@@ -108,15 +124,16 @@ def test_a_deletion_costs_the_lease_that_went() -> None:
 def test_events_of_peers_cost_the_lease_that_changed() -> None:
     store, here = Store(100), site()
     before = Snapshot(site=here, view=LeaseView(1, store.leases))
-    peers = peers_of(before)
     for revision, change in enumerate((lease(250), lease(250, public=251)), 2):
         now = Snapshot(site=here, view=LeaseView(revision, store.put(change)))
-        notes = list(step(peers, before, now) or ())
+        notes = list(step(before, now))
         assert (len(notes), store.leases.looks) == (1, 1)
-        assert peers == peers_of(now)
         before = now
-    refused = replace(before, problems=(Problem(lease(250).subnet.key, "is odd"),))
-    assert step(peers, before, refused) is None, "what is refused is asked of all"
+    key = lease(250).subnet.key
+    refused = replace(before, problems={key: Problem(key, "is odd")})
+    looks = store.leases.looks
+    assert [kind for kind, *_ in step(before, refused)] == [Kind.PEER_REMOVED]
+    assert store.leases.looks <= looks + 2
 
 
 leases = st.builds(
@@ -175,3 +192,139 @@ class Looked(Table):
     def is_own(self, number: int) -> bool:
         self.asked = number
         return number < FOREIGN
+
+
+class Sink(FakeKernel):
+    """A kernel that takes what it is given: what it costs the real one is not counted."""
+
+    def apply(self, ops: Iterable[Op]) -> tuple[OpFailure, ...]:
+        for op in ops:
+            self.log.append(op)
+            self.objects[op.target.key] = op.target
+        return ()
+
+
+class Filter:
+    """A filter that compiles its table and finds what changed, as the real one does."""
+
+    def __init__(self) -> None:
+        self.ruleset: Ruleset | None = None
+        self.changes: Sequence[SetChange] = ()
+
+    def filter(
+        self, site: Site, nodes: Nodes, *, direct: bool, audit: bool, told: Sequence[int] = ()
+    ) -> Outcome:
+        del audit, told
+        if self.ruleset is None:
+            self.ruleset = compile_ruleset(
+                FirewallPlan(site.own.subnet, site.config, site.backend.tunnel, nodes, direct)
+            )
+            return Outcome()
+        after = with_nodes(self.ruleset, nodes)
+        self.changes = after.changes(self.ruleset) or ()
+        self.ruleset = after
+        return Outcome()
+
+    def surroundings(self, site: Site, checksums: str) -> Outcome:
+        del site, checksums
+        return Outcome()
+
+
+class Node:
+    """An agent of so many peers from the table of leases to the kernel, and who looks on."""
+
+    ROOT = "/f/"
+
+    def __init__(self, place: Path, count: int) -> None:
+        here = site('{"Network":"10.0.0.0/8","SubnetMin":"10.1.0.0"}')
+        own = replace(here.own, subnet=parse_subnet("10.0.5.0/24"))
+        self.table = LeaseTable(LeaseReader(self.ROOT))
+        self.status, self.filter, self.kernel = Status(), Filter(), Sink()
+        words = ["--node-name=n1", f"--state-dir={place}", f"--subnet-file={place / 'subnet.env'}"]
+        flags = parse_flags([*words, "--audit-interval=1h"], {})
+        self.reconciler = Reconciler(
+            flags, self.status, lambda: self.kernel, self.filter, lambda: 100.0
+        )
+        self.reconciler.sites.put(replace(here, own=own))
+        self.nodes, self.mesh, self.sample = NodeAddresses(), MeshPeers(), Sample(b"own")
+        self.seen = Snapshot()
+        listed = tuple(self.key_value(number, number + 1) for number in range(count))
+        self.table.replace(Listing(count, 1, listed))
+        self.notes: list[Any] = []
+        self.pass_on()
+
+    def key_value(self, number: int, revision: int, mac: str = "02", port: int = 1) -> KeyValue:
+        place = f"10.{1 + number // 256}.{number % 256}.0-24"
+        tail = f"00:00:{number // 256:02x}:{number % 256:02x}:01"
+        public = f"172.{16 + number // 65536}.{number // 256 % 256}.{number % 256}"
+        value = (
+            f'{{"PublicIP":"{public}","BackendType":"vxlan","BackendData":{{"VNI":{port},'
+            f'"VtepMAC":"{mac}:{tail}"}},"Overlay":{{"NodeID":"n-{number}","NodeName":"x{number}"}}}}'
+        )
+        key = f"{self.ROOT}subnets/{place}".encode()
+        return KeyValue(key, value.encode(), number + 1, revision, revision)
+
+    def pass_on(self, *events: KeyValue) -> None:
+        """Take in events, as all threads of the agent together do."""
+        self.table.apply(events)
+        view = self.table.view()
+        self.reconciler.views.put(view)
+        self.reconciler.reconcile(self.kernel)
+        self.nodes.follow(view.leases)
+        now = self.status.get()
+        self.notes = list(step(self.seen, now))
+        come, gone = self.mesh.follow(now)
+        self.sample.follow(self.mesh, come, gone, 0)
+        self.seen = now
+
+
+def work(node: Node, *events: KeyValue) -> tuple[int, int]:
+    """Return how many functions are called for ``events``, and the most bytes that they take."""
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    tracemalloc.start()
+    gc.disable()
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    sys.setprofile(count)
+    try:
+        node.pass_on(*events)
+    finally:
+        sys.setprofile(None)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        gc.enable()
+    return calls, peak - before
+
+
+EVENTS: dict[str, Callable[[Node, int], KeyValue]] = {
+    "comes": lambda node, n: node.key_value(n, n + 9),
+    "is renewed": lambda node, n: node.key_value(n, n + 10),
+    "changes": lambda node, n: node.key_value(n, n + 11, mac="06"),
+    "is refused": lambda node, n: node.key_value(n, n + 12, port=9),
+    "is a peer again": lambda node, n: node.key_value(n, n + 13),
+    "goes": lambda node, n: replace(node.key_value(n, n + 14), value=None),
+}
+
+
+def test_what_one_lease_costs_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+    costs: dict[str, list[tuple[int, int]]] = {what: [] for what in EVENTS}
+    for count in (100, 1_000, 10_000):
+        node = Node(tmp_path, count)
+        assert (node.status.get().peers, len(node.mesh)) == (count, count)
+        for event in EVENTS.values():  # what is made at the first event of a kind alone
+            node.pass_on(event(node, count))
+        for what, event in EVENTS.items():
+            ops = len(node.kernel.log)
+            costs[what].append(work(node, event(node, count + 1)))
+            is_news = what != "is renewed"
+            assert (len(node.kernel.log) > ops, bool(node.notes)) == (is_news, is_news), what
+    for what, found in costs.items():
+        calls = [each[0] for each in found]
+        assert max(calls) <= 1.5 * min(calls), f"{what}: {calls} calls"
+        _, most_bytes = found[-1]
+        assert most_bytes <= 64 << 10, what  # a copy of 10,000 keys has 200 KiB
