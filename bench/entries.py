@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Self, TypeAlias
 
 from overlay.kernel.links import list_links
-from overlay.kernel.rtnl import RtnlSocket, attributes
+from overlay.kernel.rtnl import RtnlSocket
+from overlay.kernel.wire import attributes
 from overlay.model.errors import OverlayError
 
 Identity: TypeAlias = tuple[str, bytes]  # ("route", network), ("neigh", IP) or ("fdb", MAC)

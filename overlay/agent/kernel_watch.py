@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from overlay.kernel.base import KernelError
+from overlay.kernel.echoes import Echoes
 from overlay.kernel.monitor import Monitor
 from overlay.kernel.notices import OVERFLOW, Notice
 from overlay.store.base import StopSignal
@@ -19,7 +20,7 @@ _PAUSE_S: Final = (0.1, 10.0)  # first and longest, before a monitor is made ane
 class Told(Protocol):
     """What a monitor is to its reader: ``overlay.kernel.monitor.Monitor`` fits."""
 
-    own_port: int
+    own: Echoes | None
 
     def wait(self, timeout_s: float) -> list[Notice]:
         """Return what was told. Raises KernelError and OSError."""
@@ -29,7 +30,7 @@ class Told(Protocol):
 
 
 class KernelWatch:
-    """``tell`` gets the notices, ``own_port`` says which netlink port is our own.
+    """``tell`` gets the notices, ``own`` by what our own changes are known.
 
     ``poll_s`` is how often the thread shows that it lives.
     """
@@ -37,11 +38,11 @@ class KernelWatch:
     def __init__(
         self,
         tell: Callable[[Sequence[Notice]], None],
-        own_port: Callable[[], int],
+        own: Callable[[], Echoes | None],
         poll_s: float,
         make: Callable[[], Told] = Monitor,
     ) -> None:
-        self._tell, self._own_port, self._poll_s, self._make = tell, own_port, poll_s, make
+        self._tell, self._own, self._poll_s, self._make = tell, own, poll_s, make
         self._is_anew = False
 
     def run(self, stop: StopSignal) -> None:
@@ -62,7 +63,7 @@ class KernelWatch:
                 pause_s = min(pause_s * 2, _PAUSE_S[1])
 
     def _pass_on(self, monitor: Told, stop: StopSignal) -> None:
-        monitor.own_port = self._own_port()
+        monitor.own = self._own()
         notices = monitor.wait(self._poll_s)
         if notices:
             self._tell(notices)

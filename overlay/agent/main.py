@@ -284,7 +284,7 @@ class Agent:
 
     def _monitor(self) -> None:
         poll_s = self._flags.audit_interval_s
-        watch = KernelWatch(self._tell, lambda: self.reconciler.netlink_port, poll_s)
+        watch = KernelWatch(self._tell, lambda: self.reconciler.echoes, poll_s)
         watch.run(self._beats.of("kernel monitor", self.stop, poll_s + _STUCK_S))
 
     def _tell(self, notices: Sequence[Notice]) -> None:

@@ -22,6 +22,7 @@ from overlay.agent.notify import notify
 from overlay.agent.pace import Pace
 from overlay.agent.status import Bell, Mailbox, Status
 from overlay.kernel.base import Kernel, KernelError, OpFailure
+from overlay.kernel.echoes import Echoes
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.notices import Change, Notice
 from overlay.kernel.reset import HELD_FILE
@@ -97,9 +98,9 @@ class Reconciler:
             self.bell.wait(max(0.0, self._wake_at() - self._clock()))
 
     @property
-    def netlink_port(self) -> int:
-        """Return the port of the kernel's socket, 0 before there is one; any thread may ask."""
-        return self._kernel.port if self._kernel is not None else 0
+    def echoes(self) -> Echoes | None:
+        """Return by what our own changes are known; None before there is a kernel. Any thread."""
+        return self._kernel.echoes if self._kernel is not None else None
 
     def tell(self, notices: Sequence[Notice]) -> None:
         """Leave what the kernel told; the monitor's thread calls it."""

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from typing import Final
 
-from overlay.kernel import messages
+from overlay.kernel import messages, parse
 from overlay.kernel.asked_rules import deciding_rule
 from overlay.kernel.links import LinkInfo, list_links, names_by_index
-from overlay.kernel.rtnl import Refusal, RtnlSocket, attribute, attributes, decoder, head
+from overlay.kernel.rtnl import Refusal, RtnlSocket
+from overlay.kernel.wire import attribute, attributes, decoder, head
 from overlay.model.address import Family, IPAddress, family_of
 from overlay.model.kernel import MAIN_TABLE, NODE_TABLE
 from overlay.policy.verdict import Packet
@@ -140,7 +141,7 @@ class Ground:
         found = []
         for info in self.links.values():
             answer = self.rtnl.dump(messages.RTM_GETADDR, messages.addresses_request(info.index))
-            found += [a.address.ip for a in messages.addresses(answer, info.name, info.index)]
+            found += [a.address.ip for a in parse.addresses(answer, info.name, info.index)]
         return tuple(found)
 
     def device_towards(self, address: IPAddress) -> str | None:
@@ -167,14 +168,14 @@ class Ground:
         if info is None or not mac:
             return ()
         answer = self.rtnl.dump(messages.RTM_GETNEIGH, messages.fdb_request(info.index))
-        entries = messages.fdb(answer, device, info.index)
+        entries = parse.fdb(answer, device, info.index)
         return tuple(e.destination for e in entries if e.mac == mac)
 
     def has_rule(self, address: IPAddress) -> bool:
         """Return whether a rule of ours leads packets from ``address`` to the table for nodes."""
         family = family_of(address)
         answer = self.rtnl.dump(messages.RTM_GETRULE, messages.rules_request(family))
-        return any(address in rule.source for rule in messages.rules(answer))
+        return any(address in rule.source for rule in parse.rules(answer))
 
     def _question(self, packet: Packet, *, is_local: bool, flags: int) -> bytes:
         family = packet.family

@@ -9,7 +9,8 @@ from ipaddress import ip_network
 from typing import Final
 
 from overlay.kernel import messages
-from overlay.kernel.rtnl import RtnlSocket, attributes, decoder, head
+from overlay.kernel.rtnl import RtnlSocket
+from overlay.kernel.wire import attributes, decoder, head
 from overlay.model.address import Family, IPNetwork
 from overlay.policy.verdict import Packet
 from overlay.trace.facts import RuleFact

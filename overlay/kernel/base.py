@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from overlay.kernel.echoes import Echoes
 from overlay.model.errors import OverlayError
 from overlay.model.kernel import KernelObject, Op, VxlanLink
 
@@ -35,8 +36,8 @@ class Kernel(Protocol):
     """One network namespace, as far as the agent may see and change it."""
 
     @property
-    def port(self) -> int:
-        """Return what marks notices of changes made through this object; 0 for nothing."""
+    def echoes(self) -> Echoes:
+        """Return by what notices of changes made through this object are known."""
 
     def dump(self) -> Sequence[KernelObject]:
         """Return what is ours: our devices and what is on them, our routes, our rules.

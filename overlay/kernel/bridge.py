@@ -18,17 +18,12 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from overlay.kernel import messages, sysctl
+from overlay.kernel import messages, parse, sysctl
 from overlay.kernel.base import DeviceConflictError, KernelError
 from overlay.kernel.link_requests import RTM_GETLINK
 from overlay.kernel.links import LinkInfo, parse_link
-from overlay.kernel.rtnl import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Request,
-    RtnlSocket,
-    attribute,
-)
+from overlay.kernel.rtnl import NLM_F_CREATE, NLM_F_EXCL, Request, RtnlSocket
+from overlay.kernel.wire import attribute
 from overlay.model.address import IPInterface, MacAddress
 from overlay.model.kernel import LINK_ALIAS, LinkAddress, Op
 from overlay.model.node import POD_BRIDGE, POD_BRIDGE_MAC
@@ -187,7 +182,7 @@ def _address_corrections(
     rtnl: RtnlSocket, index: int, wanted: Bridge, changes: list[str]
 ) -> list[Request]:
     answer = rtnl.dump(messages.RTM_GETADDR, messages.addresses_request(index))
-    present = {a.address for a in messages.addresses(answer, POD_BRIDGE, index)}
+    present = {a.address for a in parse.addresses(answer, POD_BRIDGE, index)}
     missing = [a for a in wanted.addresses if a not in present]
     stale = [a for a in present if a not in wanted.addresses and not a.ip.is_link_local]
     changes += [f"address {a} dev {POD_BRIDGE}" for a in missing]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv6Address
 
-from overlay.kernel import bridge, messages, sysctl
+from overlay.kernel import bridge, messages, parse, sysctl
 from overlay.kernel.bridge import Bridge
 from overlay.kernel.bridge_ports import proxies
 from overlay.kernel.links import LinkInfo, list_links
@@ -58,7 +58,7 @@ def _all(
 
 def _addresses(rtnl: RtnlSocket, link: LinkInfo, wanted: Bridge) -> Iterator[str]:
     answer = rtnl.dump(messages.RTM_GETADDR, messages.addresses_request(link.index))
-    present = {a.address for a in messages.addresses(answer, POD_BRIDGE, link.index)}
+    present = {a.address for a in parse.addresses(answer, POD_BRIDGE, link.index)}
     yield from (f"set addr {a} dev {POD_BRIDGE}" for a in wanted.addresses if a not in present)
     for address in present.difference(wanted.addresses):
         if not address.ip.is_link_local:

@@ -10,14 +10,8 @@ from overlay.kernel import messages
 from overlay.kernel.base import KernelError
 from overlay.kernel.link_requests import RTM_GETLINK
 from overlay.kernel.links import LinkInfo
-from overlay.kernel.rtnl import (
-    NLM_F_CREATE,
-    NLM_F_REPLACE,
-    Request,
-    RtnlSocket,
-    attribute,
-    attributes,
-)
+from overlay.kernel.rtnl import NLM_F_CREATE, NLM_F_REPLACE, Request, RtnlSocket
+from overlay.kernel.wire import attribute, attributes
 from overlay.model.address import IPAddress, MacAddress, family_of
 from overlay.model.node import POD_BRIDGE
 

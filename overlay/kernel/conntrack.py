@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from overlay.kernel.base import KernelError
-from overlay.kernel.rtnl import attribute, attributes, decoder, split
+from overlay.kernel.wire import attribute, attributes, decoder, split
 from overlay.model.address import IPAddress
 
 _NETLINK_NETFILTER: Final = 12

@@ -4,6 +4,7 @@ import errno
 from collections.abc import Iterable, Sequence
 
 from overlay.kernel.base import OpFailure
+from overlay.kernel.echoes import Echoes
 from overlay.model.kernel import (
     FdbEntry,
     KernelObject,
@@ -27,8 +28,7 @@ class FakeKernel:
         self.log: list[Op] = []
         self.budget: int | None = None
         self.mark: object = None
-
-    port = 0
+        self.echoes = Echoes(0)
 
     def dump(self) -> Sequence[KernelObject]:
         """Return what is ours."""

@@ -9,9 +9,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from overlay.kernel import messages
+from overlay.kernel import messages, parse
 from overlay.kernel.links import list_links, names_by_index
-from overlay.kernel.rtnl import Message, RtnlSocket
+from overlay.kernel.rtnl import RtnlSocket
+from overlay.kernel.wire import Message
 from overlay.model.kernel import (
     MAIN_TABLE,
     POD_ROUTE_PROTOCOL,
@@ -45,7 +46,7 @@ def before(
     ours: Iterable[KernelObject], dumped: Iterable[Message], names: Mapping[int, str]
 ) -> list[ForeignRoute]:
     """Return those of ``dumped`` that stand at the prefix of one of ``ours``, and before it."""
-    found = [messages.foreign_route(*each, names) for each in dumped]
+    found = [parse.foreign_route(*each, names) for each in dumped]
     places: dict[object, list[ForeignRoute]] = {}
     for each in found:
         if each is not None:
@@ -106,7 +107,7 @@ def name_replaced(rtnl: RtnlSocket, routes: Iterable[Route]) -> None:
         answer = rtnl.ask(messages.RTM_GETROUTE, messages.route_query(route.prefix))
         if answer is None:
             continue
-        protocol, index = messages.route_maker(answer)
+        protocol, index = parse.route_maker(answer)
         if protocol == ROUTE_PROTOCOL:
             continue
         if names is None:

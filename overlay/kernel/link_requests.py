@@ -8,7 +8,8 @@ is left to it (links.py). Layouts: linux/if_link.h.
 import struct
 from typing import Final
 
-from overlay.kernel.rtnl import NLM_F_CREATE, NLM_F_EXCL, Request, attribute
+from overlay.kernel.rtnl import NLM_F_CREATE, NLM_F_EXCL, Request
+from overlay.kernel.wire import attribute
 from overlay.model.address import MacAddress
 from overlay.model.kernel import LINK_ALIAS, VxlanLink
 

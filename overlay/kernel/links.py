@@ -11,7 +11,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
 from overlay.kernel import link_requests as asked
-from overlay.kernel.rtnl import Request, RtnlSocket, attributes, decoder, head
+from overlay.kernel.rtnl import Request, RtnlSocket
+from overlay.kernel.wire import attributes, decoder, head
 from overlay.model.address import Family, IPAddress, MacAddress, family_of
 from overlay.model.kernel import LINK_ALIAS, VxlanLink
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final
 
-from overlay.kernel.rtnl import Message, decoder
+from overlay.kernel.wire import Message, decoder
 
 _NDMSG: Final = 12  # bytes of struct ndmsg, linux/neighbour.h
 _CACHEINFO: Final = b"\x14\x00\x03\x00"  # the head of NDA_CACHEINFO: 20 bytes, type 3

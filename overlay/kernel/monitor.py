@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from overlay.kernel import messages
+from overlay.kernel import messages, parse
+from overlay.kernel.echoes import Echoes
 from overlay.kernel.links import list_links, names_by_index, parse_link
 from overlay.kernel.nft_notices import RulesetNotices
 from overlay.kernel.notices import (
@@ -26,15 +27,8 @@ from overlay.kernel.notices import (
     probable_maker,
 )
 from overlay.kernel.pod_notices import PodLinks
-from overlay.kernel.rtnl import (
-    LONGEST,
-    MessageError,
-    RtnlSocket,
-    attributes,
-    decoder,
-    head,
-    split,
-)
+from overlay.kernel.rtnl import LONGEST, RtnlSocket
+from overlay.kernel.wire import MessageError, attributes, decoder, head, split
 from overlay.model.kernel import LinkAddress, Verb
 from overlay.model.node import POD_BRIDGE, POD_LINK_PREFIX, is_vtep_device
 
@@ -68,7 +62,7 @@ class Monitor:
         self._route = _listen(socket.NETLINK_ROUTE, _GROUPS)
         self._filter = _listen(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,))
         self._rulesets = RulesetNotices()
-        self.own_port = 0  # netlink port whose changes are not told: those of our own kernel
+        self.own: Echoes | None = None  # what is not told: changes by our own kernel
         self._names: dict[int, str] = {}
         self._up: dict[int, bool] = {}
         self._pods = PodLinks()
@@ -109,12 +103,12 @@ class Monitor:
 
     def _parse(self, data: bytes) -> Iterator[Notice]:
         """Yield what a datagram tells; OVERFLOW where it cannot be read: something was missed."""
+        if self.own is not None and self.own.takes(data):
+            return
         try:
             for kind, _flags, _sequence, _data, start, end in split(data):
                 port = int.from_bytes(data[start - 4 : start], "little")
-                # VXLAN's entries never carry a port.
-                is_own = port != 0 and port == self.own_port
-                if not is_own and not self._pods.takes(kind, data, start, end, self._names):
+                if not self._pods.takes(kind, data, start, end, self._names):
                     by = self._maker(port)
                     for notice in self._notices(kind, data, start, end):
                         yield replace(notice, by=by) if isinstance(notice, Change) else notice
@@ -136,7 +130,7 @@ class Monitor:
         elif kind in {messages.RTM_NEWROUTE, messages.RTM_DELROUTE}:
             yield from self._route_notice(verb, data, start, end)
         elif kind in {messages.RTM_NEWRULE, messages.RTM_DELRULE}:
-            yield from (Change(verb, item.key, item) for item in messages.rules(message))
+            yield from (Change(verb, item.key, item) for item in parse.rules(message))
         elif kind in {messages.RTM_NEWNEIGH, messages.RTM_DELNEIGH}:
             yield from self._neighbor(verb, data, start, end)
         elif kind in {messages.RTM_NEWADDR, messages.RTM_DELADDR}:
@@ -149,7 +143,7 @@ class Monitor:
     def _address(self, verb: Verb, data: bytes, start: int, end: int) -> Iterator[Notice]:
         index = _index(data, start, end)
         name = self._names.get(index, "")
-        found = messages.addresses([(data, start, end)], name, index)
+        found = parse.addresses([(data, start, end)], name, index)
         yield from (Change(verb, item.key, item) for item in found)
         if name.startswith(POD_LINK_PREFIX):
             return
@@ -161,15 +155,15 @@ class Monitor:
             (self._addresses.add if verb == "set" else self._addresses.discard)(item)
 
     def _route_notice(self, verb: Verb, data: bytes, start: int, end: int) -> Iterator[Notice]:
-        ours = messages.routes([(data, start, end)], self._names)
+        ours = parse.routes([(data, start, end)], self._names)
         yield from (Change(verb, item.key, item) for item in ours)
         if not ours and verb == "set":
             # `ip route replace` by somebody else is told as their new route alone.
-            foreign = messages.foreign_route(data, start, end, self._names)
+            foreign = parse.foreign_route(data, start, end, self._names)
             if foreign is not None:
                 yield Change("set", foreign.key, foreign)
                 return
-            prefix, table, metric = messages.route_place(data, start, end)
+            prefix, table, metric = parse.route_place(data, start, end)
             if metric in _METRICS:
                 yield Change("set", ("route", table, prefix, 0))
 
@@ -178,12 +172,12 @@ class Monitor:
         name = self._names.get(index, "")
         message = [(data, start, end)]
         if _family(data, start, end) == _AF_BRIDGE:
-            yield from (Change(verb, x.key, x) for x in messages.fdb(message, name, index))
+            yield from (Change(verb, x.key, x) for x in parse.fdb(message, name, index))
             return
-        address = messages.neighbor_address(data, start, end)
+        address = parse.neighbor_address(data, start, end)
         if address is None:
             return
-        permanent = messages.neighbors(message, name, index)
+        permanent = parse.neighbors(message, name, index)
         # One that is no longer permanent is, for us, one that is gone.
         is_set = verb == "set" and permanent
         key = ("neigh", name, address)

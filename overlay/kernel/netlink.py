@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from overlay.kernel import foreign_routes, messages
+from overlay.kernel import foreign_routes, messages, parse
 from overlay.kernel.base import DeviceConflictError, OpFailure
+from overlay.kernel.echoes import Echoes
 from overlay.kernel.links import (
     LinkConflictError,
     LinkInfo,
@@ -18,7 +19,8 @@ from overlay.kernel.links import (
     ours,
 )
 from overlay.kernel.marks import Mark
-from overlay.kernel.rtnl import Message, Refusal, Request, RtnlSocket
+from overlay.kernel.rtnl import Refusal, Request, RtnlSocket
+from overlay.kernel.wire import Message
 from overlay.model.address import FAMILIES
 from overlay.model.kernel import ForeignRoute, KernelObject, Op, Route, Rule, VxlanLink
 from overlay.model.node import POD_LINK_PREFIX, NodeIdentity, Underlay, vtep_mac
@@ -37,15 +39,11 @@ class NetlinkKernel:
 
     def __init__(self, *, replaces_flannel: bool = False) -> None:
         self._rtnl = RtnlSocket()
+        self.echoes = Echoes(self._rtnl.port)
         self._writer = LinkWriter(replaces_flannel=replaces_flannel)
         self._links: dict[str, LinkInfo] | None = None
         self.mark: object = None
         self._is_spread = False  # whether others' routes could stand beside ours
-
-    @property
-    def port(self) -> int:
-        """Return the netlink port that routes and neighbors are written from."""
-        return self._rtnl.port
 
     def close(self) -> None:
         """Close the sockets. What was set stays."""
@@ -54,6 +52,7 @@ class NetlinkKernel:
 
     def dump(self) -> Sequence[KernelObject]:
         """Return what is ours; see ``Kernel.dump``."""
+        self.echoes.forget()
         links, mark = self._looked_at_links(), Mark()
         found: list[KernelObject] = [*self._marked_devices(links, mark)]
         for section in self._sections(links):
@@ -94,9 +93,9 @@ class NetlinkKernel:
             yield from self._device_sections(link)
         for family in FAMILIES:
             answer = rtnl.dump(messages.RTM_GETROUTE, messages.routes_request(family))
-            yield _Section(answer, lambda found: messages.routes(found, names))
+            yield _Section(answer, lambda found: parse.routes(found, names))
             answer = rtnl.dump(messages.RTM_GETRULE, messages.rules_request(family))
-            yield _Section(answer, messages.rules)
+            yield _Section(answer, parse.rules)
 
     def devices(self) -> Sequence[VxlanLink]:
         """Return our devices alone; see ``Kernel.devices``."""
@@ -105,15 +104,13 @@ class NetlinkKernel:
     def _device_sections(self, link: LinkInfo) -> Iterator["_Section"]:
         rtnl, where = self._rtnl, (link.name, link.index)
         answer = rtnl.dump(messages.RTM_GETADDR, messages.addresses_request(link.index))
-        yield _Section(answer, lambda found: messages.addresses(found, *where))
+        yield _Section(answer, lambda found: parse.addresses(found, *where))
         for family in FAMILIES:
             body = messages.neighbors_request(family, link.index)
             answer = rtnl.dump(messages.RTM_GETNEIGH, body)
-            yield _Section(
-                answer, lambda found: messages.neighbors(found, *where), Mark.add_neighbors
-            )
+            yield _Section(answer, lambda found: parse.neighbors(found, *where), Mark.add_neighbors)
         answer = rtnl.dump(messages.RTM_GETNEIGH, messages.fdb_request(link.index))
-        yield _Section(answer, lambda found: messages.fdb(found, *where), Mark.add_entries)
+        yield _Section(answer, lambda found: parse.fdb(found, *where), Mark.add_entries)
 
     def apply(self, ops: Iterable[Op]) -> tuple[OpFailure, ...]:
         """Carry out ``ops``; see ``Kernel.apply``."""
@@ -178,6 +175,7 @@ class NetlinkKernel:
         foreign = [op.target for op in ready if isinstance(op.target, ForeignRoute)]
         foreign_routes.name_removed(foreign)
         again: list[int] = []
+        self.echoes.expect((each.kind, each.body) for each in requests)
         for refusal in self._rtnl.send(requests):
             op = ready[refusal.index]
             if _is_done_already(op, refusal):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from overlay.kernel.nft_socket import NftSocket
-from overlay.kernel.rtnl import MessageError, attribute, decoder, split
+from overlay.kernel.wire import MessageError, attribute, decoder, split
 from overlay.model.address import IPAddress, IPNetwork
 from overlay.model.errors import OverlayError
 from overlay.policy.ruleset import SetChange

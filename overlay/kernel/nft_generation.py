@@ -15,7 +15,7 @@ from typing import Final
 
 from overlay.kernel.nft import NftError
 from overlay.kernel.nft_socket import NftSocket
-from overlay.kernel.rtnl import MessageError, attributes, decoder, split
+from overlay.kernel.wire import MessageError, attributes, decoder, split
 
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 _NFT_MSG_NEWGEN: Final = (10 << 8) | 15

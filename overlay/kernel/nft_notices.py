@@ -12,7 +12,7 @@ from typing import Final
 
 from overlay.kernel.nft_generation import parse_generations
 from overlay.kernel.notices import FORWARD_TABLES, OVERFLOW, Notice, RulesetChange, maker
-from overlay.kernel.rtnl import MessageError, attribute, decoder, split
+from overlay.kernel.wire import MessageError, attribute, decoder, split
 from overlay.policy.network.table import POLICY_TABLE
 from overlay.policy.ports import PORT_TABLE
 from overlay.policy.ruleset import TABLE

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Final
 
-from overlay.kernel import messages
+from overlay.kernel import messages, parse
 from overlay.kernel.links import list_links
 from overlay.kernel.pod_namespace import PodNamespace, open_pod_rtnl
 from overlay.kernel.rtnl import RtnlSocket
@@ -56,7 +56,7 @@ def faults(rtnl: RtnlSocket, netns: PodNamespace, expected: Expected) -> list[st
         if expected.mac and pod.mac != expected.mac:
             found.append(f"interface {name} has MAC {pod.mac}, not {expected.mac}")
         answer = inside.dump(messages.RTM_GETADDR, messages.addresses_request(pod.index))
-        present = {a.address.ip for a in messages.addresses(answer, name, pod.index)}
+        present = {a.address.ip for a in parse.addresses(answer, name, pod.index)}
         found += [
             f"address {a} is missing on {name}" for a in expected.addresses if a not in present
         ]
@@ -70,7 +70,7 @@ def faults(rtnl: RtnlSocket, netns: PodNamespace, expected: Expected) -> list[st
 
 def _leads_to(rtnl: RtnlSocket, address: IPAddress, index: int) -> bool:
     answer = rtnl.ask(messages.RTM_GETROUTE, messages.route_query(ip_network(address)))
-    return answer is not None and messages.route_maker(answer)[1] == index
+    return answer is not None and parse.route_maker(answer)[1] == index
 
 
 def _routes(inside: RtnlSocket) -> set[tuple[IPNetwork, IPAddress | None]]:
@@ -79,5 +79,5 @@ def _routes(inside: RtnlSocket) -> set[tuple[IPNetwork, IPAddress | None]]:
     for family in FAMILIES:
         body = _RTMSG.pack(messages.AF[family], 0, 0, 0, _MAIN_TABLE, 0, 0, 0, 0)
         for data, start, end in inside.dump(messages.RTM_GETROUTE, body):
-            found.add(messages.route_way(data, start, end))
+            found.add(parse.route_way(data, start, end))
     return found

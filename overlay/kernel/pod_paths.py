@@ -17,7 +17,8 @@ import struct
 from typing import Final
 
 from overlay.kernel import messages
-from overlay.kernel.rtnl import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Request, attribute
+from overlay.kernel.rtnl import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Request
+from overlay.kernel.wire import attribute
 from overlay.model.address import Family, IPAddress, IPNetwork, family_of
 
 FIRST_TABLE: Final = 20320  # the interface's index in the pod is added

@@ -9,16 +9,8 @@ import socket
 import struct
 from typing import Final
 
-from overlay.kernel.rtnl import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    Message,
-    Request,
-    attribute,
-    attribute_of,
-    decoder,
-)
+from overlay.kernel.rtnl import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Request
+from overlay.kernel.wire import Message, attribute, attribute_of, decoder
 from overlay.model.address import Family, IPAddress, MacAddress
 from overlay.model.kernel import MAIN_TABLE, POD_ROUTE_PROTOCOL
 

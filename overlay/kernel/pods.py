@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from overlay.kernel import bridge_ports, messages, pod_requests
+from overlay.kernel import bridge_ports, messages, parse, pod_requests
 from overlay.kernel.announce import announce
 from overlay.kernel.base import KernelError
 from overlay.kernel.link_requests import RTM_GETLINK
@@ -203,8 +203,8 @@ def addresses_in_use(rtnl: RtnlSocket) -> dict[str, list[IPAddress]]:
     names = {info.index: name for name, info in links.items()}
     for family in FAMILIES:
         for message in rtnl.dump(messages.RTM_GETROUTE, pod_requests.own_routes(family)):
-            protocol, index = messages.route_maker(message)
-            prefix, _ = messages.route_way(*message)
+            protocol, index = parse.route_maker(message)
+            prefix, _ = parse.route_way(*message)
             if protocol == POD_ROUTE_PROTOCOL and index in names and prefix.num_addresses == 1:
                 found[names[index]].append(prefix.network_address)
     return found

@@ -9,7 +9,8 @@ from typing import Final
 
 from overlay.kernel.links import LinkInfo, list_links
 from overlay.kernel.messages import AF, RTM_GETADDR, RTM_GETROUTE
-from overlay.kernel.rtnl import RtnlSocket, attribute, attributes, decoder, head
+from overlay.kernel.rtnl import RtnlSocket
+from overlay.kernel.wire import attribute, attributes, decoder, head
 from overlay.model.address import FAMILIES, Family, IPAddress, IPInterface, family_of
 from overlay.model.errors import UsageError
 from overlay.model.node import Underlay

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from overlay.kernel import messages, sysctl
+from overlay.kernel import messages, parse, sysctl
 from overlay.kernel.asked import Ground
 from overlay.kernel.base import KernelError
 from overlay.kernel.container import hides_processes
@@ -189,7 +189,7 @@ def _inside(end: PodEnd, pod: Ground, packet: Packet) -> PodEnd:
         return end
     index = pod.links[end.interface].index
     answer = pod.rtnl.dump(messages.RTM_GETADDR, messages.addresses_request(index))
-    present = {a.address.ip for a in messages.addresses(answer, end.interface, index)}
+    present = {a.address.ip for a in parse.addresses(answer, end.interface, index)}
     has_address = packet.source in present
     hop = pod.hop(packet, is_local=True) if has_address else None
     return replace(end, inside=link, has_address=has_address, hop=hop)

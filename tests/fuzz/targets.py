@@ -24,13 +24,13 @@ from overlay.agent.cni_request import (
 )
 from overlay.agent.cni_result import format_error, format_result
 from overlay.agent.cni_wire import Opening, WireError, read_request
-from overlay.kernel import messages
+from overlay.kernel import parse
 from overlay.kernel.links import parse_link
 from overlay.kernel.monitor import Monitor
 from overlay.kernel.nft_notices import RulesetNotices
 from overlay.kernel.nft_table import _parse_listing
 from overlay.kernel.notices import OVERFLOW, SYSCTL, UNDERLAY, Change, RulesetChange
-from overlay.kernel.rtnl import MessageError, split
+from overlay.kernel.wire import MessageError, split
 from overlay.model.attachment import Attachment, AttachmentKey
 from overlay.model.document import is_plain
 from overlay.model.errors import ConfigError, LeaseFormatError
@@ -114,7 +114,7 @@ def netlink(data: bytes) -> None:
         return
     for _kind, _flags, _sequence, buffer, start, end in parts:
         assert 16 <= start <= end <= len(data)
-        for read in (messages.route_way, messages.neighbor_address, parse_link):
+        for read in (parse.route_way, parse.neighbor_address, parse_link):
             try:
                 read(buffer, start, end)
             except MessageError:

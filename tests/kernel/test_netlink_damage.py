@@ -7,11 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from overlay.kernel import link_requests, links, messages
+from overlay.kernel import link_requests, links, messages, parse
 from overlay.kernel.monitor import Monitor
 from overlay.kernel.netlink import NetlinkKernel
 from overlay.kernel.notices import OVERFLOW, SYSCTL, UNDERLAY, Change
-from overlay.kernel.rtnl import MessageError, RtnlSocket, split
+from overlay.kernel.rtnl import RtnlSocket
+from overlay.kernel.wire import MessageError, split
 from overlay.model.address import FAMILIES
 from overlay.model.kernel import KernelObject, Op
 from overlay.plan.diff import diff
@@ -100,20 +101,20 @@ def objects(body: bytes) -> list[KernelObject]:
     """Return all that any reader makes of a message. Nothing but MessageError may leave one."""
     whole = (body, 0, len(body))
     places: tuple[Callable[[], object], ...] = (
-        lambda: messages.route_place(*whole),
-        lambda: messages.route_way(*whole),
-        lambda: messages.route_maker(whole),
-        lambda: messages.neighbor_address(*whole),
+        lambda: parse.route_place(*whole),
+        lambda: parse.route_way(*whole),
+        lambda: parse.route_maker(whole),
+        lambda: parse.neighbor_address(*whole),
         lambda: links.parse_link(*whole),
     )
     for place in places:
         odd.outcome(MessageError, place)
     lists: tuple[Callable[[], Sequence[KernelObject]], ...] = (
-        lambda: messages.routes([whole], {}),
-        lambda: messages.neighbors([whole], "x", int.from_bytes(body[4:8], "little")),
-        lambda: messages.fdb([whole], "x", int.from_bytes(body[4:8], "little")),
-        lambda: messages.addresses([whole], "x", int.from_bytes(body[4:8], "little")),
-        lambda: messages.rules([whole]),
+        lambda: parse.routes([whole], {}),
+        lambda: parse.neighbors([whole], "x", int.from_bytes(body[4:8], "little")),
+        lambda: parse.fdb([whole], "x", int.from_bytes(body[4:8], "little")),
+        lambda: parse.addresses([whole], "x", int.from_bytes(body[4:8], "little")),
+        lambda: parse.rules([whole]),
     )
     found: list[KernelObject] = []
     for read in lists:

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 from overlay.agent.kernel_watch import KernelWatch
 from overlay.kernel.base import KernelError
+from overlay.kernel.echoes import Echoes
 from overlay.kernel.notices import OVERFLOW, SYSCTL, Notice
 
 Step = list[Notice] | Exception
+
+OURS = Echoes(7)
 
 
 class Stop:
@@ -29,7 +32,7 @@ class Monitors:
     def __init__(self, script: list[Step], failures: int = 0) -> None:
         self.script, self.failures = script, failures
         self.log: list[str] = []
-        self.own_port = 0
+        self.own: Echoes | None = None
 
     def __call__(self) -> "Monitors":
         if self.failures and len(self.log) > 1:
@@ -41,7 +44,7 @@ class Monitors:
 
     def wait(self, timeout_s: float) -> list[Notice]:
         assert timeout_s == 60.0
-        assert self.own_port == 7
+        assert self.own is OURS
         step = self.script.pop(0)
         if isinstance(step, Exception):
             raise step
@@ -56,7 +59,7 @@ class Monitors:
 
 def run(script: list[Step], failures: int = 0) -> tuple[list[str], list[float]]:
     monitors, stop = Monitors(script, failures), Stop(script)
-    KernelWatch(monitors.tell, lambda: 7, 60.0, monitors).run(stop)
+    KernelWatch(monitors.tell, lambda: OURS, 60.0, monitors).run(stop)
     return monitors.log, stop.waits
 
 

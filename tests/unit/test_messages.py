@@ -15,12 +15,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from overlay.kernel import messages, rtnl
+from overlay.kernel import messages, parse, rtnl, wire
 from overlay.kernel.base import KernelError
 from overlay.kernel.links import LinkInfo, parse_link
 from overlay.kernel.nft import NftError
 from overlay.kernel.nft_generation import _parse_generation
-from overlay.kernel.rtnl import MessageError, attribute
+from overlay.kernel.wire import MessageError, attribute
 from overlay.model.address import MacAddress
 from overlay.model.kernel import (
     NODE_TABLE,
@@ -67,15 +67,15 @@ Message = tuple[bytes, int, int]
 def readers(message: Message) -> dict[str, Callable[[], Any]]:
     """Return everything that reads a message."""
     return {
-        "routes": lambda: messages.routes([message], {INDEX: DEVICE}),
-        "neighbors": lambda: messages.neighbors([message], DEVICE, INDEX),
-        "fdb": lambda: messages.fdb([message], DEVICE, INDEX),
-        "addresses": lambda: messages.addresses([message], DEVICE, INDEX),
-        "rules": lambda: messages.rules([message]),
-        "route_place": lambda: messages.route_place(*message),
-        "route_way": lambda: messages.route_way(*message),
-        "route_maker": lambda: messages.route_maker(message),
-        "neighbor_address": lambda: messages.neighbor_address(*message),
+        "routes": lambda: parse.routes([message], {INDEX: DEVICE}),
+        "neighbors": lambda: parse.neighbors([message], DEVICE, INDEX),
+        "fdb": lambda: parse.fdb([message], DEVICE, INDEX),
+        "addresses": lambda: parse.addresses([message], DEVICE, INDEX),
+        "rules": lambda: parse.rules([message]),
+        "route_place": lambda: parse.route_place(*message),
+        "route_way": lambda: parse.route_way(*message),
+        "route_maker": lambda: parse.route_maker(message),
+        "neighbor_address": lambda: parse.neighbor_address(*message),
         "link": lambda: parse_link(*message),
     }
 
@@ -129,10 +129,10 @@ def test_what_is_damaged_is_read_or_is_a_message_error(data: bytes) -> None:
     )
 )
 def test_datagram_is_taken_apart_and_never_read_beyond_its_end(data: bytes) -> None:
-    parts = list(rtnl.split(data))
+    parts = list(wire.split(data))
     assert [sequence for _, _, sequence, *_ in parts] == list(range(len(parts)))
     for cut in range(len(data)):
-        found = odd.outcome(MessageError, lambda: list(rtnl.split(data[:cut])))  # noqa: B023 - at once
+        found = odd.outcome(MessageError, lambda: list(wire.split(data[:cut])))  # noqa: B023 - at once
         assert isinstance(found, MessageError) or len(found) <= len(parts)
 
 
@@ -146,7 +146,7 @@ def test_datagram_is_taken_apart_and_never_read_beyond_its_end(data: bytes) -> N
 )
 def test_message_of_an_impossible_length_is_an_error(data: bytes) -> None:
     with pytest.raises(MessageError, match="a message of"):
-        list(rtnl.split(data))
+        list(wire.split(data))
 
 
 @pytest.mark.parametrize("number", [0, -1, -22, 1, -4096, 2**31 - 1, -(2**31)])

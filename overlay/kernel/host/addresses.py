@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_interface
 from typing import Final
 
-from overlay.kernel import messages
-from overlay.kernel.rtnl import RtnlSocket, attributes, decoder, head
+from overlay.kernel import messages, parse
+from overlay.kernel.rtnl import RtnlSocket
+from overlay.kernel.wire import attributes, decoder, head
 from overlay.model.address import IPAddress, IPInterface, host_network
 
 _IFADDRMSG: Final = struct.Struct("=BBBBI")
@@ -32,4 +33,4 @@ def route_link(rtnl: RtnlSocket, address: IPAddress) -> int:
     ``ip route get ADDRESS``
     """
     answer = rtnl.ask(messages.RTM_GETROUTE, messages.route_query(host_network(address)))
-    return 0 if answer is None else messages.route_maker(answer)[1]
+    return 0 if answer is None else parse.route_maker(answer)[1]

@@ -14,7 +14,8 @@ from typing import Final
 
 from overlay.kernel.base import KernelError
 from overlay.kernel.netns import enter_new
-from overlay.kernel.rtnl import NLM_F_CREATE, NLM_F_EXCL, Request, RtnlSocket, attribute
+from overlay.kernel.rtnl import NLM_F_CREATE, NLM_F_EXCL, Request, RtnlSocket
+from overlay.kernel.wire import attribute
 
 _RTM_NEWLINK: Final = 16
 _IFINFOMSG: Final = struct.Struct("=BBHiII")
