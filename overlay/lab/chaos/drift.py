@@ -21,7 +21,7 @@ from overlay.model.address import Family
 GROUP: Final = "drift"
 _ROUNDS: Final = 5
 _STRANGER: Final = "02:00:00:00:00:99"
-_MEDIAN_S: Final = 0.05
+MEDIAN_S: Final = 0.05
 _FIGHTS: Final = 8
 _DOWN_S: Final = 1.0
 _FLOOD: Final = 40_000  # notifications; the agent's buffers hold about 16,000 (16 MiB)
@@ -93,14 +93,14 @@ def faults() -> list[Fault]:
             flannel,
             _ROUNDS,
             is_lossless="added" in name,
-            median_target_s=_MEDIAN_S,
+            median_target_s=MEDIAN_S,
         )
         for name, part, words, flannel in told
     ]
     return [
         *found,
         Fault(
-            "nft rule deleted", GROUP, _rule_deleted, _FLUSHED, _ROUNDS, median_target_s=_MEDIAN_S
+            "nft rule deleted", GROUP, _rule_deleted, _FLUSHED, _ROUNDS, median_target_s=MEDIAN_S
         ),
         Fault(f"route deleted {_FIGHTS} times on end", GROUP, _fight, _NEVER),
         Fault("notifications lost (ENOBUFS)", GROUP, _flood, _UNKNOWN, since=FROM_RETURN),

@@ -5,7 +5,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Self
 
-from overlay.lab.chaos import access, agent, connection, drift, lease, machine, steps, store
+from overlay.lab.chaos import (
+    access,
+    agent,
+    connection,
+    drift,
+    files,
+    lease,
+    machine,
+    policies,
+    steps,
+    store,
+)
 from overlay.lab.chaos.cast import SUBJECT, ends, options
 from overlay.lab.chaos.fault import DEADLINE_S, Fault, Planted, Round, Row, Skipped
 from overlay.lab.chaos.stage import POLL_S, Stage
@@ -18,7 +29,7 @@ _AFTERWARDS_S: Final = 0.1  # in which packets are still counted
 
 def all_faults() -> list[Fault]:
     """Return every fault, those that change least first."""
-    parts = (drift, agent, steps, machine, store, connection, access, lease)
+    parts = (drift, policies, agent, files, steps, machine, store, connection, access, lease)
     found = [fault for part in parts for fault in part.faults()]
     groups = list(dict.fromkeys(fault.group for part in (drift, agent, store, lease)
                                 for fault in part.faults()))  # fmt: skip

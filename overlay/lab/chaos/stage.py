@@ -20,7 +20,8 @@ from overlay.lab.fabric import Lab, Progress
 from overlay.lab.topology import POD_NETWORKS, Host
 from overlay.model.address import Family, IPInterface
 
-LEASES: Final = "/coreos.com/network/subnets/"
+PREFIX: Final = "/coreos.com/network/"
+LEASES: Final = f"{PREFIX}subnets/"
 POLL_S: Final = 0.002
 # An object that is repaired more than five times within 30 s is repaired ever
 # later; a new agent has no such memory. It has loaded all it needs after a second.
