@@ -66,7 +66,7 @@ bench: setup ## measure against the numbers that docs and changelog claim (root)
 	@$(BIN)/python -m bench $(ARGS)
 
 # WRITE=docs/reliability.md puts the table into that document.
-chaos: setup ## plant every fault in a lab; repair times and lost packets (root, 12 minutes)
+chaos: setup ## plant every fault in a lab; repair times and lost packets (root, 9 minutes)
 	@$(BIN)/python -m overlay.lab.chaos --json build/chaos.json $(if $(WRITE),--write $(WRITE))
 
 # WRITE=docs/doctor.md puts the table into that document.

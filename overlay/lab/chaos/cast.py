@@ -17,10 +17,17 @@ PEER: Final = "n3"
 SPARE: Final = "n4"
 LIVING: Final = (SUBJECT, PARTNER, PEER)
 SUBNET_LEN: Final = 27  # room for 1,000 peers in the lab's pod network
+VXLAN: Final = "vxlan"  # settings: what most faults are planted in, and others
+DUAL_STACK: Final = "dual-stack"
+HOST_GW: Final = "host-gw"
 
 
-def options(name: str) -> LabOptions:
-    """Return the lab that the suite runs in."""
+def options(name: str, setting: str = VXLAN) -> LabOptions:
+    """Return the lab of a setting; the last two have no spare node and one etcd."""
+    if setting == DUAL_STACK:
+        return LabOptions(name=name, nodes=3, pods=1, families=(Family.IPV4, Family.IPV6))
+    if setting == HOST_GW:
+        return LabOptions(name=name, nodes=3, pods=1, backend="host-gw")
     return LabOptions(
         name=name,
         nodes=4,
@@ -31,11 +38,12 @@ def options(name: str) -> LabOptions:
     )
 
 
-def ends(lab: Lab) -> tuple[End, End]:
-    """Return the two pods that the stream runs between."""
+def ends(lab: Lab, setting: str = VXLAN) -> tuple[End, End]:
+    """Return the two pods that the stream runs between, with IPv6 addresses where they have any."""
+    family = Family.IPV6 if setting == DUAL_STACK else Family.IPV4
     by_node = {pod.node: pod for pod in lab.pods()}
     one, other = (by_node[node] for node in (SUBJECT, PARTNER))
     return (
-        End(one.namespace, str(one.addresses[Family.IPV4])),
-        End(other.namespace, str(other.addresses[Family.IPV4])),
+        End(one.namespace, str(one.addresses[family])),
+        End(other.namespace, str(other.addresses[family])),
     )

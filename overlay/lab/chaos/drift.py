@@ -23,7 +23,7 @@ _ROUNDS: Final = 5
 _STRANGER: Final = "02:00:00:00:00:99"
 MEDIAN_S: Final = 0.05
 _FIGHTS: Final = 8
-_DOWN_S: Final = 1.0
+DOWN_S: Final = 1.0
 _FLOOD: Final = 40_000  # notifications; the agent's buffers hold about 16,000 (16 MiB)
 
 _NEVER: Final = "never repaired"
@@ -104,18 +104,19 @@ def faults() -> list[Fault]:
         ),
         Fault(f"route deleted {_FIGHTS} times on end", GROUP, _fight, _NEVER),
         Fault("notifications lost (ENOBUFS)", GROUP, _flood, _UNKNOWN, since=FROM_RETURN),
-        Fault("underlay down and up", GROUP, _underlay, _UNKNOWN, 3, FROM_RETURN),
+        Fault("underlay down and up", GROUP, underlay_down_and_up, _UNKNOWN, 3, FROM_RETURN),
     ]
 
 
 def _command(part: str, words: str) -> Plant:
     def plant(stage: Stage) -> Planted:
-        return _done(stage, part, words.format(**_names(stage)).split())
+        return damaged(stage, part, words.format(**_names(stage)).split())
 
     return plant
 
 
-def _done(stage: Stage, part: str, words: Sequence[str]) -> Planted:
+def damaged(stage: Stage, part: str, words: Sequence[str]) -> Planted:
+    """Run a command in the subject that damages a part of what is right."""
     told = stage.log_size(SUBJECT)
     at = time.monotonic()
     stage.run(SUBJECT, *words)
@@ -159,16 +160,16 @@ def _rule_deleted(stage: Stage) -> Planted:
     )
     handles = re.findall(r"^\t\t(?!type ).* # handle (\d+)$", shown, re.MULTILINE)
     words = ["nft", "delete", "rule", "inet", "overlay", "ov_postrouting", "handle", handles[-1]]
-    return _done(stage, FILTER, words)
+    return damaged(stage, FILTER, words)
 
 
 def _fight(stage: Stage) -> Planted:
     stage.restart(SUBJECT)
     subnet = _names(stage)["subnet"]
-    planted = _done(stage, LINKS, ["ip", "route", "del", subnet])
+    planted = damaged(stage, LINKS, ["ip", "route", "del", subnet])
     for _ in range(_FIGHTS - 1):
         stage.await_that(lambda: subnet in _routes(stage), f"the route to {subnet} is back")
-        planted = _done(stage, LINKS, ["ip", "route", "del", subnet])
+        planted = damaged(stage, LINKS, ["ip", "route", "del", subnet])
     return Planted(planted.right, planted.at, undo=lambda: stage.restart(SUBJECT))
 
 
@@ -207,10 +208,11 @@ def _dropped() -> int:
         return sum(int(line.split()[8]) for line in lines)
 
 
-def _underlay(stage: Stage) -> Planted:
+def underlay_down_and_up(stage: Stage) -> Planted:
+    """Set the subject's underlay down and up again, with the route that the kernel drops."""
     gateway = router_interface(Family.IPV4).ip
     netns.ip_batch(stage.namespace(SUBJECT), [f"link set {NODE_DEVICE} down"])
-    time.sleep(_DOWN_S)
+    time.sleep(DOWN_S)
     at, mark = time.monotonic(), stage.stream.mark()
     # The kernel drops the default route with the link; whoever made it makes it again.
     netns.ip_batch(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from overlay.lab.chaos.cast import VXLAN
 from overlay.lab.chaos.stream import Mark
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Fault:
 
     ``flannel`` says what flannel v0.28.9 does in the same row. Where ``is_lossless``
     no packet may be lost; ``target_s`` is what the slowest repair may take, and
-    ``median_target_s`` what the median may. ``plant`` raises Skipped where the
+    ``median_target_s`` what the median may. It is planted in the lab of its
+    ``setting``. ``plant`` raises Skipped where the
     product cannot be asked this.
     """
 
@@ -63,6 +65,7 @@ class Fault:
     is_lossless: bool = False
     target_s: float = 1.0
     median_target_s: float | None = None
+    setting: str = VXLAN
 
 
 class Skipped(Exception):  # noqa: N818 - an outcome, not an error

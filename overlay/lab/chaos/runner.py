@@ -14,10 +14,11 @@ from overlay.lab.chaos import (
     lease,
     machine,
     policies,
+    settings,
     steps,
     store,
 )
-from overlay.lab.chaos.cast import SUBJECT, ends, options
+from overlay.lab.chaos.cast import DUAL_STACK, HOST_GW, SUBJECT, VXLAN, ends, options
 from overlay.lab.chaos.fault import DEADLINE_S, Fault, Planted, Round, Row, Skipped
 from overlay.lab.chaos.stage import POLL_S, Stage
 from overlay.lab.chaos.stream import Stream
@@ -29,9 +30,21 @@ _AFTERWARDS_S: Final = 0.1  # in which packets are still counted
 
 def all_faults() -> list[Fault]:
     """Return every fault, those that change least first."""
-    parts = (drift, policies, agent, files, steps, machine, store, connection, access, lease)
+    parts = (
+        drift,
+        policies,
+        agent,
+        files,
+        steps,
+        machine,
+        store,
+        connection,
+        access,
+        lease,
+        settings,
+    )
     found = [fault for part in parts for fault in part.faults()]
-    groups = list(dict.fromkeys(fault.group for part in (drift, agent, store, lease)
+    groups = list(dict.fromkeys(fault.group for part in (drift, agent, store, lease, settings)
                                 for fault in part.faults()))  # fmt: skip
     return sorted(found, key=lambda fault: groups.index(fault.group))
 
@@ -46,6 +59,7 @@ class Stages:
         self._progress = progress
         self._stack = contextlib.ExitStack()
         self._stage: Stage | None = None
+        self._setting = ""
 
     def __enter__(self) -> Self:
         return self
@@ -53,14 +67,16 @@ class Stages:
     def __exit__(self, *_: object) -> None:
         self.discard()
 
-    def get(self) -> Stage:
-        """Return the stage, brought up if there is none. Raises LabError."""
+    def get(self, setting: str = VXLAN) -> Stage:
+        """Return the stage of a setting, brought up if there is none. Raises LabError."""
+        if setting != self._setting:
+            self.discard()
         if self._stage is None:
-            lab = self._stack.enter_context(running(options(self._name), self._progress))
-            stream = self._stack.enter_context(Stream(*ends(lab)))
-            stage = Stage(lab, stream, self._outage_s, self._seed, self._progress)
+            lab = self._stack.enter_context(running(options(self._name, setting), self._progress))
+            stream = self._stack.enter_context(Stream(*ends(lab, setting)))
+            stage = Stage(lab, stream, self._outage_s, self._seed, self._progress, setting)
             stage.begin()
-            self._stage = stage
+            self._stage, self._setting = stage, setting
         return self._stage
 
     def discard(self) -> None:
@@ -99,7 +115,7 @@ def plant(stages: Stages, fault: Fault) -> Round:
     Raises Skipped, and LabError when the fault cannot be planted or does not
     leave the stage as it was; that stage is discarded.
     """
-    stage = stages.get()
+    stage = stages.get(fault.setting)
     try:
         seen = _plant(stage, fault)
     except LabError as exc:
@@ -114,7 +130,7 @@ def plant(stages: Stages, fault: Fault) -> Round:
 
 
 def _plant(stage: Stage, fault: Fault) -> Round:
-    if fault.group == drift.GROUP:
+    if fault.group in {drift.GROUP, DUAL_STACK, HOST_GW}:
         stage.calm()
     before = stage.stream.mark()
     planted = fault.plant(stage)
