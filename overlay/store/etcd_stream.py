@@ -26,6 +26,7 @@ from overlay.store.etcd_errors import (
     translate,
 )
 from overlay.store.etcd_keys import prefix_range
+from overlay.store.tcp_keepalive import keep_alive
 
 _LOOP_HANGS_S: Final = 60.0  # above the deadline of any call
 
@@ -182,6 +183,8 @@ class GrpcStream:
                 await call.write(request)
                 while (answer := await call.read()) is not grpc.aio.EOF:
                     self._answers.put(answer)
+                    if answer.created:
+                        keep_alive(parse_endpoint(self._url).port)
             error: StoreError = StoreUnavailableError(f"etcd at {self._url} ended the watch")
         except CALL_ERRORS as exc:
             error = translate(exc, self._url)

@@ -3,8 +3,9 @@
 A break is taken up at the last revision seen + 1. After a compaction, or when
 the store was put back to an older state, everything is listed again: at once,
 but ever later where no stream can be followed from what was listed. A
-connection that leads nowhere is noticed by keepalive pings, a member that lost
-its leader by ``hasleader``, and either also by a read after some idle time.
+connection that leads nowhere is noticed by TCP's probes and by keepalive pings, a
+member that lost its leader by ``hasleader``, and either also by a read after some
+idle time.
 """
 
 import logging

@@ -13,7 +13,7 @@ from overlay.lab.chaos.agent import change, with_peers
 from overlay.lab.chaos.cast import LIVING, SUBJECT
 from overlay.lab.chaos.fault import FROM_RETURN, Fault, Plant, Planted
 from overlay.lab.chaos.stage import Stage
-from overlay.lab.chaos.store import GROUP, KEEPALIVE_S, TARGET_S, used_percent
+from overlay.lab.chaos.store import GROUP, KEEPALIVE_S, NOTICED_S, TARGET_S, used_percent
 from overlay.lab.proxy import Proxy
 
 CUT_OFF_S: Final = 12.0  # longer than it takes to notice a silent connection
@@ -30,7 +30,8 @@ def faults() -> list[Fault]:
         ("cut off, etcd restarted and compacted", _cut_off(compact=True), _LINGER),
     ]
     poor = [
-        ("half-open connections", _half_open, KEEPALIVE_S),
+        ("half-open connections", _half_open, NOTICED_S),
+        ("connections that a middlebox swallows", _swallowed, KEEPALIVE_S),
         ("etcd 3 ms away", _slow(0.003), 1.0),
         ("etcd 300 ms away", _slow(0.3), TARGET_S),
     ]
@@ -50,17 +51,22 @@ def faults() -> list[Fault]:
 def cut_off(stage: Stage) -> Iterator[None]:
     """Drop the subject's packets to and from etcd in silence, for the length of the block."""
     ports = ", ".join(str(urlsplit(url).port) for url in stage.lab.topology.etcd_endpoints)
-    rules = [
-        "table inet chaos {",
-        f" chain out {{ type filter hook output priority 0; tcp dport {{ {ports} }} drop; }}",
-        f" chain in {{ type filter hook input priority 0; tcp sport {{ {ports} }} drop; }}",
-        "}",
-    ]
-    stage.run(SUBJECT, "nft", "\n".join(rules))
+    stage.run(SUBJECT, "nft", _dropping(f"dport {{ {ports} }}", f"sport {{ {ports} }}"))
     try:
         yield
     finally:
         stage.run(SUBJECT, "nft", "delete table inet chaos")
+
+
+def _dropping(out: str, into: str) -> str:
+    """Return what drops TCP packets in silence: those that leave, and those that come."""
+    rules = [
+        "table inet chaos {",
+        f" chain out {{ type filter hook output priority 0; tcp {out} drop; }}",
+        f" chain in {{ type filter hook input priority 0; tcp {into} drop; }}",
+        "}",
+    ]
+    return "\n".join(rules)
 
 
 def _cut_off(*, compact: bool) -> Plant:
@@ -92,6 +98,24 @@ def _cut_off(*, compact: bool) -> Plant:
 
 
 def _half_open(stage: Stage) -> Planted:
+    """Drop the packets of the connections there are, both ways; new ones work."""
+    made = with_peers(stage, _FEW)
+    host = urlsplit(stage.lab.topology.etcd_endpoints[0]).hostname
+    shown = stage.output(SUBJECT, "ss", "-tnH", "state", "established", "dst", str(host))
+    ports = ", ".join(sorted(line.split()[2].rpartition(":")[2] for line in shown.splitlines()))
+    at = time.monotonic()
+    stage.run(SUBJECT, "nft", _dropping(f"sport {{ {ports} }}", f"dport {{ {ports} }}"))
+    made = change(stage, made)
+    leases = stage.leases()
+
+    def undo() -> None:
+        stage.run(SUBJECT, "nft", "delete table inet chaos")
+        stage.delete(list(made))
+
+    return Planted(lambda: stage.is_in_step([SUBJECT], leases), at, undo)
+
+
+def _swallowed(stage: Stage) -> Planted:
     with _behind_proxies(stage, 0.0) as (proxies, close):
         made = with_peers(stage, _FEW)
         at = time.monotonic()

@@ -172,11 +172,16 @@ class Stage:
 
     def run(self, place: str, *words: str) -> None:
         """Run a command in a node or in the underlay. Raises LabError when it fails."""
+        self.output(place, *words)
+
+    def output(self, place: str, *words: str) -> str:
+        """Return what a command in a node or in the underlay prints. Raises LabError."""
         command = [*netns.command_prefix(self.namespace(place)), *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             msg = f"{' '.join(words)} in {place}: {done.stderr.strip() or done.stdout.strip()}"
             raise LabError(msg)
+        return done.stdout
 
     def baseline(self, node: str) -> Picture:
         """Return what a node's kernel held when all was well."""
