@@ -4,7 +4,7 @@ Each object knows its ``key``, the kernel's own identity for it, and prints as
 the ``ip`` or ``bridge`` words that would make it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from overlay.model.address import Family, IPAddress, IPInterface, IPNetwork, MacAddress, family_of
@@ -76,11 +76,11 @@ class Neighbor:
     device: str
     address: IPAddress
     mac: MacAddress
+    # The kernel's identity of a neighbor: device and address. Made once: plan and mirror share it.
+    key: Key = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> Key:
-        """Return the kernel's identity of a neighbor: device and address."""
-        return ("neigh", self.device, self.address)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", ("neigh", self.device, self.address))
 
     def __str__(self) -> str:
         return f"neigh {self.address} lladdr {self.mac} dev {self.device} nud permanent"
@@ -102,6 +102,13 @@ class FdbEntry:
     vni: int = 0
     via: int = 0  # interface index
     is_lasting: bool = True
+    # The kernel's identity of a forwarding entry: device and MAC. Only multicast and the all-zero
+    # MAC may have several destinations (``vxlan_fdb_update_existing`` in drivers/net/vxlan), and
+    # those are never ours.
+    key: Key = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", ("fdb", self.device, self.mac))
 
     @property
     def is_stuck(self) -> bool:
@@ -110,15 +117,6 @@ class FdbEntry:
         ``vxlan_fdb_replace`` finds no remote in such an entry (seen on Linux 6.18).
         """
         return self.destination.is_unspecified
-
-    @property
-    def key(self) -> Key:
-        """Return the kernel's identity of a forwarding entry: device and MAC.
-
-        Only multicast and the all-zero MAC may have several destinations
-        (``vxlan_fdb_update_existing`` in drivers/net/vxlan), and those are never ours.
-        """
-        return ("fdb", self.device, self.mac)
 
     def __str__(self) -> str:
         parts = ((" port ", self.port), (" vni ", self.vni), (" via #", self.via))
@@ -138,11 +136,11 @@ class Route:
     table: int = MAIN_TABLE
     metric: int = 0  # for IPv6 0 is the kernel's own, 1024
     others: str = ""  # attributes that somebody gave it besides: ours have none
+    # The kernel's identity of a route: table, prefix, metric. Made once: plan and mirror share it.
+    key: Key = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> Key:
-        """Return the kernel's identity of a route: table, prefix and metric."""
-        return ("route", self.table, self.prefix, self.metric)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", ("route", self.table, self.prefix, self.metric))
 
     def __str__(self) -> str:
         via = f" via {self.gateway}" if self.gateway is not None else ""

@@ -8,9 +8,10 @@ it was written by flannel and is a full peer.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from sys import intern
 from typing import Any, Final, TypeAlias
 
-from overlay.model.address import FAMILIES, Family, IPAddress, parse_node_address
+from overlay.model.address import FAMILIES, ByFamily, Family, IPAddress, parse_node_address
 from overlay.model.document import parse_json
 from overlay.model.errors import LeaseFormatError, shown
 from overlay.model.fabric_key import NO_KEYS, FabricKeys
@@ -174,11 +175,12 @@ def attributes_in(key: str, document: Mapping[str, Json]) -> LeaseAttributes:
         if not isinstance(data, dict):
             msg = f"lease {key}: {_DATA_KEY[family]} is not an object"
             raise LeaseFormatError(msg)
-        backend_data[family] = data
+        backend_data[family] = {intern(name): value for name, value in data.items()}
     if not public and backend_type != RESERVATION:
         msg = f"lease {key}: neither PublicIP nor PublicIPv6 names an address"
         raise LeaseFormatError(msg)
-    return LeaseAttributes(backend_type, public, backend_data, _parse_owner(document))
+    data = ByFamily.of(backend_data)
+    return LeaseAttributes(intern(backend_type), ByFamily.of(public), data, _parse_owner(document))
 
 
 def format_attributes(attributes: LeaseAttributes) -> bytes:
@@ -245,5 +247,5 @@ def _parse_owner(document: Mapping[str, Json]) -> Owner | None:
         return value if isinstance(value, str) else ""
 
     return Owner(
-        facts["NodeID"], text("NodeName"), text("Version"), text("ClaimedAt"), text("Boot")
+        facts["NodeID"], text("NodeName"), intern(text("Version")), text("ClaimedAt"), text("Boot")
     )

@@ -84,7 +84,9 @@ class NetworkConfig:
         """Return whether every network of ``subnet`` lies inside the pod networks."""
         for network in subnet.networks():
             whole = self.network(family_of(network))
-            if whole is None or not network.subnet_of(whole):  # type: ignore[arg-type]  # same family by look-up
+            if whole is None or network.prefixlen < whole.prefixlen:
+                return False
+            if network.network_address not in whole:
                 return False
         return True
 

@@ -7,10 +7,17 @@ The spelling is flannel's (``pkg/subnet/subnet.go``, ``MakeSubnetKey``):
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
-from overlay.model.address import Family, IPAddress, IPNetwork, family_of
+from overlay.model.address import (
+    Family,
+    IPAddress,
+    IPNetwork,
+    family_of,
+    network_at,
+    overlap,
+)
 from overlay.model.errors import LeaseFormatError, cut, shown
 
 _KEY: Final = re.compile(
@@ -54,8 +61,8 @@ class Subnet:
     def overlaps(self, other: "Subnet") -> bool:
         """Return whether the two share an address in any family."""
         return bool(
-            (self.v4 and other.v4 and self.v4.overlaps(other.v4))
-            or (self.v6 and other.v6 and self.v6.overlaps(other.v6))
+            (self.v4 and other.v4 and overlap(self.v4, other.v4))
+            or (self.v6 and other.v6 and overlap(self.v6, other.v6))
         )
 
     def __contains__(self, address: IPAddress) -> bool:
@@ -91,8 +98,8 @@ def parse_subnet_key(text: str) -> Subnet:
         msg = f"lease key {shown(text)} is not of the form 10.244.3.0-24[&fd00:1:2:3::-64]"
         raise LeaseFormatError(msg)
     try:
-        v4 = IPv4Network(f"{match['v4']}/{match['v4len']}")
-        v6 = IPv6Network(f"{match['v6']}/{match['v6len']}") if match["v6"] else None
+        v4 = network_at(IPv4Address(match["v4"]), int(match["v4len"]))
+        v6 = network_at(IPv6Address(match["v6"]), int(match["v6len"])) if match["v6"] else None
     except ValueError as exc:
         msg = f"lease key {shown(text)}: {cut(str(exc))}"
         raise LeaseFormatError(msg) from exc

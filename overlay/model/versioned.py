@@ -153,9 +153,10 @@ class _History(Generic[K, V]):
             items.update(changes)
             items = {key: value for key, value in items.items() if value is not _NONE}
             self.root, self.count = made_of(items), len(items)
-        else:
-            for key, value in changes.items():
-                self._carry_out(key, value)
+            self.journal = Journal()  # to name so many is no use, and takes as much as they do
+            return True
+        for key, value in changes.items():
+            self._carry_out(key, value)
         self.journal.add(frozenset(changes))
         return True
 

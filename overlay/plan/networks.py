@@ -6,7 +6,7 @@ With one prefix length, the usual case, a question costs O(1).
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from overlay.model.address import IPNetwork
+from overlay.model.address import IPNetwork, overlap
 from overlay.model.lease import Lease
 
 
@@ -53,6 +53,6 @@ class Networks:
                 if (
                     other.version == network.version
                     and other.prefixlen > network.prefixlen
-                    and other.overlaps(network)
+                    and overlap(other, network)
                 ):
                     yield holder

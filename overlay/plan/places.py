@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from overlay.model.address import IPNetwork
+from overlay.model.address import IPNetwork, overlap
 from overlay.model.lease import Lease
 from overlay.model.versioned import changed_keys
 
@@ -51,7 +51,7 @@ class Places:
                 continue
             if length > network.prefixlen:  # unusual: one fabric has one length
                 return any(
-                    network.overlaps(other)
+                    overlap(network, other)
                     for lease in self._leases.values()
                     for other in lease.subnet.networks()
                     if other.version == version

@@ -8,7 +8,7 @@ deleted or readable again: a malformed value never removes a working peer.
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from overlay.model.errors import ConfigError, LeaseFormatError
 from overlay.model.fabric_key import FabricKeyError, FabricKeys, parse_fabric_key
@@ -30,6 +30,8 @@ SUBNETS: Final = "subnets/"
 CHALLENGES: Final = "challenges/"
 FABRIC_KEY: Final = "fabric-key"
 FABRIC_KEY_PREVIOUS: Final = "fabric-key-previous"
+
+State: TypeAlias = tuple[int, int, int]  # revisions of creation and change, and the etcd lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,35 +62,44 @@ class LeaseReader:
 
     def __init__(self, root: str) -> None:
         self.root = root.encode()
-        self._known: dict[bytes, tuple[tuple[int, int, int, int], Lease | SkippedKey]] = {}
+        # By name: a hash of the value, and the lease itself, or what tells the state that
+        # cannot be read and why. Thousands of leases: nothing stands twice.
+        self._known: dict[str, tuple[int, Lease | tuple[State, SkippedKey]]] = {}
 
     def read(self, found: KeyValue) -> Lease | SkippedKey:
         """Return the lease of one key below ``subnets/``, or why there is none."""
         value = found.value or b""
+        name = self.name(found.key)
         # The value is part of it: an etcd put back from a backup counts its revisions again.
-        state = (found.create_revision, found.mod_revision, found.lease_id, hash(value))
-        known = self._known.get(found.key)
-        if known is not None and known[0] == state:
-            return known[1]
-        result = self._parse(found, value)
-        self._known[found.key] = (state, result)
+        state, digest = state_of(found), hash(value)
+        known_digest, known = self._known.get(name, (0, None))
+        if known is not None and known_digest == digest:
+            if isinstance(known, Lease):
+                if state_of(known) == state:
+                    return known
+            elif known[0] == state:
+                return known[1]
+        result = self._parse(name, found, value)
+        if isinstance(result, Lease):
+            self._known[result.subnet.key] = (digest, result)
+        else:
+            self._known[name] = (digest, (state, result))
         return result
 
     def forget(self, key: bytes) -> None:
         """Drop what is known of a key that is gone."""
-        self._known.pop(key, None)
+        self._known.pop(self.name(key), None)
 
     def retain(self, keys: Iterable[bytes]) -> None:
         """Drop what is known of all keys but ``keys``."""
-        for key in self._known.keys() - set(keys):
-            self.forget(key)
+        for name in self._known.keys() - set(map(self.name, keys)):
+            del self._known[name]
 
     def name(self, key: bytes) -> str:
         """Return the part of a key that names the lease."""
         return key[len(self.root) + len(SUBNETS) :].decode(errors="backslashreplace")
 
-    def _parse(self, found: KeyValue, value: bytes) -> Lease | SkippedKey:
-        name = self.name(found.key)
+    def _parse(self, name: str, found: KeyValue, value: bytes) -> Lease | SkippedKey:
         try:
             lease = parse_lease(
                 name,
@@ -122,8 +133,8 @@ class LeaseTable:
         self._told: tuple[SkippedKey, ...] | None = None  # of them; None once they changed
         self._challenges: MapHistory[str, Challenge] = MapHistory()
         self._keys: dict[str, bytes] = {}  # the fabric's, as they stand
-        # What each key's state is told by.
-        self._seen: dict[bytes, tuple[int, int, int, bytes]] = {}
+        # The state of each key, but of those whose lease stands in the table as it was read.
+        self._seen: dict[bytes, tuple[State, bytes]] = {}
         self._config: NetworkConfig | None = None
         self._config_error: str | None = None
         self.config_revision = 0  # 0 where there is no config
@@ -161,8 +172,14 @@ class LeaseTable:
         Two histories of a store may give one key the same revision, but
         hardly the same etcd lease.
         """
-        found = {each.key: _state(each) for each in keys if self._is_of_fabric(each)}
-        return self._seen == found
+        return self.evidence() == {e.key: _evidence(e) for e in keys if self._is_of_fabric(e)}
+
+    def evidence(self) -> dict[bytes, tuple[State, bytes]]:
+        """Return the state of each key, with its value where it has no etcd lease."""
+        below = self._reader.root + SUBNETS.encode()
+        leases = self._leases.snapshot().items()
+        read = {below + name.encode(): (state_of(lease), b"") for name, lease in leases}
+        return {**read, **self._seen}
 
     def view(self) -> LeaseView:
         """Return what the table now holds; the view does not change any more.
@@ -208,11 +225,10 @@ class LeaseTable:
     def _take(self, found: KeyValue) -> bool:
         if not self._is_of_fabric(found):
             return False
-        if found.value is None:
-            self._seen.pop(found.key, None)
-        else:
-            self._seen[found.key] = _state(found)
+        self._seen.pop(found.key, None)
         if not self._is_lease(found):
+            if found.value is not None:
+                self._seen[found.key] = _evidence(found)
             return self._take_fact(self._name(found), found)
         name = self._reader.name(found.key)
         if self._skipped.pop(name, None) is not None:
@@ -223,9 +239,11 @@ class LeaseTable:
             return True
         result = self._reader.read(found)
         if isinstance(result, Lease):
-            self._leases.put(name, result)
+            self._leases.put(result.subnet.key, result)
         else:
             self._skipped[name], self._told = result, None
+        if not found.lease_id or not isinstance(result, Lease):
+            self._seen[found.key] = _evidence(found)
         return True
 
     def _take_fact(self, name: str, found: KeyValue) -> bool:
@@ -271,6 +289,10 @@ class LeaseTable:
             self._config_error = str(exc)
 
 
-def _state(found: KeyValue) -> tuple[int, int, int, bytes]:
-    value = b"" if found.lease_id else found.value or b""
-    return (found.create_revision, found.mod_revision, found.lease_id, value)
+def state_of(found: KeyValue | Lease) -> State:
+    """Return what the store itself tells a key's states apart by."""
+    return (found.create_revision, found.mod_revision, found.lease_id)
+
+
+def _evidence(found: KeyValue) -> tuple[State, bytes]:
+    return state_of(found), b"" if found.lease_id else found.value or b""

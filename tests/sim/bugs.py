@@ -143,7 +143,7 @@ class BelievedRevision(BuggyWatch):
 class _KeysTable(LeaseTable):
     def is_made_of(self, keys: Iterable[KeyValue]) -> bool:
         found = {each.key: (each.create_revision, each.mod_revision) for each in keys}
-        return found == {key: seen[:2] for key, seen in self._seen.items()}
+        return found == {key: state[:2] for key, (state, _) in self.evidence().items()}
 
 
 class UnreadConfig(BuggyWatch):
