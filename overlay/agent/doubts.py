@@ -73,7 +73,8 @@ class Doubts:
             elif mirror is not None and (
                 self._is_lost(notice) or is_news(notice, mirror, underlay)
             ):
-                (unmarked if _is_unmarked_link(notice) else doubtful).add(notice.key)
+                key = SYSCTLS if notice.key[0] == "forwarding" else notice.key
+                (unmarked if _is_unmarked_link(notice) else doubtful).add(key)
                 if notice.by:
                     self._makers[notice.key] = notice.by
         # A device of ours has no mark for a moment while it is made: a look at the

@@ -1,7 +1,7 @@
-"""Looks at the sysctls of forwarding again and again: of most the kernel tells nothing.
+"""Looks again and again at the sysctls of which the kernel tells nothing: IPv6's, of the tunnel.
 
-procfs has no inotify, and RTM_NEWNETCONF is about forwarding alone. Who puts
-them right is the reconciler.
+procfs has no inotify, and RTM_NEWNETCONF, which the kernel's monitor hears, is
+about forwarding alone. Who puts them right is the reconciler.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from overlay.plan.planner import Site
 from overlay.store.base import StopSignal
 
 _LOOK_S: Final = 0.8  # less than a second until any drift is repaired
+_REST_S: Final = 10.0  # while a network has none of them
 
 
 class SysctlWatch:
@@ -29,12 +30,18 @@ class SysctlWatch:
         self._status, self._tell, self._differing = status, tell, differing
         self._told: frozenset[str] = frozenset()
         self._site: Site | None = None
-        self._settings: Sequence[sysctl.Sysctl] = ()  # that it needs
+        self._settings: Sequence[sysctl.Sysctl] = ()  # that it needs, and that are not told
 
     def run(self, stop: StopSignal) -> None:
         """Work until ``stop`` is set."""
-        while not stop.wait(_LOOK_S):
+        while not stop.wait(self.pause_s):
             self.look()
+
+    @property
+    def pause_s(self) -> float:
+        """Return how long to wait before the next look, in seconds."""
+        has_none = self._site is not None and not self._settings
+        return _REST_S if has_none else _LOOK_S
 
     def look(self) -> None:
         """Look once."""
@@ -42,7 +49,8 @@ class SysctlWatch:
         if site is None:
             return
         if site is not self._site:
-            self._site, self._settings = site, settings(site)
+            self._site = site
+            self._settings = [each for each in settings(site) if not each.is_told]
         found = self._differing(self._settings)
         if found - self._told:
             self._tell([SYSCTL])

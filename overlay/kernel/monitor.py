@@ -137,8 +137,11 @@ class Monitor:
             yield from self._address(verb, data, start, end)
         elif kind == _RTM_NEWNETCONF:
             index = _stopped_forwarding(data, start, end)
-            if index == _ALL or is_vtep_device(self._names.get(index, "")):
+            name = self._names.get(index, "")
+            if index == _ALL or is_vtep_device(name):
                 yield SYSCTL
+            elif name and not name.startswith(POD_LINK_PREFIX):
+                yield Change("del", ("forwarding", name))  # the underlay's, perhaps
 
     def _address(self, verb: Verb, data: bytes, start: int, end: int) -> Iterator[Notice]:
         index = _index(data, start, end)

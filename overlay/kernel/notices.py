@@ -37,6 +37,7 @@ class Change:
 
     The key ``("device", NAME)`` says that an interface appeared, went, went up
     or down, or got another address: routes go with it, and IPv4's in silence.
+    ``("forwarding", NAME)`` says that it forwards no more what comes in by it.
     """
 
     verb: Verb
@@ -66,7 +67,7 @@ def is_news(notice: Change, mirror: dict[Key, KernelObject], underlay: str = "")
     Our own changes come back as notices too; they are in the mirror by then.
     """
     key, item = notice.key, notice.item
-    if key[0] == "device":
+    if key[0] in {"device", "forwarding"}:
         return key[1] == underlay
     known = mirror.get(key)
     if notice.verb == "del":

@@ -44,6 +44,12 @@ class Sysctl:
     value: str
     when: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def is_told(self) -> bool:
+        """Return whether the kernel tells when it becomes due (RTM_NEWNETCONF): forwarding is."""
+        names = (self.name, *(name for name, _ in self.when))
+        return any(name == _FORWARD_V4 or name.endswith("/forwarding") for name in names)
+
     def __str__(self) -> str:
         return f"{self.name} = {self.value}"
 
@@ -169,7 +175,7 @@ def ipv6_links() -> tuple[str, ...]:
 
 
 def _read(name: str) -> str:
-    # By hand: each is looked at every second, and pathlib takes four times as long.
+    # By hand: some are looked at every second, and pathlib takes four times as long.
     file = os.open(f"{_ROOT}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(file, 256).decode(errors="replace").strip()

@@ -165,5 +165,5 @@ def test_undamaged_notifications_are_all_read(node: Netns, told: list[bytes]) ->
     monitor.close()
     assert OVERFLOW not in notices
     keys = {notice.key[0] for notice in notices if isinstance(notice, Change)}
-    assert keys == {"link", "device", "addr", "neigh", "fdb", "route", "rule"}
+    assert keys == {"link", "device", "addr", "neigh", "fdb", "route", "rule", "forwarding"}
     assert {UNDERLAY, SYSCTL} <= {notice for notice in notices if isinstance(notice, str)}

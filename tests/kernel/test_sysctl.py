@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from overlay.kernel import sysctl
+from overlay.kernel.monitor import Monitor
+from overlay.kernel.notices import SYSCTL, Notice, is_news
+from overlay.kernel.notices import Change as Told
 from overlay.kernel.sysctl import Change, Sysctl, ensure, ipv6_links, wanted
 from overlay.model.address import Family
 from overlay.model.network import NetworkConfig, parse_network_config
@@ -76,6 +79,30 @@ def test_values_that_differ_are_found_where_the_kernel_tells_nothing(
     name = "net/ipv4/conf/up.100/forwarding"
     node.call(lambda: (sysctl._ROOT / name).write_text("0"))
     assert node.call(lambda: sysctl.differing(settings)) == {name}
+
+
+def test_every_value_that_counts_as_told_is_told(node: Netns, router: Netns) -> None:
+    del router
+    settings = wanted(config(v6=True), UNDERLAY, ["overlay.1"])
+    node.call(lambda: ensure(settings))
+    told = [setting.name for setting in settings if setting.is_told and not setting.when]
+    assert len(told) == 6
+    for name in told:
+        monitor = node.call(Monitor)
+        node.sysctl("net/ipv4/conf/opod1/forwarding", 0)  # a pod's own is not
+        node.sysctl("net/ipv6/conf/opod1/forwarding", 0)
+        node.sysctl(name, 0)
+        underlays = Told("del", ("forwarding", "up.100"))
+        found: list[Notice] = []
+        while (underlays if "up.100" in name else SYSCTL) not in found:
+            told_now = node.call(partial(monitor.wait, 5.0))
+            assert told_now, f"{name} is told"
+            found += told_now
+        monitor.close()
+        assert not any("opod1" in str(notice) for notice in found)
+        assert is_news(underlays, {}, "up.100")
+        assert not is_news(underlays, {}, "second")
+        node.call(lambda: ensure(settings))
 
 
 def advertise(router: Netns, device: str) -> None:
