@@ -30,6 +30,9 @@ from overlay.store.base import StopSignal
 log = logging.getLogger(__name__)
 
 _GATHER_S: Final = 0.1  # between two looks at all connections
+# A look takes 9 ms where the kernel has room for 262,144 connections, be there any or none.
+# Pods that went can wait for others that go: an address that is given anew does not.
+_GATHER_GONE_S: Final = 0.2  # beyond that
 _RETRY_S: Final = 1.0
 _IDLE_S: Final = 3600.0
 _PROTOCOLS: Final = {protocol.value: protocol for protocol in netpol.Protocol}
@@ -69,6 +72,8 @@ class ConnectionCutter:
         self._keeps, self._kernel = keeps, kernel
         self._local = local if local is not None else local_addresses
         self._bell = threading.Event()
+        self._is_due = threading.Event()  # there is a world to be judged
+        self._looking = threading.Lock()  # taken before the other one
         self._lock = threading.Lock()  # of what follows
         self._due: tuple[World, CompileOptions] | None = None
         self._before = self._own()
@@ -79,6 +84,7 @@ class ConnectionCutter:
         """Cut what ``world`` forbids; its table must be in force."""
         with self._lock:
             self._due = (world, options)
+        self._is_due.set()
         self._bell.set()
 
     def wake(self) -> None:
@@ -109,6 +115,7 @@ class ConnectionCutter:
             self._bell.clear()
             if stop.is_set():
                 return
+            self._is_due.clear()
             with self._lock:
                 due, self._due = self._due, None
             try:
@@ -120,31 +127,41 @@ class ConnectionCutter:
                 self._bell.set()
                 stop.wait(_RETRY_S)
             stop.wait(_GATHER_S)
+            self._is_due.wait(_GATHER_GONE_S)
 
     def step(self, world: World | None, options: CompileOptions) -> int:
         """Cut what is to be cut now; return how many connections. Raises KernelError."""
-        own = self._own()
-        with self._lock:
-            self._gone |= {a for a, key in self._before.items() if own.get(a) != key}
-            self._before = own
-            gone = set(self._gone)
-        count = self._forget(gone) if gone else 0
+        count = self._forget()
         if world is None:
             return count
         is_judged = bool(world.policies) or (options.admin_tier and bool(world.cluster_policies))
         if (is_judged and not self._keeps) or self._has_marked:
-            count += self._judge(world, options, frozenset(own))
+            count += self._judge(world, options, frozenset(self._own()))
         return count
 
-    def _forget(self, gone: Collection[IPAddress]) -> int:
+    def _forget(self, wanted: Collection[IPAddress] | None = None) -> int:
         """Delete the connections of pods that went, whatever the protocol, with whomever.
 
-        What is established passes without being asked about.
+        Of all of them: a look for ``wanted`` alone costs the same. Nothing is
+        looked for that another thread has seen to meanwhile, so that a pod which
+        starts keeps its own. What is established passes without being asked about.
         """
-        count = self._kernel.cut(self._kernel.connections(gone))
-        with self._lock:
-            self._gone -= set(gone)
+        with self._looking:
+            gone = self._all_gone()
+            if not gone or (wanted is not None and gone.isdisjoint(wanted)):
+                return 0
+            count = self._kernel.cut(self._kernel.connections(gone))
+            with self._lock:
+                self._gone -= gone
         return count
+
+    def _all_gone(self) -> frozenset[IPAddress]:
+        with self._lock:
+            # Under the lock: a pod that is admitted after this look is not in it.
+            own = self._own()
+            self._gone |= {a for a, key in self._before.items() if own.get(a) != key}
+            self._before = own
+            return frozenset(self._gone)
 
     def _judge(self, world: World, options: CompileOptions, own: frozenset[IPAddress]) -> int:
         forbidden: list[Connection] = []

@@ -3,8 +3,10 @@
 import json
 import threading
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -375,6 +377,63 @@ def test_address_that_is_given_anew_at_once_inherits_nothing(node: Node) -> None
     table.entries.append(young)
     assert cutter.step(None, DEFAULTS) == 0
     assert table.of(young) == [0]
+
+
+def given_anew(node: Node, *old: Attachment) -> list[Attachment]:
+    """Return new pods that have the addresses of old ones."""
+    made = []
+    for each in old:
+        node.attachments.release(each.key)
+        key = AttachmentKey("net", f"new-{each.key.container}", "eth0")
+        make = partial(Attachment, key, "/x", link="opod")
+        made.append(node.attachments.add(SUBNET, Demand(each.addresses, ()), key, make))
+    return made
+
+
+def test_one_look_is_for_all_that_went(node: Node) -> None:
+    old = [node.add(name) for name in "abc"]
+    stale = [flow(PEER, str(each.addresses[0]), 53, protocol=17) for each in old]
+    table = Conntrack(*stale)
+    cutter = table.cutter(node)
+    new = given_anew(node, *old)
+    cutter.admit(new[0])
+    assert table.of(*stale) == []
+    table.fails = 1  # whoever looks once more meets that
+    for each in new[1:]:
+        cutter.admit(each)
+    assert (cutter.step(None, DEFAULTS), table.fails) == (0, 1)
+
+
+def test_connections_of_a_pod_that_starts_during_a_look_are_its_own(node: Node) -> None:
+    old = node.add("old")
+    looks, go_on = threading.Event(), threading.Event()
+
+    class Slow(Conntrack):
+        """Takes its time for the first look."""
+
+        def connections(self, about: Collection[Any], /) -> list[Connection]:
+            if not looks.is_set():
+                looks.set()
+                assert go_on.wait(20)
+            return super().connections(about)
+
+    table = Slow(flow(PEER, str(old.addresses[0]), 53, protocol=17))
+    cutter = table.cutter(node)
+    node.attachments.release(old.key)
+    with ThreadPoolExecutor(2) as pool:
+        step = pool.submit(cutter.step, None, DEFAULTS)
+        assert looks.wait(20)
+        (new,) = given_anew(node, old)
+        admitted = pool.submit(cutter.admit, new)
+        admitted.add_done_callback(
+            lambda _: table.entries.append(flow(str(new.addresses[0]), PEER, 80))
+        )
+        wait([admitted], 0.2)  # time to begin before the look is over, were that allowed
+        go_on.set()
+        step.result(20)
+        admitted.result(20)
+    assert cutter.step(None, DEFAULTS) == 0
+    assert [each.original.source for each in table.entries] == list(new.addresses[:1])
 
 
 def test_what_the_kernel_did_not_answer_is_asked_again(node: Node) -> None:
