@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 import threading
 import time
 from typing import Final, Self
@@ -18,16 +19,25 @@ class Proxy:
     """Forwards ``port`` of the target's host to the target while the block lasts.
 
     ``delay_s`` is added to every answer: it is what the target is further
-    away, there and back.
+    away, there and back. With a ``context`` clients must speak TLS.
     """
 
-    def __init__(self, namespace: str, target_url: str, port: int, delay_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        namespace: str,
+        target_url: str,
+        port: int,
+        delay_s: float = 0.0,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         place = urlsplit(target_url)
         self._namespace = namespace
         self._host, self._target_port = place.hostname or "", place.port
         self._port = port
         self._delay_s = delay_s
-        self.url = f"http://{place.netloc.rpartition(':')[0]}:{port}"
+        self._context = context
+        scheme = "http" if context is None else "https"
+        self.url = f"{scheme}://{place.netloc.rpartition(':')[0]}:{port}"
         self._swallowed: set[asyncio.Task[None]] = set()
         self._connections: set[asyncio.Task[None]] = set()
         self._is_up = threading.Event()
@@ -60,12 +70,22 @@ class Proxy:
         self._loop.call_soon_threadsafe(mark)
         done.wait(_START_TIMEOUT_S)
 
+    def cut(self) -> None:
+        """Close the connections there are; new ones work."""
+        assert self._loop is not None  # noqa: S101 - the block has begun
+
+        def close() -> None:
+            for task in self._connections:
+                task.cancel()
+
+        self._loop.call_soon_threadsafe(close)
+
     def _enter(self) -> None:
         netns.inside(self._namespace, lambda: asyncio.run(self._serve()))
 
     async def _serve(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._accept, self._host, self._port)
+        server = await asyncio.start_server(self._accept, self._host, self._port, ssl=self._context)
         self._is_up.set()
         await self._end.wait()
         server.close()

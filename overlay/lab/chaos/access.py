@@ -1,8 +1,4 @@
-"""What happens to the subject's login at etcd. Rows of the group ``store``.
-
-Certificates that are replaced on disk are tried in ``tests/etcd``: etcd would
-need two more faces here.
-"""
+"""What happens to the subject's login at etcd. Rows of the group ``store``."""
 
 import secrets
 from typing import Final

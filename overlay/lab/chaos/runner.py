@@ -8,6 +8,7 @@ from typing import Final, Self
 from overlay.lab.chaos import (
     access,
     agent,
+    certificates,
     connection,
     drift,
     files,
@@ -40,6 +41,7 @@ def all_faults() -> list[Fault]:
         store,
         connection,
         access,
+        certificates,
         lease,
         settings,
     )
