@@ -491,3 +491,24 @@ def test_monitor_that_lost_notices_says_so_and_knows_the_names_again(node: Netns
         assert seen, "an overflow is told"
     assert "other0" in monitor._names.values()
     monitor.close()
+
+
+def test_monitor_that_lost_notices_of_a_ruleset_says_so_and_hears_the_next(node: Netns) -> None:
+    node.nft("add table inet overlay; add set inet overlay s { type ipv4_addr; }")
+    monitor = node.call(Monitor)
+    monitor._filter.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    elements = ", ".join(f"10.77.{i >> 8}.{i & 255}" for i in range(5000))
+    node.nft("-f", "-", stdin=f"add element inet overlay s {{ {elements} }}")
+    seen: list[object] = []
+    while OVERFLOW not in seen:
+        seen = list(node.call(partial(monitor.wait, 5.0)))
+        assert seen, "an overflow is told"
+    while node.call(partial(monitor.wait, 0.2)):
+        pass
+    monitor._filter.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    node.nft("add", "element", "inet", "overlay", "s", "{", "10.0.0.1", "}")
+    told: list[object] = []
+    while not any(isinstance(each, RulesetChange) and each.tables for each in told):
+        told = list(node.call(partial(monitor.wait, 5.0)))
+        assert told, "the next one is told with its table"
+    monitor.close()
