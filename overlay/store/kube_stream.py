@@ -12,10 +12,7 @@ import httpx2
 from overlay.store.base import StopSignal, StoreError
 from overlay.store.kube_client import Kind, KubeClient
 from overlay.store.kube_errors import Asked, KubeUnavailableError, no_answer
-from overlay.store.tcp_keepalive import probe
 
-# A node has a connection for each kind of object that it follows.
-_PROBE_S: Final = 5
 _STOP_POLL_S: Final = 0.2  # how late a stop may be noticed
 _LONGEST_LINE: Final = 8 * 1024 * 1024  # bytes; etcd takes no object of more than 1.5 MB
 
@@ -48,8 +45,6 @@ class KubeStream:
         )
         network = self._response.extensions["network_stream"]
         self._socket: socket.socket = network.get_extra_info("socket")
-        with contextlib.suppress(OSError):  # closed already: who reads hears of it
-            probe(self._socket, _PROBE_S)
         threading.Thread(target=self._fetch, name="kube-watch", daemon=True).start()
 
     def __enter__(self) -> Self:

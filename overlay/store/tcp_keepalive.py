@@ -11,7 +11,14 @@ import socket
 import stat
 from typing import Final
 
-_EVERY_S: Final = 1  # the least that the kernel knows
+# tcp(7); a second is the least that the kernel knows. With a user timeout that decides,
+# once a probe was sent, and no number of probes does (tcp_keepalive_timer).
+_OPTIONS: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1),  # seconds
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2000),  # milliseconds
+)
 _INTERNET: Final = {socket.AF_INET, socket.AF_INET6}
 
 
@@ -27,18 +34,6 @@ def keep_alive(port: int) -> int:
     return count
 
 
-def probe(connection: socket.socket, every_s: int = _EVERY_S) -> None:
-    """Have the kernel probe a connection, and end it after silence of twice as long.
-
-    With a user timeout that decides, once a probe was sent, and no number of
-    probes does (tcp(7), tcp_keepalive_timer). Raises OSError.
-    """
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
-        connection.setsockopt(socket.IPPROTO_TCP, option, every_s)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2000 * every_s)  # ms
-
-
 def _probed(descriptor: int, port: int) -> bool:
     # A descriptor of our own: the library may close its one at any time.
     own = os.dup(descriptor)
@@ -50,5 +45,6 @@ def _probed(descriptor: int, port: int) -> bool:
             return False
         if connection.getpeername()[1] != port:
             return False
-        probe(connection)
+        for level, option, value in _OPTIONS:
+            connection.setsockopt(level, option, value)
     return True
