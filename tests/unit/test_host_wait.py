@@ -1,5 +1,6 @@
 """Waiting for a host: when to, what is said meanwhile, and to whom."""
 
+import os
 import socket
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from overlay.agent import probe
 from overlay.agent.host_wait import HostWait, is_patient
 from overlay.model.errors import UsageError
+
+ADDRESS = f"\0overlayd-of-a-test-{os.getpid()}"  # tests of another checkout may run beside
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,7 @@ def test_probe_is_answered_from_the_first_moment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in ("probe", "host_wait"):  # this process may be in a container with an agent
-        monkeypatch.setattr(f"overlay.agent.{module}.probe_address", lambda: "\0overlayd-of-a-test")
+        monkeypatch.setattr(f"overlay.agent.{module}.probe_address", lambda: ADDRESS)
     assert probe.main(["ready"]) == 1
     assert "no waiting overlayd answers in this container: Conn" in capsys.readouterr().out
     wait = HostWait()
@@ -64,5 +67,5 @@ def test_probe_is_answered_from_the_first_moment(
     assert probe.ask("odd") == "ask live or ready"
     assert probe.main(["odd"]) == probe.main([]) == 2
     with socket.socket(socket.AF_UNIX) as silent:  # one that goes at once harms nobody
-        silent.connect("\0overlayd-of-a-test")
+        silent.connect(ADDRESS)
     assert probe.ask("live") == ""
