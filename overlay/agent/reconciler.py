@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Final
 
 from overlay.agent.doubts import FILTER, NEVER, SYSCTLS, Doubts, named
-from overlay.agent.files import format_subnet_file, write_file
+from overlay.agent.files import write_file
 from overlay.agent.firewall import Firewall, PacketFilter
 from overlay.agent.flags import Flags
 from overlay.agent.hold import Hold
 from overlay.agent.layer2 import Layer2
+from overlay.agent.mirror import carry_over, is_foreign, mirrored
 from overlay.agent.notify import notify
 from overlay.agent.pace import Pace
 from overlay.agent.status import Bell, Mailbox, Status
+from overlay.agent.subnet_file import SubnetFile
 from overlay.kernel.base import Kernel, KernelError, OpFailure
 from overlay.kernel.echoes import Echoes
 from overlay.kernel.netlink import NetlinkKernel
@@ -62,7 +64,6 @@ class Reconciler:
         self._firewall = firewall if firewall is not None else Firewall()
         self._layer2 = layer2
         self._clock = clock
-        self._write = write
         self.bell: Bell = bell if bell is not None else threading.Event()
         self.sites: Mailbox[Site] = Mailbox(self.bell)
         self.views: Mailbox[LeaseView] = Mailbox(self.bell)
@@ -76,7 +77,7 @@ class Reconciler:
         self._failed_passes = 0
         self._failed_at = -NEVER
         self._problems: Mapping[str, Problem] = {}
-        self._file = ""
+        self._subnet_file = SubnetFile(flags.subnet_file, write)
         self._pace = Pace()
         self._doubts = Doubts(self._pace, self._is_lost, self._is_as_left)
         self._kernel: Kernel | None = None
@@ -190,7 +191,7 @@ class Reconciler:
             errors += self._surroundings(site, is_new=touched is None)
         if touched is not None:
             errors += self._filter(site, audit=is_audit or is_in_doubt)
-        errors += self._write_subnet_file(site)
+        errors += self._subnet_file.tell(site)
         self._finish(failures, errors, self._clock() - now, is_whole=is_audit)
 
     def _is_current(self, site: Site, view: LeaseView, leases: Mapping[str, Lease]) -> bool:
@@ -220,9 +221,9 @@ class Reconciler:
         for _ in range(_SETTLE_PASSES):
             observed = {item.key: item for item in kernel.dump()}
             ops = difference(self._planner.plan.objects, observed)
-            self._mirror = _shared(self._planner.plan.objects, observed, ops)
+            self._mirror = mirrored(self._planner.plan.objects, observed, ops)
             if left is not None:
-                self._name_repair([op for op in ops if _is_foreign(op, left, self._mirror)], makers)
+                self._name_repair([op for op in ops if is_foreign(op, left, self._mirror)], makers)
             left = None
             self._settled = kernel.mark
             failures = self._carry_out(kernel, ops)
@@ -279,13 +280,7 @@ class Reconciler:
         failures = kernel.apply(ops)
         failed = {failure.op for failure in failures}
         mirror = self._mirror if self._mirror is not None else {}
-        for op in ops:
-            if op in failed:
-                continue
-            if op.verb == "set":
-                mirror[op.target.key] = op.target
-            else:
-                mirror.pop(op.target.key, None)
+        carry_over(mirror, ops, failed)
         self._status.count(ops=len(ops), op_failures=len(failures))
         if len(ops) <= _SHOWN:
             for op in ops:
@@ -389,39 +384,8 @@ class Reconciler:
             self._status.events.note(Kind.AGENT_READY, f"{after.peers} peers, subnet {subnet}")
             notify("READY=1", f"STATUS=subnet {subnet}")
 
-    def _write_subnet_file(self, site: Site) -> list[str]:
-        mtu = site.backend.mtu(site.underlay)
-        text = format_subnet_file(site.config, site.own.subnet, mtu)
-        if text == self._file:
-            return []
-        try:
-            self._write(self._flags.subnet_file, text)
-        except OSError as exc:
-            return [f"--subnet-file {self._flags.subnet_file}: {exc.strerror}"]
-        self._file = text
-        return []
-
-
-def _is_foreign(
-    op: Op, left: Mapping[Key, KernelObject], found: Mapping[Key, KernelObject]
-) -> bool:
-    """Return whether an object is not as we left it, whatever the leases say since."""
-    return left.get(op.target.key) != found.get(op.target.key)
-
 
 def shortened(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the first few texts, and how many there are more."""
     more = len(texts) - _SHOWN
     return (*texts[:_SHOWN], *([f"and {more} more"] if more > 0 else []))
-
-
-def _shared(
-    wanted: Mapping[Key, KernelObject], observed: Mapping[Key, KernelObject], ops: Iterable[Op]
-) -> dict[Key, KernelObject]:
-    """Return what was observed, made of the wanted objects themselves wherever they are equal.
-
-    Of 5,000 peers 20,000 objects and their keys would be kept twice otherwise.
-    """
-    differing = {op.target.key for op in ops}
-    shared = {key: item for key, item in wanted.items() if key in observed and key not in differing}
-    return shared | {key: observed[key] for key in differing if key in observed}
