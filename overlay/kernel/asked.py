@@ -11,9 +11,10 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 from overlay.kernel import messages, parse
+from overlay.kernel.answers import Refusal
 from overlay.kernel.asked_rules import deciding_rule
 from overlay.kernel.links import LinkInfo, list_links, names_by_index
-from overlay.kernel.rtnl import Refusal, RtnlSocket
+from overlay.kernel.rtnl import RtnlSocket
 from overlay.kernel.wire import attribute, attributes, decoder, head
 from overlay.model.address import Family, IPAddress, family_of
 from overlay.model.kernel import MAIN_TABLE, NODE_TABLE

@@ -91,7 +91,8 @@ def _inside(route: Route) -> bytes:
 
     The first may be a broadcast address of its own, and the second a bridge's.
     """
-    return messages.route_query(route.prefix, -2 if route.prefix.num_addresses > 2 else 0)
+    size = 1 << (route.prefix.max_prefixlen - route.prefix.prefixlen)
+    return messages.route_query(route.prefix, max(size - 2, 0))
 
 
 def name_removed(routes: Sequence[ForeignRoute]) -> None:

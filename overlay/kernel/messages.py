@@ -225,12 +225,12 @@ def removal(route: Route) -> Request:
 
 
 def route_query(prefix: IPNetwork, host: int = 0) -> bytes:
-    """Return the body of a question for the route that a host of ``prefix`` takes.
+    """Return the body of a question for the route that address ``host`` of ``prefix`` takes.
 
     With RTM_F_FIB_MATCH: as it stands in its table.
     """
     family = family_of(prefix)
-    address = prefix[host].packed
+    address = (int(prefix.network_address) + host).to_bytes(family.bits // 8, "big")
     body = RTMSG.pack(AF[family], family.bits, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
     return body + attribute(RTA_DST, address)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from overlay.kernel import foreign_routes, messages, parse
+from overlay.kernel.answers import Refusal
 from overlay.kernel.base import DeviceConflictError, OpFailure
 from overlay.kernel.echoes import Echoes
 from overlay.kernel.links import (
@@ -19,7 +20,7 @@ from overlay.kernel.links import (
     ours,
 )
 from overlay.kernel.marks import Mark
-from overlay.kernel.rtnl import Refusal, Request, RtnlSocket
+from overlay.kernel.rtnl import Request, RtnlSocket
 from overlay.kernel.wire import Message
 from overlay.model.address import FAMILIES
 from overlay.model.kernel import ForeignRoute, KernelObject, Op, Route, Rule, VxlanLink

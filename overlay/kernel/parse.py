@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import Final, TypeAlias
 
 from overlay.kernel.layout import U32, Layout
@@ -37,7 +37,14 @@ from overlay.kernel.rtnetlink import (
     RULE,
 )
 from overlay.kernel.wire import Message, decoder
-from overlay.model.address import Family, IPAddress, IPNetwork, MacAddress
+from overlay.model.address import (
+    Family,
+    IPAddress,
+    IPNetwork,
+    MacAddress,
+    host_network,
+    network_at,
+)
 from overlay.model.kernel import (
     MAIN_TABLE,
     POD_ROUTE_PROTOCOL,
@@ -57,6 +64,7 @@ Messages: TypeAlias = Iterable[Message]
 _OURS: Final = frozenset({ROUTE_PROTOCOL, POD_ROUTE_PROTOCOL})
 _FAMILY: Final[Mapping[int, Family]] = {int(number): family for family, number in AF.items()}
 _MAC_BYTES: Final = 6
+_BITS: Final = {int(number): family.bits for family, number in AF.items()}
 # Attributes of routes that ours never have (linux/rtnetlink.h).
 _OTHERS: Final = (
     (7, "src"),
@@ -244,9 +252,16 @@ def _parse(packed: bytes) -> IPAddress:
 
 
 def _network(family: int, packed: bytes | None, length: int) -> IPNetwork:
+    bits = _BITS.get(family, 0)
+    if packed and len(packed) * 8 != bits:
+        msg = f"address of {len(packed)} bytes, of family {family}"
+        raise ValueError(msg)
+    number = int.from_bytes(packed, "big") if packed else 0
     if family == socket.AF_INET:
-        return IPv4Network((packed or b"\0" * 4, length))
-    return IPv6Network((packed or b"\0" * 16, length))
+        v4 = IPv4Address(number)
+        return host_network(v4) if length == bits else network_at(v4, length)
+    v6 = IPv6Address(number)
+    return host_network(v6) if length == bits else network_at(v6, length)
 
 
 def _mac(packed: bytes) -> MacAddress:

@@ -33,13 +33,14 @@ from typing import Final
 
 from overlay.kernel import bridge_ports, messages, parse, pod_requests
 from overlay.kernel.announce import announce
+from overlay.kernel.answers import Refusal
 from overlay.kernel.base import KernelError
 from overlay.kernel.link_requests import RTM_GETLINK
 from overlay.kernel.links import LinkInfo, list_links, parse_link
 from overlay.kernel.pod_gateway import GATEWAY, gateway
 from overlay.kernel.pod_namespace import PodNamespace, open_pod_rtnl
 from overlay.kernel.pod_paths import path_of
-from overlay.kernel.rtnl import NLM_F_APPEND, Refusal, RtnlSocket
+from overlay.kernel.rtnl import NLM_F_APPEND, RtnlSocket
 from overlay.model.address import FAMILIES, Family, IPAddress, IPNetwork, MacAddress, family_of
 from overlay.model.attachment import BRIDGE, Attachment, AttachmentKey
 from overlay.model.kernel import POD_ROUTE_PROTOCOL

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
 
+from overlay.kernel.answers import Refusal, error_number, extended_text, refusal
 from overlay.kernel.base import KernelError
-from overlay.kernel.wire import HEADER, Message, attribute_of, decoder, split
+from overlay.kernel.wire import HEADER, Message, split
 
 NLM_F_REQUEST: Final = 0x01
 NLM_F_ACK: Final = 0x04
@@ -34,11 +35,7 @@ _SOL_NETLINK: Final = 270
 _NETLINK_CAP_ACK: Final = 10
 _NETLINK_EXT_ACK: Final = 11
 _NETLINK_GET_STRICT_CHK: Final = 12
-_NLMSGERR_ATTR_MSG: Final = 1
-_NLM_F_CAPPED: Final = 0x100
-_NLM_F_ACK_TLVS: Final = 0x200
 
-_ERROR: Final = struct.Struct("=i")
 _CHUNK: Final = 48 * 1024  # bytes in one send; 32 to 64 KiB measured alike
 # Bytes of a datagram: the kernel makes none beyond 32 KiB of a dump. Room beyond
 # malloc's 128 KiB is mapped and unmapped at each read: 9 microseconds, so 1.
@@ -60,17 +57,6 @@ class Request:
         self.kind = kind
         self.flags = flags
         self.body = body
-
-
-class Refusal:
-    """The kernel's answer to a request that it did not carry out."""
-
-    __slots__ = ("errno", "index", "text")
-
-    def __init__(self, index: int, number: int, text: str) -> None:
-        self.index = index
-        self.errno = number
-        self.text = text or os.strerror(number)
 
 
 class RtnlSocket:
@@ -172,11 +158,10 @@ class RtnlSocket:
                 for kind, flags, sequence, data, start, end in self._receive():
                     if kind != _NLMSG_ERROR or sequence < base:
                         continue
-                    number = _error_number(data, start, end)
                     index = first + sequence - base
-                    if number:
-                        text = _extended_text(flags, data, start, end)
-                        refusals.append(Refusal(index, number, text))
+                    refused = refusal(flags, data, start, end, index)
+                    if refused is not None:
+                        refusals.append(refused)
                     if index == last:
                         return refusals
         except OSError as exc:
@@ -200,8 +185,8 @@ class RtnlSocket:
                         continue
                     if answer != _NLMSG_ERROR:
                         return data, start, end
-                    number = _error_number(data, start, end)
-                    return Refusal(0, number, _extended_text(flags, data, start, end))
+                    number = error_number(data, start, end)
+                    return Refusal(0, number, extended_text(flags, data, start, end))
         except OSError as exc:
             msg = f"rtnetlink: {exc}"
             raise KernelError(msg) from exc
@@ -225,9 +210,7 @@ class RtnlSocket:
                     if kind != _NLMSG_ERROR:
                         told = (data, start, end)
                         continue
-                    number = _error_number(data, start, end)
-                    text = _extended_text(flags, data, start, end)
-                    return (Refusal(0, number, text) if number else None), told
+                    return refusal(flags, data, start, end), told
         except OSError as exc:
             msg = f"rtnetlink: {exc}"
             raise KernelError(msg) from exc
@@ -294,7 +277,7 @@ class RtnlSocket:
                         continue
                     interrupted |= bool(flags & _NLM_F_DUMP_INTR)
                     if answer in {_NLMSG_DONE, _NLMSG_ERROR}:
-                        number = _error_number(data, start, end) if end - start >= 4 else 0
+                        number = error_number(data, start, end) if end - start >= 4 else 0
                         if number and number not in _NOTHING_THERE:
                             msg = f"rtnetlink dump {kind}: {os.strerror(number)}"
                             raise KernelError(msg)
@@ -324,30 +307,7 @@ def _await_echo(told: socket.socket, kind: int, wanted: int) -> Refusal | None:
                     continue
                 if answer == kind:
                     return None
-                number = _error_number(data, start, end)
-                text = _extended_text(flags, data, start, end)
-                return Refusal(0, number, text) if number else None
+                return refusal(flags, data, start, end)
     except OSError as exc:
         msg = f"rtnetlink: {exc}"
         raise KernelError(msg) from exc
-
-
-@decoder
-def _error_number(data: bytes, start: int, end: int) -> int:
-    """Return the error number of an acknowledgement, 0 for none (struct nlmsgerr)."""
-    number = -int(_ERROR.unpack_from(data[start:end])[0])
-    os.strerror(number)  # what is no int to C is no error number either
-    return number
-
-
-@decoder
-def _extended_text(flags: int, data: bytes, start: int, end: int) -> str:
-    """Return the kernel's own words for an error (NETLINK_EXT_ACK), or an empty text."""
-    if not flags & _NLM_F_ACK_TLVS:
-        return ""
-    offset = start + 4 + 16  # the error and the header of the request
-    if not flags & _NLM_F_CAPPED:
-        (length,) = struct.unpack_from("=I", data, start + 4)
-        offset = start + 4 + length + (-length % 4)
-    text = attribute_of(_NLMSGERR_ATTR_MSG, data, offset, end) or b""
-    return text.rstrip(b"\0").decode(errors="replace")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from overlay.kernel import messages, parse, rtnl, wire
+from overlay.kernel import answers, messages, parse, wire
 from overlay.kernel.base import KernelError
 from overlay.kernel.links import LinkInfo, parse_link
 from overlay.kernel.nft import NftError
@@ -152,17 +152,17 @@ def test_message_of_an_impossible_length_is_an_error(data: bytes) -> None:
 @pytest.mark.parametrize("number", [0, -1, -22, 1, -4096, 2**31 - 1, -(2**31)])
 def test_error_number_is_one_or_a_kernel_error(number: int) -> None:
     data = struct.pack("=i", number)
-    found = odd.outcome(KernelError, lambda: rtnl._error_number(data, 0, 4))
+    found = odd.outcome(KernelError, lambda: answers.error_number(data, 0, 4))
     assert found == -number or isinstance(found, KernelError)
     assert isinstance(
-        odd.outcome(MessageError, lambda: rtnl._error_number(data, 0, 3)), MessageError
+        odd.outcome(MessageError, lambda: answers.error_number(data, 0, 3)), MessageError
     )
 
 
 @given(st.binary(max_size=60), st.integers(0, 0xFFFF))
 def test_extended_text_is_text_or_a_message_error(data: bytes, flags: int) -> None:
     found = odd.outcome(
-        MessageError, lambda: rtnl._extended_text(flags | 0x200, data, 0, len(data))
+        MessageError, lambda: answers.extended_text(flags | 0x200, data, 0, len(data))
     )
     assert isinstance(found, MessageError | str)
 
