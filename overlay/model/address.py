@@ -65,6 +65,7 @@ class Family(enum.Enum):
 
 
 FAMILIES: Final = (Family.IPV4, Family.IPV6)
+_BROADCAST: Final = IPv4Address("255.255.255.255")
 _BITS: Final = {4: 32, 6: 128}
 _POINT_TO_POINT: Final = 2  # bits: networks with fewer have no broadcast address (RFC 3021)
 _MASKS: Final[dict[tuple[int, int], IPAddress]] = {}
@@ -149,7 +150,7 @@ def parse_node_address(text: str, family: Family | None = None) -> IPAddress:
         address.is_loopback
         or address.is_multicast
         or address.is_unspecified
-        or address == IPv4Address("255.255.255.255")
+        or address == _BROADCAST
     ):
         msg = f"{text} cannot be the address of a node"
         raise ValueError(msg)
