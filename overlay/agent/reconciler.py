@@ -211,23 +211,27 @@ class Reconciler:
         return None if is_new else touched
 
     def _settle(self, kernel: Kernel) -> tuple[OpFailure, ...]:
-        """Compare with a whole dump, and again while devices are made anew."""
+        """Compare with a whole dump; devices first, and then with what they hold."""
         if self._is_settled(kernel):
             self._audit_at = self._clock() + self._flags.audit_interval_s
             return ()
         assert self._planner is not None  # noqa: S101 - by _plan
         failures: tuple[OpFailure, ...] = ()
         left, makers = self._mirror, self._doubts.looked()
-        for _ in range(_SETTLE_PASSES):
-            observed = {item.key: item for item in kernel.dump()}
-            ops = difference(self._planner.plan.objects, observed)
-            self._mirror = mirrored(self._planner.plan.objects, observed, ops)
+        for left_passes in reversed(range(_SETTLE_PASSES)):
+            wanted = self._planner.plan.objects
+            observed = {item.key: item for item in kernel.dump(wanted)}
+            ops = difference(wanted, observed)
+            self._mirror = mirrored(wanted, observed, ops)
             if left is not None:
                 self._name_repair([op for op in ops if is_foreign(op, left, self._mirror)], makers)
             left = None
             self._settled = kernel.mark
-            failures = self._carry_out(kernel, ops)
-            if not any(isinstance(op.target, VxlanLink) for op in ops):
+            devices = [op for op in ops if isinstance(op.target, VxlanLink)]
+            made = [op for op in devices if op.verb == "set"]
+            # What is on a device that is made or changed is seen afterwards, and then set once.
+            failures = self._carry_out(kernel, made if made and left_passes else ops)
+            if not devices:
                 break
         self._audit_at = self._clock() + self._flags.audit_interval_s
         return failures

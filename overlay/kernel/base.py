@@ -1,12 +1,15 @@
 """What the agent asks of a kernel, real or fake."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from overlay.kernel.echoes import Echoes
 from overlay.model.errors import OverlayError
-from overlay.model.kernel import KernelObject, Op, VxlanLink
+from overlay.model.kernel import KernelObject, Key, Op, VxlanLink
+
+NOTHING: Final[Mapping[Key, KernelObject]] = MappingProxyType({})
 
 
 class KernelError(OverlayError):
@@ -39,9 +42,10 @@ class Kernel(Protocol):
     def echoes(self) -> Echoes:
         """Return by what notices of changes made through this object are known."""
 
-    def dump(self) -> Sequence[KernelObject]:
+    def dump(self, known: Mapping[Key, KernelObject] = NOTHING) -> Sequence[KernelObject]:
         """Return what is ours: our devices and what is on them, our routes, our rules.
 
+        What equals an object of ``known`` is that very object.
         A device is ours by its alias, a route by its protocol number, a rule
         by its protocol and table. What others made is not in the answer.
         Raises KernelError.

@@ -1,9 +1,9 @@
 """A kernel in memory for tests and simulation: refuses what Linux refuses."""
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from overlay.kernel.base import OpFailure
+from overlay.kernel.base import NOTHING, OpFailure
 from overlay.kernel.echoes import Echoes
 from overlay.model.kernel import (
     FdbEntry,
@@ -30,8 +30,9 @@ class FakeKernel:
         self.mark: object = None
         self.echoes = Echoes(0)
 
-    def dump(self) -> Sequence[KernelObject]:
+    def dump(self, known: Mapping[Key, KernelObject] = NOTHING) -> Sequence[KernelObject]:
         """Return what is ours."""
+        del known  # its objects are the callers' own
         self.mark = frozenset(self.objects.values())
         return list(self.objects.values())
 

@@ -2,13 +2,13 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from overlay.kernel import foreign_routes, messages, parse
 from overlay.kernel.answers import Refusal
-from overlay.kernel.base import DeviceConflictError, OpFailure
+from overlay.kernel.base import NOTHING, DeviceConflictError, OpFailure
 from overlay.kernel.echoes import Echoes
 from overlay.kernel.links import (
     LinkConflictError,
@@ -23,7 +23,7 @@ from overlay.kernel.marks import Mark
 from overlay.kernel.rtnl import Request, RtnlSocket
 from overlay.kernel.wire import Message
 from overlay.model.address import FAMILIES
-from overlay.model.kernel import ForeignRoute, KernelObject, Op, Route, Rule, VxlanLink
+from overlay.model.kernel import ForeignRoute, KernelObject, Key, Op, Route, Rule, VxlanLink
 from overlay.model.node import POD_LINK_PREFIX, NodeIdentity, Underlay, vtep_mac
 from overlay.plan.backend import Tunnel
 
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 # EINVAL: IPv6 refuses an onlink gateway that the very route to be replaced
 # would reach by another device; that one has to go first.
 _IN_THE_WAY: Final = frozenset({errno.EEXIST, errno.EINVAL})
+_AT_A_TIME: Final = 2048  # operations that are packed together
 _GONE: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
 
 
@@ -51,14 +52,15 @@ class NetlinkKernel:
         self._rtnl.close()
         self._writer.close()
 
-    def dump(self) -> Sequence[KernelObject]:
+    def dump(self, known: Mapping[Key, KernelObject] = NOTHING) -> Sequence[KernelObject]:
         """Return what is ours; see ``Kernel.dump``."""
         self.echoes.forget()
         links, mark = self._looked_at_links(), Mark()
-        found: list[KernelObject] = [*self._marked_devices(links, mark)]
+        found = [_shared(item, known) for item in self._marked_devices(links, mark)]
         for section in self._sections(links):
             section.add_to(mark, section.messages)
-            found += section.decode(section.messages)
+            # Each part by itself, so that never all is there twice.
+            found += [_shared(item, known) for item in section.decode(section.messages)]
         self._is_spread = any(map(foreign_routes.is_spread, found))
         if self._is_spread:
             foreign = foreign_routes.dump(self._rtnl)
@@ -162,10 +164,26 @@ class NetlinkKernel:
     def _apply_batch(self, batch: Sequence[Op], links: dict[str, LinkInfo]) -> list[OpFailure]:
         index = {name: link.index for name, link in links.items()}
         batch = foreign_routes.less_spared(batch)
+        foreign_routes.name_removed([x.target for x in batch if type(x.target) is ForeignRoute])
+        failures: list[OpFailure] = []
+        made: list[Route] = []
+        for first in range(0, len(batch), _AT_A_TIME):  # never all packed at once
+            part = batch[first : first + _AT_A_TIME]
+            refused = self._apply_part(part, index)
+            failed = {each.op for each in refused}
+            spread = [op for op in part if op.verb == "set" and foreign_routes.is_spread(op.target)]
+            made += [
+                op.target for op in spread if isinstance(op.target, Route) and op not in failed
+            ]
+            failures += refused
+        foreign_routes.uncover(self._rtnl, made)
+        return failures
+
+    def _apply_part(self, ops: Sequence[Op], index: Mapping[str, int]) -> list[OpFailure]:
         failures: list[OpFailure] = []
         ready: list[Op] = []
         requests: list[Request] = []
-        for op in batch:
+        for op in ops:
             try:
                 requests.append(messages.request(op, index))
                 ready.append(op)
@@ -173,8 +191,6 @@ class NetlinkKernel:
                 if op.verb == "set":
                     text = f"device {exc.args[0]} does not exist"
                     failures.append(OpFailure(op, errno.ENODEV, text))
-        foreign = [op.target for op in ready if isinstance(op.target, ForeignRoute)]
-        foreign_routes.name_removed(foreign)
         again: list[int] = []
         self.echoes.expect((each.kind, each.body) for each in requests)
         for refusal in self._rtnl.send(requests):
@@ -187,16 +203,6 @@ class NetlinkKernel:
             failures.append(OpFailure(op, refusal.errno, refusal.text))
         if again:
             failures += self._replace_routes([(ready[i], requests[i]) for i in again])
-        foreign_routes.uncover(
-            self._rtnl,
-            [
-                op.target
-                for op in ready
-                if isinstance(op.target, Route)
-                and op.verb == "set"
-                and foreign_routes.is_spread(op.target)
-            ],
-        )
         return failures
 
     def _replace_routes(self, made: Sequence[tuple[Op, Request]]) -> list[OpFailure]:
@@ -223,6 +229,11 @@ class _Section:
     messages: Sequence[Message]
     decode: Callable[[Sequence[Message]], Sequence[KernelObject]]
     add_to: Callable[[Mark, Sequence[Message]], None] = Mark.add_whole
+
+
+def _shared(item: KernelObject, known: Mapping[Key, KernelObject]) -> KernelObject:
+    same = known.get(item.key)
+    return same if same is not None and same == item else item
 
 
 def _devices(links: dict[str, LinkInfo]) -> list[VxlanLink]:

@@ -17,9 +17,9 @@ from overlay.kernel.netlink import NetlinkKernel, check_devices
 from overlay.kernel.notices import OVERFLOW, Change, Notice, RulesetChange, probable_maker
 from overlay.kernel.reset import HELD_FILE, reset_node
 from overlay.kernel.underlay import UnderlayFlags, find_underlay
-from overlay.model.address import FAMILIES, Family
+from overlay.model.address import FAMILIES, Family, MacAddress
 from overlay.model.errors import UsageError
-from overlay.model.kernel import FdbEntry, Neighbor, Op, Route, VxlanLink
+from overlay.model.kernel import FdbEntry, KernelObject, Neighbor, Op, Route, VxlanLink
 from overlay.model.network import parse_network_config
 from overlay.model.node import NodeIdentity
 from overlay.plan.backend import UnderlayError
@@ -63,6 +63,23 @@ def reconcile(netns: Netns, here: Site, *numbers: int) -> int:
         return count
 
     return netns.call(work)
+
+
+def test_dump_answers_with_the_objects_that_are_known(node: Netns) -> None:
+    wanted = desired(site(), by_key(lease(2), lease(3))).objects
+    reconcile(node, site(), 2, 3)
+    neighbor = next(item for item in wanted.values() if isinstance(item, Neighbor))
+
+    def differing() -> list[KernelObject]:
+        found = NetlinkKernel().dump(wanted)
+        assert len(found) == len(wanted)
+        return [item for item in found if item is not wanted[item.key]]
+
+    assert node.call(differing) == []
+    node.ip("neigh", "replace", str(neighbor.address), "lladdr", "02:00:00:00:00:99",
+            "dev", neighbor.device, "nud", "permanent")  # fmt: skip
+    changed = Neighbor(neighbor.device, neighbor.address, MacAddress("02:00:00:00:00:99"))
+    assert node.call(differing) == [changed]
 
 
 def test_a_join_and_its_repair_load_no_library(node: Netns) -> None:

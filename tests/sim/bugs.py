@@ -4,13 +4,13 @@ They are what one writes without thinking of a lost answer, a restart, a
 compaction or another node. tests/sim/test_bugs.py says within how many seeds.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from etcd3.transactions import Get, Put
 
 from overlay.agent.main import Agent
-from overlay.kernel.base import OpFailure
+from overlay.kernel.base import NOTHING, OpFailure
 from overlay.model.kernel import KernelObject, Key, Op
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, format_attributes
 from overlay.model.subnet import Subnet
@@ -217,9 +217,9 @@ class _ForgetfulKernel(SimKernel):
         super().__init__(*args)
         self._made: dict[int, set[Key]] = {}
 
-    def dump(self) -> Sequence[KernelObject]:
+    def dump(self, known: Mapping[Key, KernelObject] = NOTHING) -> Sequence[KernelObject]:
         made = self._made.get(id(self.process), set())
-        return [item for item in super().dump() if item.key in made]
+        return [item for item in super().dump(known) if item.key in made]
 
     def apply(self, ops: Iterable[Op]) -> tuple[OpFailure, ...]:
         ops = list(ops)
@@ -230,8 +230,8 @@ class _ForgetfulKernel(SimKernel):
 class _GreedyKernel(SimKernel):
     """Takes every route into the pod network for its own, whoever made it."""
 
-    def dump(self) -> Sequence[KernelObject]:
-        return [*super().dump(), *self.foreign.values()]
+    def dump(self, known: Mapping[Key, KernelObject] = NOTHING) -> Sequence[KernelObject]:
+        return [*super().dump(known), *self.foreign.values()]
 
 
 def _world(

@@ -1,11 +1,11 @@
 """The fake kernel of one node, with others at work in it, and what an op must never do."""
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Final
 
-from overlay.kernel.base import KernelError, OpFailure
+from overlay.kernel.base import NOTHING, KernelError, OpFailure
 from overlay.kernel.fake import FakeKernel
 from overlay.kernel.notices import OVERFLOW, Change, Notice
 from overlay.model.address import IPNetwork, MacAddress
@@ -54,11 +54,11 @@ class SimKernel(FakeKernel):
         }
         self.untouched = dict(self.foreign)
 
-    def dump(self) -> Sequence[KernelObject]:
+    def dump(self, known: Mapping[Key, KernelObject] = NOTHING) -> Sequence[KernelObject]:
         """Return what is ours, a moment later; now and then the kernel has no memory left."""
         self._read()
         self.unheard.clear()
-        return super().dump()
+        return super().dump(known)
 
     def look(self) -> object:
         """Return what a dump is told by, with the troubles of one."""

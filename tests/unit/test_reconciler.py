@@ -1,7 +1,7 @@
 """One reconciler on a kernel in memory: what it repairs, what it names, how it is bounded."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from overlay.agent.firewall import Outcome
 from overlay.agent.flags import parse_flags
 from overlay.agent.reconciler import Reconciler
 from overlay.agent.status import Mailbox, Status
-from overlay.kernel.base import KernelError
+from overlay.kernel.base import NOTHING, KernelError
 from overlay.kernel.fake import FakeKernel
 from overlay.kernel.notices import OVERFLOW, SYSCTL, Change, Notice, RulesetChange
-from overlay.model.kernel import FdbEntry, KernelObject, Route, Verb
+from overlay.model.kernel import FdbEntry, KernelObject, Key, Route, Verb
 from overlay.model.lease import Lease, LeaseView
 from overlay.plan.planner import Site
 from overlay.policy.egress import Nodes
@@ -312,7 +312,8 @@ def test_agent_without_a_site_waits_whatever_it_is_told(tmp_path: Path) -> None:
 
 
 def test_kernel_that_refuses_all_is_not_asked_again_and_again(bench: Bench) -> None:
-    def refuse() -> Sequence[KernelObject]:
+    def refuse(known: Mapping[Key, KernelObject] = NOTHING) -> Sequence[KernelObject]:
+        del known
         raise KernelError("no buffer space")
 
     bench.kernel.dump = refuse  # type: ignore[method-assign]  # a kernel out of memory
@@ -359,7 +360,8 @@ def test_error_that_lasts_does_not_keep_other_drift_from_repair(bench: Bench) ->
 def test_kernel_that_refuses_all_is_left_in_peace_while_leases_change(bench: Bench) -> None:
     dumps = 0
 
-    def refuse() -> Sequence[KernelObject]:
+    def refuse(known: Mapping[Key, KernelObject] = NOTHING) -> Sequence[KernelObject]:
+        del known
         nonlocal dumps
         dumps += 1
         raise KernelError("no buffer space")
