@@ -18,6 +18,8 @@ CALL_ERRORS: Final = (grpc.RpcError, etcd3.exceptions.Etcd3Exception)
 _TLS_WORDS: Final = ("handshake failed", "SSL_ERROR_SSL", "security handshaker", "certificate")
 # gRPC puts this in front of what went wrong; the address is in our message already.
 _PREAMBLE: Final = re.compile(r"failed to connect to all addresses; last error: [A-Z]+: (\S+: )?")
+# The kernel's word, and gRPC's, for a connection whose packets vanish.
+_SILENT_WORDS: Final = ("Connection timed out", "ping timeout", "watchdog timeout")
 _DETAIL_LIMIT: Final = 200  # characters
 _CODE: Final = grpc.StatusCode
 
@@ -47,7 +49,7 @@ class OutcomeUnknownError(StoreUnavailableError):
 
 
 class StaleConnectionError(StoreUnavailableError):
-    """A call ran into its deadline: its connection may lead nowhere any more."""
+    """A connection went silent, or a call ran into its deadline: it may lead nowhere any more."""
 
 
 def status_of(error: BaseException) -> tuple[Any, str]:
@@ -95,6 +97,8 @@ def translate(error: BaseException, endpoint: str) -> StoreError:
         return GoneError(f"etcd at {endpoint}: {shown}")
     if code == _CODE.DEADLINE_EXCEEDED:
         return StaleConnectionError(f"etcd at {endpoint} does not answer in time")
+    if code == _CODE.UNAVAILABLE and any(word in said for word in _SILENT_WORDS):
+        return StaleConnectionError(f"etcd at {endpoint} cannot be used: {shown}")
     if not said:
         shown = code.name.lower()
     if "Socket closed" in said:
