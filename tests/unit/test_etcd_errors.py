@@ -7,7 +7,7 @@ from overlay.store.base import StoreUnavailableError
 from overlay.store.etcd_errors import StaleConnectionError, translate
 
 
-class Failed(grpc.RpcError):
+class Failed(grpc.RpcError):  # type: ignore[misc]  # gRPC has no types
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(details)
         self._code, self._details = code, details
