@@ -131,18 +131,6 @@ class OwnTransactions:
         return False
 
 
-def generation() -> int:
-    """Return the generation of the calling thread's namespace.
-
-    ``NFT_MSG_GETGEN``. Raises NftError.
-    """
-    channel = NftSocket()
-    try:
-        return asked(channel)
-    finally:
-        channel.drop()
-
-
 def asked(channel: NftSocket) -> int:
     """Return the generation of the namespace that the socket is of. Raises NftError."""
     request = _HEADER.pack(

@@ -9,7 +9,7 @@ import pytest
 
 from overlay.kernel.nft import NftError
 from overlay.kernel.nft_elements import ElementsRefusedError, change_elements
-from overlay.kernel.nft_generation import OwnWrites, generation
+from overlay.kernel.nft_generation import OwnWrites
 from overlay.kernel.nft_ports import PortTable
 from overlay.kernel.nft_socket import NftSocket
 from overlay.kernel.nft_table import NftTable
@@ -100,7 +100,7 @@ def test_table_that_was_listed_once_is_repaired_without_being_listed(netns: Netn
     wanted, table = ruleset("192.0.2.2"), Disturbed()
     netns.call(lambda: table.apply(wanted))
     netns.nft("flush", "chain", *TABLE.split(), "ov_input")
-    theirs = netns.call(generation)
+    theirs = netns.call(OwnWrites().generation)
     assert not table.is_undone(theirs)
     looks = table.looks
     netns.call(lambda: table.apply(wanted))
@@ -115,9 +115,9 @@ def test_own_transactions_are_told_from_those_of_others(netns: Netns) -> None:
     told: list[int] = []
     for write in (lambda: table.apply(old), lambda: table.apply_delta(old, new)):
         netns.call(write)
-        told.append(netns.call(generation))
+        told.append(netns.call(OwnWrites().generation))
     netns.nft("flush", "set", *TABLE.split(), "ov_nodes4")
-    theirs = netns.call(generation)
+    theirs = netns.call(OwnWrites().generation)
     assert table.foreign([*told, theirs]) == (theirs,)
 
 
@@ -170,7 +170,7 @@ def test_elements_are_left_alone_where_somebody_wrote_meanwhile(netns: Netns) ->
     netns.call(lambda: table.apply(old))
     changes = new.changes(old)
     assert changes
-    seen = netns.call(generation)
+    seen = netns.call(OwnWrites().generation)
     netns.nft("add", "table", "inet", "other")
     with pytest.raises(ElementsRefusedError):
         netns.call(lambda: change_elements(TABLE, changes, seen, NftSocket()))
@@ -189,7 +189,7 @@ def test_refused_change_spoils_no_later_answer(netns: Netns) -> None:
     seen = netns.call(own.generation)
     with pytest.raises(ElementsRefusedError):
         netns.call(lambda: change_elements(TABLE, changes, seen, own.channel))
-    assert netns.call(own.generation) == netns.call(generation)
+    assert netns.call(own.generation) == netns.call(OwnWrites().generation)
     new = ruleset("192.0.2.3")
     netns.call(lambda: table.apply_delta(old, new))
     assert netns.call(lambda: table.is_ours(new))
@@ -200,11 +200,11 @@ def test_elements_are_changed_all_or_none(netns: Netns) -> None:
     netns.call(lambda: table.apply(old))
     changes = ruleset("192.0.2.3").changes(ruleset("192.0.2.9"))  # .9 is not there
     assert changes
-    seen = netns.call(generation)
+    seen = netns.call(OwnWrites().generation)
     with pytest.raises(ElementsRefusedError, match="No such file or directory"):
         netns.call(lambda: change_elements(TABLE, changes, seen, NftSocket()))
     assert "192.0.2.3" not in listed(netns)
-    assert netns.call(generation) == seen
+    assert netns.call(OwnWrites().generation) == seen
 
 
 def test_delta_falls_back_to_the_whole_table(netns: Netns) -> None:
@@ -262,9 +262,9 @@ def test_bad_ruleset_leaves_the_old_one(netns: Netns) -> None:
 def test_change_by_somebody_else_is_seen(netns: Netns, foreign: str, *, ours: bool) -> None:
     table, mine = NftTable(), ruleset("192.0.2.2", "192.0.2.3", "2001:db8::1")
     netns.call(lambda: table.apply(mine))
-    before = netns.call(generation)
+    before = netns.call(OwnWrites().generation)
     netns.nft(foreign)
-    assert netns.call(generation) == before + 1
+    assert netns.call(OwnWrites().generation) == before + 1
     assert netns.call(lambda: table.is_ours(mine)) is ours
     netns.call(lambda: table.apply(mine))
     assert netns.call(lambda: table.is_ours(mine))
@@ -323,6 +323,6 @@ def test_nft_that_hangs_is_ended(
 
 
 def test_generation_survives_a_refused_transaction(netns: Netns) -> None:
-    before = netns.call(generation)
+    before = netns.call(OwnWrites().generation)
     netns.nft("delete", "table", "inet", "none", check=False)
-    assert netns.call(generation) == before
+    assert netns.call(OwnWrites().generation) == before

@@ -5,18 +5,7 @@ import pytest
 
 from overlay.store.base import StoreUnavailableError
 from overlay.store.etcd_errors import StaleConnectionError, translate
-
-
-class Failed(grpc.RpcError):  # type: ignore[misc]  # gRPC has no types
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(details)
-        self._code, self._details = code, details
-
-    def code(self) -> grpc.StatusCode:
-        return self._code
-
-    def details(self) -> str:
-        return self._details
+from tests.sim.etcd import RefusedError
 
 
 @pytest.mark.parametrize(
@@ -35,7 +24,7 @@ class Failed(grpc.RpcError):  # type: ignore[misc]  # gRPC has no types
 def test_connection_that_went_silent_is_told_from_a_member_that_is_not_there(
     code: grpc.StatusCode, said: str, is_silent: bool
 ) -> None:
-    error = translate(Failed(code, said), "http://192.0.2.1:2379")
+    error = translate(RefusedError(code, said), "http://192.0.2.1:2379")
 
     assert isinstance(error, StoreUnavailableError)
     assert isinstance(error, StaleConnectionError) == is_silent
