@@ -8,12 +8,13 @@ away: with the store down, forwarding goes on with the last one.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from overlay import __version__
 from overlay.agent.flags import Flags
 from overlay.agent.host import Host
+from overlay.agent.lease_content import Check, ContentSource, LeaseContent
+from overlay.agent.lease_times import LeaseTimes
 from overlay.agent.status import (
     CLAIMING,
     CONFIG_INVALID,
@@ -27,15 +28,12 @@ from overlay.agent.status import (
 )
 from overlay.agent.twins import Twins
 from overlay.kernel.base import DeviceConflictError
-from overlay.model.address import family_of
 from overlay.model.attachment import Attachment
 from overlay.model.errors import ConfigError, OverlayError
 from overlay.model.event import Kind
-from overlay.model.lease import Lease, LeaseAttributes, LeaseView, Owner, format_attributes
-from overlay.model.network import NetworkConfig
-from overlay.model.node import Underlay
+from overlay.model.lease import Lease, LeaseView, format_attributes
 from overlay.model.subnet import Subnet
-from overlay.plan.backend import Backend, UnderlayError
+from overlay.plan.backend import UnderlayError
 from overlay.plan.planner import Site
 from overlay.store.base import (
     Claim,
@@ -52,24 +50,8 @@ log = logging.getLogger(__name__)
 _RETRY_FIRST_S: Final = 0.5
 _RETRY_MOST_S: Final = 30.0
 _RETRY_CONNECTED_S: Final = 2.0  # at most, where the watch works and calls fail
-# etcd counts a lease on a clock of its own; those of two machines differ by 500 ppm at
-# most while NTP slews them.
-_OF_TTL: Final = 0.999
-_LATE_S: Final = 2.0  # for which a view may be older than our own claim
-_ASK_AGAIN_S: Final = 60.0  # whether the lease is ours, while the views do not show it
 
-Check = Callable[[Backend, Underlay], None]
 PodsOutside = Callable[[Subnet], Sequence[Attachment]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What the node's lease should say, and who says so."""
-
-    config: NetworkConfig
-    backend: Backend
-    underlay: Underlay
-    attributes: LeaseAttributes
 
 
 class Lessee:
@@ -96,33 +78,25 @@ class Lessee:
         self._status = status
         self._sites = sites
         self._note = status.events.note
-        self._check = check
         self._clock = clock
         self._host = host if host is not None else Host()
         self._pods_outside = pods_outside
         self._twins = Twins(store, flags.node, clock)
+        self._source = ContentSource(flags, self._host, check, clock)
+        self.times = LeaseTimes(flags, status, clock)
         self._bell = self._host.bell()
         self.views: Mailbox[LeaseView] = Mailbox(self._bell)
         self.fatal: OverlayError | None = None
         self._site: Site | None = None
-        self._wanted: _Wanted | None = None
-        self._seen_config: NetworkConfig | None = None
-        self._is_config_lost = False  # the last view had none to read
         self._seen_revision = 0  # of the last view
         self._settled_at = 0  # views before this revision do not show the own lease as it is
         self._is_rival_sought = False
-        self._renew_at = float("inf")
-        self._ends_at = float("inf")  # the lease, if it is not renewed
-        self._look_at = float("inf")  # at the underlay; the first config makes the first look
-        self._ask_at = float("inf")  # the store itself, because the views lack our claim
-        self._must_look = False
         self._retry_s = 0.0
         self._is_store_back = False
-        self._claimed_at = ""
 
     def wake(self) -> None:
         """Make the thread look again now: at whether to stop, and at the underlay."""
-        self._must_look = True
+        self._source.demand()
         self._bell.set()
 
     def store_is_back(self) -> None:
@@ -146,8 +120,9 @@ class Lessee:
                 is_asking = self._twins.is_asking  # a renewal that is due waits for the answer
                 if not is_asking:
                     self._retry_s = 0.0
-                due_at = self._twins.decide_at if is_asking else min(self._renew_at, self._ask_at)
-                wake_at = min(due_at, self._look_at)
+                times = self.times
+                due_at = self._twins.decide_at if is_asking else min(times.renew_at, times.ask_at)
+                wake_at = min(due_at, self._source.look_at)
             except (UnderlayError, DeviceConflictError, DuplicateNodeError) as exc:
                 if self._site is None and not self._may_pass(exc):
                     self.fatal = exc
@@ -171,13 +146,13 @@ class Lessee:
         site, phase = self._site, self._status.get().phase
         if site is None or phase not in {PROGRAMMING, RUNNING}:
             return float("inf")
-        if self._clock() >= self._ends_at:
+        if self.times.is_over:
             text = f"{LAPSED}: pods get no addresses of {site.own.subnet} until the store answers"
             log.error("%s; forwarding stays as it is", text)
             self._note(Kind.LEASE_LAPSED, text)
             self._status.update(phase=LAPSED)
             return float("inf")
-        return self._ends_at
+        return self.times.ends_at
 
     def _may_pass(self, exc: OverlayError) -> bool:
         """Return whether what is wrong may mend itself.
@@ -198,16 +173,15 @@ class Lessee:
         is_passing = isinstance(exc, StoreUnavailableError) and before.is_store_connected
         most_s = _RETRY_CONNECTED_S if is_passing else _RETRY_MOST_S
         self._retry_s = min(max(self._retry_s * 2, _RETRY_FIRST_S), most_s)
-        now = self._clock()
         # A renewal that is due already is what failed, perhaps.
-        retry_at = now + self._retry_s
-        return retry_at if self._renew_at <= now else min(retry_at, self._renew_at)
+        retry_at = self._clock() + self._retry_s
+        return retry_at if self.times.is_renewal_due else min(retry_at, self.times.renew_at)
 
     def _step(self) -> None:
         view = self.views.get()
         if view is None:
             return
-        self._is_config_lost |= view.config_error is not None
+        self._source.see(view)
         if view.config is None and self._site is None:
             self._twins.forget()  # nothing is claimed by this, so no answer is waited for
             self._wait_for_config(view)
@@ -216,12 +190,12 @@ class Lessee:
             self._report_config(view.config_error)
         unseen: OverlayError | None = None
         try:
-            self._look(view.config)
+            self._look(view)
         except (UnderlayError, DeviceConflictError) as exc:
             if self._site is None:
                 raise
             unseen = exc  # what was found before stays in force: the lease is kept by that
-        wanted = self._wanted
+        wanted = self._source.content
         if wanted is None:
             return
         if view.revision < self._seen_revision:
@@ -240,7 +214,7 @@ class Lessee:
             self._status.update(lessee_error=None)
 
     def _wait_for_config(self, view: LeaseView) -> None:
-        self._look_at = self._clock() + self._flags.audit_interval_s
+        self._source.postpone()
         phase = WAITING_CONFIG if view.config_error is None else CONFIG_INVALID
         text = view.config_error or self._flags.no_config
         if self._status.get().config_error != text:
@@ -253,70 +227,21 @@ class Lessee:
             self._note(Kind.CONFIG_REFUSED, text)
         self._status.update(config_error=text)
 
-    def _look(self, config: NetworkConfig | None) -> None:
-        """Bring ``_wanted`` in step with the config and, now and then, with the underlay."""
-        now = self._clock()
-        is_new = config is not None and (config != self._seen_config or self._is_config_lost)
-        is_due = self._must_look or now >= self._look_at
-        if not is_new and (self._wanted is None or not is_due):
-            return
-        chosen = config if config is not None else self._seen_config
-        if chosen is None:
-            return
-        # Whatever comes of it: a look that fails is repeated by its own backoff.
-        self._must_look = False
-        self._is_config_lost &= config is None
-        self._look_at = now + self._flags.audit_interval_s
+    def _look(self, view: LeaseView) -> None:
         try:
-            known = self._wanted
-            backend = (
-                known.backend
-                if known is not None and known.config == chosen
-                else self._host.load_backend(chosen, self._flags.node)
-            )
-            underlay = self._host.find_underlay(self._flags.underlay, chosen.families)
-            _refuse_pod_addresses(chosen, underlay)
-            attributes = self._attributes(chosen, backend, underlay)
+            if self._source.look(view):
+                self._status.update(config_error=None)
         except ConfigError as exc:
-            self._seen_config = chosen
-            self._wanted_is_bad(exc)
-            return
-        if is_new:
-            self._check(backend, underlay)
-            self._status.update(config_error=None)
-        self._seen_config = chosen
-        self._wanted = _Wanted(chosen, backend, underlay, attributes)
+            self._refuse_config(str(exc))
 
-    def _wanted_is_bad(self, exc: ConfigError) -> None:
+    def _refuse_config(self, text: str) -> None:
         if self._site is None:
-            log.error("%s", exc)
-            self._status.update(phase=CONFIG_INVALID, config_error=str(exc))
+            log.error("%s", text)
+            self._status.update(phase=CONFIG_INVALID, config_error=text)
         else:
-            self._report_config(str(exc))
+            self._report_config(text)
 
-    def _attributes(
-        self, config: NetworkConfig, backend: Backend, underlay: Underlay
-    ) -> LeaseAttributes:
-        node = self._flags.node
-        if not self._claimed_at:
-            now = self._host.wall_clock().strftime("%Y-%m-%dT%H:%M:%SZ")
-            self._claimed_at = self._claimed_before() or now
-        backend.mtu(underlay)  # raises where the underlay has no room
-        return LeaseAttributes(
-            backend_type=config.backend.type,
-            public=dict(underlay.public),
-            backend_data=dict(backend.lease_data(underlay)),
-            owner=Owner(node.id, node.name, __version__, self._claimed_at, node.boot),
-        )
-
-    def _claimed_before(self) -> str:
-        """Return when this node first claimed the lease that it is about to take up again."""
-        view = self.views.get()
-        owners = (lease.attributes.owner for lease in view.leases.values()) if view else ()
-        mine = (o for o in owners if o is not None and o.node_id == self._flags.node.id)
-        return next((owner.claimed_at for owner in mine if owner.claimed_at), "")
-
-    def _claim(self, wanted: _Wanted, view: LeaseView) -> None:
+    def _claim(self, wanted: LeaseContent, view: LeaseView) -> None:
         self._status.update(phase=CLAIMING)
         if self._twins.is_waiting(view, wanted.attributes):
             return
@@ -369,7 +294,7 @@ class Lessee:
             log.error("%s", text)
             self._note(Kind.POD_STRANDED, text, pods=pods)
 
-    def _keep(self, site: Site, wanted: _Wanted, view: LeaseView) -> None:
+    def _keep(self, site: Site, wanted: LeaseContent, view: LeaseView) -> None:
         own = site.own
         if self._twins.is_asking:  # to the end, or each view that is late would begin it anew
             self._claim(wanted, view)
@@ -381,14 +306,14 @@ class Lessee:
         is_changed = False
         if view.revision >= self._settled_at:
             stored = view.leases.get(own.subnet.key)
-            self._ask_at = float("inf")
+            self.times.shown()
             if stored is None or not self._is_ours(stored, own):
                 self._claim(wanted, view)
                 return
             self._refuse_second(stored, view)
             is_changed = _is_changed(view, stored, own)
             own = replace(stored, attributes=own.attributes)
-            self._see_end(own)
+            self.times.seen(own)
         elif self._is_lost_in(view, own):
             self._claim(wanted, view)
             return
@@ -401,7 +326,7 @@ class Lessee:
                 # What comes from an address that is gone would only run into its deadline.
                 self._store.reconnect()
         must_write = self._twins.must_answer(view, own) or is_changed
-        if wanted.attributes != own.attributes or self._clock() >= self._renew_at or must_write:
+        if wanted.attributes != own.attributes or self.times.is_renewal_due or must_write:
             self._twins.will_write(wanted.attributes)
             asked_at = self._clock()
             try:
@@ -421,13 +346,12 @@ class Lessee:
         Such a view is late, as a rule. One that stays so comes from a store
         that was put back to an older state: the store itself is asked then.
         """
-        now = self._clock()
         if _shows(view, own):
-            self._ask_at = float("inf")
-        elif now >= self._ask_at:
+            self.times.shown()
+        elif self.times.is_asking_due:
             self._status.update(phase=CLAIMING)  # until the store has said whose it is
             is_lost = not _shows(self._store.view(), own)
-            self._ask_at = now + _ASK_AGAIN_S
+            self.times.asked()
             return is_lost
         return False
 
@@ -451,36 +375,9 @@ class Lessee:
     def _written(self, own: Lease, asked_at: float) -> None:
         self._twins.has_written(own.attributes)
         self._settled_at = own.mod_revision
-        self._schedule(own)
-        self._end_at(self.end_of(own, asked_at))
+        self.times.written(own, asked_at)
 
-    def end_of(self, own: Lease, asked_at: float) -> float:
-        """Return when a lease that was asked for at a time ends at the earliest.
-
-        The store cannot have begun to count before it was asked.
-        """
-        return float("inf") if own.is_permanent else asked_at + _OF_TTL * self._flags.lease_ttl_s
-
-    def _end_at(self, ends_at: float) -> None:
-        self._ends_at = ends_at
-        self._status.update(lease_ends=ends_at)
-
-    def _see_end(self, own: Lease) -> None:
-        """Take note of a lease that became permanent, or is so no more."""
-        if own.is_permanent and self._ends_at != float("inf"):
-            self._end_at(float("inf"))
-            self._renew_at = float("inf")
-        elif not own.is_permanent and self._ends_at == float("inf"):
-            # Of a store that was put back; since when it counts is not known.
-            self._renew_at = now = self._clock()
-            self._end_at(now)
-
-    def _schedule(self, own: Lease) -> None:
-        due_s = self._flags.lease_ttl_s - self._flags.renew_margin_s
-        self._renew_at = float("inf") if own.is_permanent else self._clock() + due_s
-        self._ask_at = self._clock() + _LATE_S
-
-    def _hand_over(self, wanted: _Wanted, own: Lease) -> None:
+    def _hand_over(self, wanted: LeaseContent, own: Lease) -> None:
         site = Site(wanted.config, wanted.backend, own, wanted.underlay)
         known, phase = self._site, self._status.get().phase
         self._site = site
@@ -523,14 +420,3 @@ def _is_same_site(known: Site, site: Site) -> bool:
         and known.underlay == site.underlay
         and known.own.attributes == site.own.attributes
     )
-
-
-def _refuse_pod_addresses(config: NetworkConfig, underlay: Underlay) -> None:
-    for address in (*underlay.public.values(), *(i.ip for i in underlay.local.values())):
-        whole = config.network(family_of(address))
-        if whole is not None and address in whole:
-            msg = (
-                f"underlay {underlay.device}: address {address} lies inside the pod network "
-                f"{whole}; choose another interface with --iface, or another network"
-            )
-            raise UnderlayError(msg)

@@ -260,16 +260,17 @@ def _trust_wall_clock(node: SimNode) -> None:
 
 def _unfenced(node: SimNode) -> None:
     """Believe in the own lease until somebody tells otherwise."""
-    node.amend = lambda agent: setattr(agent.lessee, "end_of", lambda _own, _at: _NEVER_S)
+    node.amend = lambda agent: setattr(agent.lessee.times, "end_of", lambda _own, _at: _NEVER_S)
 
 
 def _late_fence(node: SimNode) -> None:
     """Count the lease's time from when the store's answer came."""
 
     def amend(agent: Agent) -> None:
-        end_of = agent.lessee.end_of
+        times = agent.lessee.times
+        end_of = times.end_of
         late = lambda own, _asked_at: end_of(own, node.boot_clock())  # noqa: E731
-        setattr(agent.lessee, "end_of", late)  # noqa: B010 - mypy knows no method to assign
+        setattr(times, "end_of", late)  # noqa: B010 - mypy knows no method to assign
 
     node.amend = amend
 
