@@ -9,9 +9,9 @@ from typing import Final
 
 from overlay.lab import netns
 from overlay.lab.chaos import picture
-from overlay.lab.chaos.cast import PARTNER, SUBJECT
+from overlay.lab.chaos.cast import SUBJECT
 from overlay.lab.chaos.fault import FROM_RETURN, Fault, Plant, Planted
-from overlay.lab.chaos.peers import subnet_of
+from overlay.lab.chaos.names import names_of
 from overlay.lab.chaos.picture import DEVICE, FILTER, FORWARDING, LINKS, SYSCTLS
 from overlay.lab.chaos.stage import Stage
 from overlay.lab.errors import LabError
@@ -110,7 +110,7 @@ def faults() -> list[Fault]:
 
 def _command(part: str, words: str) -> Plant:
     def plant(stage: Stage) -> Planted:
-        return damaged(stage, part, words.format(**_names(stage)).split())
+        return damaged(stage, part, words.format(**names_of(stage)).split())
 
     return plant
 
@@ -126,24 +126,6 @@ def damaged(stage: Stage, part: str, words: Sequence[str]) -> Planted:
         return stage.log_size(SUBJECT) > told and stage.is_node_same(SUBJECT, part)
 
     return Planted(right, at)
-
-
-def _names(stage: Stage) -> dict[str, str]:
-    """Return what commands speak of: the partner's entries and the subject's own address."""
-    subnet = subnet_of(stage.subnet_key(PARTNER))
-    gateway = str(subnet.network_address)
-    shown = stage.baseline(SUBJECT)[LINKS]
-    mac = re.search(rf"^{re.escape(gateway)} lladdr (\S+)", shown, re.MULTILINE)
-    if mac is None:
-        msg = f"{SUBJECT} has no neighbor {gateway} in {shown}"
-        raise LabError(msg)
-    return {
-        "subnet": str(subnet),
-        "gateway": gateway,
-        "mac": mac[1],
-        "public": stage.public(PARTNER),
-        "own": str(subnet_of(stage.subnet_key(SUBJECT)).network_address),
-    }
 
 
 def _rule_deleted(stage: Stage) -> Planted:
@@ -165,7 +147,7 @@ def _rule_deleted(stage: Stage) -> Planted:
 
 def _fight(stage: Stage) -> Planted:
     stage.restart(SUBJECT)
-    subnet = _names(stage)["subnet"]
+    subnet = names_of(stage)["subnet"]
     planted = damaged(stage, LINKS, ["ip", "route", "del", subnet])
     for _ in range(_FIGHTS - 1):
         stage.await_that(lambda: subnet in _routes(stage), f"the route to {subnet} is back")
@@ -178,7 +160,7 @@ def _routes(stage: Stage) -> str:
 
 
 def _flood(stage: Stage) -> Planted:
-    names, told = _names(stage), stage.log_size(SUBJECT)
+    names, told = names_of(stage), stage.log_size(SUBJECT)
     stage.signal(SUBJECT, signal.SIGSTOP)
     try:
         stage.run(SUBJECT, "ip", "neigh", "del", names["gateway"], "dev", DEVICE)

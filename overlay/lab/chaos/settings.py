@@ -4,14 +4,15 @@ Groups of their own, each with a lab of its own. In the one of both families
 the stream runs over IPv6, and so does what is damaged.
 """
 
-import re
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from overlay.lab import pods
-from overlay.lab.chaos.cast import DUAL_STACK, HOST_GW, PARTNER, SUBJECT
+from overlay.lab.chaos.cast import DUAL_STACK, HOST_GW, PARTNER
 from overlay.lab.chaos.drift import MEDIAN_S, damaged, underlay_down_and_up
 from overlay.lab.chaos.fault import FROM_RETURN, Fault, Planted
+from overlay.lab.chaos.names import names_of
 from overlay.lab.chaos.picture import (
     DEVICE_V6,
     FILTER,
@@ -21,7 +22,6 @@ from overlay.lab.chaos.picture import (
     SYSCTLS_V6,
 )
 from overlay.lab.chaos.stage import Stage
-from overlay.lab.errors import LabError
 from overlay.model.address import Family
 
 _ROUNDS: Final = 3
@@ -68,7 +68,7 @@ def faults() -> list[Fault]:
         ("host-gw: nft set flushed", FILTER, "nft flush set inet overlay ov_nodes4"),
     ]
     return [
-        *(_drift(DUAL_STACK, _names_v6, *each) for each in both),
+        *(_drift(DUAL_STACK, partial(names_of, family=Family.IPV6), *each) for each in both),
         *(_drift(HOST_GW, _names_v4, *each) for each in plain),
         Fault(
             "host-gw: underlay down and up",
@@ -92,24 +92,3 @@ def _drift(setting: str, names: Names, name: str, part: str, words: str) -> Faul
 def _names_v4(stage: Stage) -> dict[str, str]:
     file = pods.read_subnet_file(stage.lab.dir.subnet_file(PARTNER))
     return {"subnet": str(file.subnets[Family.IPV4].network)}
-
-
-def _names_v6(stage: Stage) -> dict[str, str]:
-    """Return what commands speak of: the partner's entries and the subject's own address."""
-    subnet, own = (
-        pods.read_subnet_file(stage.lab.dir.subnet_file(node)).subnets[Family.IPV6].network
-        for node in (PARTNER, SUBJECT)
-    )
-    gateway = str(subnet.network_address)
-    shown = stage.baseline(SUBJECT)[LINKS_V6]
-    mac = re.search(rf"^{re.escape(gateway)} lladdr (\S+)", shown, re.MULTILINE)
-    if mac is None:
-        msg = f"{SUBJECT} has no neighbor {gateway} in {shown}"
-        raise LabError(msg)
-    return {
-        "subnet": str(subnet),
-        "gateway": gateway,
-        "mac": mac[1],
-        "public": stage.public(PARTNER, Family.IPV6),
-        "own": str(own.network_address),
-    }
