@@ -4,6 +4,7 @@ Each flag can also be set as ``OVERLAYD_FLAG_NAME``; the command line wins.
 Flannel's single-dash spelling is taken too.
 """
 
+import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -79,29 +80,7 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
     _refuse_odd_bytes(argv, environment)
     parser = flag_parser(environment)
     args = parser.parse_args([_double_dash(a) for a in argv])
-    for name, value, choices in (
-        ("log-format", args.log_format, LOG_FORMATS),
-        ("log-level", args.log_level, LOG_LEVELS),
-        ("network-policy", args.network_policy, ON_OFF),
-        ("vxlan-checksum-offload", args.vxlan_checksum_offload, offload.CHOICES),
-    ):
-        if value not in choices:  # argparse does not look at what comes from the environment
-            raise UsageError(f"--{name} {value[:40]!r}: use {', '.join(choices)}")
-    if args.probe_interval < _SHORTEST_PROBE_S:
-        raise UsageError(
-            f"--probe-interval {args.probe_interval:g} s: probe no more often than every "
-            f"{_SHORTEST_PROBE_S} s; --probe-port 0 turns it off"
-        )
-    if args.subnet_lease_ttl < _SHORTEST_LEASE_S:
-        raise UsageError(
-            f"--subnet-lease-ttl {args.subnet_lease_ttl:g} s: a lease lasts at least "
-            f"{_SHORTEST_LEASE_S} s"
-        )
-    if args.subnet_lease_renew_margin >= args.subnet_lease_ttl:
-        raise UsageError(
-            f"--subnet-lease-renew-margin {args.subnet_lease_renew_margin:g} s is not less than "
-            f"--subnet-lease-ttl {args.subnet_lease_ttl:g} s; the lease would never be renewed"
-        )
+    _refuse_odd_values(args)
     kube = kube_flags(args, environment) if args.kube_subnet_mgr else None
     return Flags(
         etcd=EtcdConfig(
@@ -150,6 +129,33 @@ def parse_flags(argv: Sequence[str], environment: Mapping[str, str] = os.environ
             bool(args.policy_admin_tier),
         ),
     )
+
+
+def _refuse_odd_values(args: argparse.Namespace) -> None:
+    """Raise UsageError for what no flag's own type refuses."""
+    for name, value, choices in (
+        ("log-format", args.log_format, LOG_FORMATS),
+        ("log-level", args.log_level, LOG_LEVELS),
+        ("network-policy", args.network_policy, ON_OFF),
+        ("vxlan-checksum-offload", args.vxlan_checksum_offload, offload.CHOICES),
+    ):
+        if value not in choices:  # argparse does not look at what comes from the environment
+            raise UsageError(f"--{name} {value[:40]!r}: use {', '.join(choices)}")
+    if args.probe_interval < _SHORTEST_PROBE_S:
+        raise UsageError(
+            f"--probe-interval {args.probe_interval:g} s: probe no more often than every "
+            f"{_SHORTEST_PROBE_S} s; --probe-port 0 turns it off"
+        )
+    if args.subnet_lease_ttl < _SHORTEST_LEASE_S:
+        raise UsageError(
+            f"--subnet-lease-ttl {args.subnet_lease_ttl:g} s: a lease lasts at least "
+            f"{_SHORTEST_LEASE_S} s"
+        )
+    if args.subnet_lease_renew_margin >= args.subnet_lease_ttl:
+        raise UsageError(
+            f"--subnet-lease-renew-margin {args.subnet_lease_renew_margin:g} s is not less than "
+            f"--subnet-lease-ttl {args.subnet_lease_ttl:g} s; the lease would never be renewed"
+        )
 
 
 def _refuse_odd_bytes(argv: Sequence[str], environment: Mapping[str, str]) -> None:
