@@ -9,21 +9,22 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from overlay.ipam.claim import Duplicate, is_same_place
+from overlay.ipam.claim import is_same_place
 from overlay.model.address import FAMILIES
 from overlay.model.errors import LeaseFormatError, UsageError
 from overlay.model.lease import Lease, LeaseAttributes, LeaseView, format_attributes
 from overlay.model.network import NetworkConfig
-from overlay.model.node import NodeIdentity
 from overlay.model.subnet import Subnet
 from overlay.store.base import Claim, ContestedLeaseError, StopSignal, StoreError
+from overlay.store.kube_address import AddressCheck
 from overlay.store.kube_client import KubeClient, own_namespace
 from overlay.store.kube_condition import set_network_available
 from overlay.store.kube_config import KubeAccess
 from overlay.store.kube_feed import Feed
+from overlay.store.kube_lease import LeaseReader, NodeState, misfit
 from overlay.store.kube_net_config import NetConfigFile
 from overlay.store.kube_node import (
     CHALLENGE,
@@ -37,7 +38,7 @@ from overlay.store.kube_node import (
 from overlay.store.kube_nodes import Nodes, NodeWaitingError, refuse_waiting
 from overlay.store.kube_policies import KubePolicySource
 from overlay.store.kube_secret import NAME, SECRETS, FabricSecret
-from overlay.store.kube_table import LeaseReader, NodeState, NodeTable, misfit
+from overlay.store.kube_table import NodeTable
 from overlay.store.kube_watch import Found, KubeWatch, Pace
 from overlay.store.refusals import lost, same_address_refusal
 
@@ -72,6 +73,7 @@ class KubeLeaseStore:
         self._reader = LeaseReader(access.node_name)
         self._config = NetConfigFile(access.net_config_path)
         self._secret = FabricSecret(self._client, self._namespace, clock)
+        self._addresses = AddressCheck()
         self._feed: Feed | None = None
 
     def view(self) -> LeaseView:
@@ -94,8 +96,12 @@ class KubeLeaseStore:
         feed, name = self._feed, claim.node.name
         if feed is not None and feed.is_fresh and name == self._access.node_name:
             # Without asking: each change of any node wakes the claimant.
-            refuse_waiting(feed.own, name)
-        return self._nodes.written(lambda: self._acquire_once(claim))
+            own = _place_of(refuse_waiting(feed.own, name), claim.config)
+            if feed.last is not None:
+                self._refuse_address(claim, own, feed.last.leases)
+        lease = self._nodes.written(lambda: self._acquire_once(claim))
+        self._addresses.forget()
+        return lease
 
     def challenge(self, attributes: LeaseAttributes) -> None:
         """Ask for a sign of life. See ``LeaseStore``."""
@@ -235,28 +241,19 @@ class KubeLeaseStore:
     def _acquire_once(self, claim: Claim) -> Lease:
         name, config = claim.node.name, claim.config
         found, facts = self._nodes.get(name)
-        problem = misfit(facts, config)
-        subnet = subnet_in(facts, config.families) if problem is None else None
-        if subnet is None:
-            raise StoreError(problem or f"node {name} has no podCIDR")
+        subnet = _place_of(facts, config)
         stored = self._state(found, config).lease
         if stored is not None and _may_be_a_twins(stored, claim):
             raise ContestedLeaseError(stored)
-        self._refuse_address(claim.node, claim.attributes, subnet)
+        view = self._feed.last if self._feed is not None else None
+        self._refuse_address(claim, subnet, (view if view is not None else self.view()).leases)
         return self._write(found, facts, subnet, claim.attributes, answers_in(facts))
 
-    def _refuse_address(self, node: NodeIdentity, attributes: LeaseAttributes, own: Subnet) -> None:
+    def _refuse_address(self, claim: Claim, own: Subnet, leases: Mapping[str, Lease]) -> None:
         """Raise DuplicateNodeError when another node stands under one of our addresses."""
-        for lease in self._leases():
-            for family, address in attributes.public.items():
-                is_same = lease.attributes.public.get(family) == address
-                if is_same and lease.subnet.key != own.key:
-                    raise same_address_refusal(node, Duplicate(lease, address))
-
-    def _leases(self) -> Iterable[Lease]:
-        """Return the leases as last seen by a watch, else as they stand."""
-        view = self._feed.last if self._feed is not None else None
-        return (view if view is not None else self.view()).leases.values()
+        clash = self._addresses.clash(leases, claim.attributes.public, own)
+        if clash is not None:
+            raise same_address_refusal(claim.node, clash)
 
     def _write(
         self,
@@ -311,6 +308,15 @@ class KubeLeaseStore:
             if stored is not None and stored.subnet == lease.subnet:
                 return found.key
         raise lost(lease)
+
+
+def _place_of(facts: NodeFacts, config: NetworkConfig) -> Subnet:
+    """Return the subnet that a node has in the network. Raises StoreError."""
+    problem = misfit(facts, config)
+    subnet = subnet_in(facts, config.families) if problem is None else None
+    if subnet is None:
+        raise StoreError(problem or f"node {facts.name} has no podCIDR")
+    return subnet
 
 
 def _may_be_a_twins(stored: Lease, claim: Claim) -> bool:

@@ -55,8 +55,7 @@ class Nodes:
         except NotThereError as exc:
             raise _no_node(name) from exc
         found, facts = self._object(raw)
-        refuse_waiting(facts, name)
-        return found, facts
+        return found, refuse_waiting(facts, name)
 
     def annotate(
         self, name: str, changes: Mapping[str, str | None], expected: Found[NodeFacts] | None
@@ -122,8 +121,11 @@ class Nodes:
         return found, found.value
 
 
-def refuse_waiting(facts: NodeFacts | None, name: str) -> None:
-    """Raise NodeWaitingError for a node that is not there or has no podCIDR."""
+def refuse_waiting(facts: NodeFacts | None, name: str) -> NodeFacts:
+    """Return a node that can have a lease; raise NodeWaitingError while it is not there yet.
+
+    Nor is one without a podCIDR.
+    """
     if facts is None:
         raise _no_node(name)
     if not facts.pod_cidrs:
@@ -132,6 +134,7 @@ def refuse_waiting(facts: NodeFacts | None, name: str) -> None:
             "(kube-controller-manager with --allocate-node-cidrs=true and --cluster-cidr)"
         )
         raise NodeWaitingError(msg)
+    return facts
 
 
 def _no_node(name: str) -> NodeWaitingError:

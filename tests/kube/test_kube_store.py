@@ -1,5 +1,6 @@
 """What Kubernetes adds to a lease store: flannel beside it, waiting, writes, bad annotations."""
 
+import functools
 import json
 import threading
 from collections.abc import Iterator
@@ -335,6 +336,32 @@ def test_address_of_another_node_is_refused(cluster: PlantedCluster) -> None:
     mine = replace(claim(1), attributes=replace(attributes(2), owner=attributes(1).owner))
     with pytest.raises(DuplicateNodeError, match=r"192\.0\.2\.2"):
         cluster.acquire(mine)
+
+
+def test_who_is_refused_asks_nothing_until_the_address_is_free(cluster: PlantedCluster) -> None:
+    mine = replace(claim(1), attributes=replace(attributes(2), owner=attributes(1).owner))
+    cluster.acquire(claim(1))
+    cluster.add_node(3, "10.244.3.0/24", **flannels("192.0.2.2", MAC))
+    with watched(cluster) as seen:
+        seen.wait(lambda _: True)
+        asked = len(cluster.api.asked("get", "nodes"))
+        for node in ("node-2", "node-3"):
+            for _ in range(3):
+                with pytest.raises(DuplicateNodeError, match=f"10.244.{node[-1]}.0/24"):
+                    cluster.acquire(mine)
+            assert len(cluster.api.asked("get", "nodes")) == asked
+            cluster.api.objects.delete(NODES, node)
+            seen.wait(functools.partial(_lacks, f"10.244.{node[-1]}.0-24"))
+        cluster.acquire(replace(mine, assured=frozenset({_revision(cluster)})))
+    assert cluster.annotations(1)["public-ip"] == "192.0.2.2"
+
+
+def _lacks(key: str, view: LeaseView) -> bool:
+    return key not in view.leases
+
+
+def _revision(cluster: PlantedCluster) -> int:
+    return cluster.view().leases["10.244.1.0-24"].mod_revision
 
 
 @pytest.mark.parametrize(

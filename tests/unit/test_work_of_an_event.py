@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,8 +37,9 @@ from overlay.plan.planner import Problem, Site
 from overlay.plan.prune import Prune, PruneLimit
 from overlay.policy.egress import FirewallPlan, Nodes, compile_ruleset, with_nodes
 from overlay.policy.ruleset import Ruleset, SetChange
-from overlay.store.etcd_table import KeyValue, LeaseReader, LeaseTable, Listing
+from overlay.store.kube_address import AddressCheck
 from tests.kernel.netns import eventually
+from tests.unit.lease_sources import CONFIG, Change, EtcdSource, KubeSource, Source, change_of
 from tests.unit.test_policy_idle import DENY, Counted, Table, add
 from tests.unit.worlds import by_key, lease, site
 
@@ -119,6 +121,18 @@ def test_a_deletion_costs_the_lease_that_went() -> None:
         prune = prune.after(leases, "own", number / 100, limit, places)
         assert leases.looks <= 4
     assert not prune.held, "ten of a hundred are no mass"
+
+
+def test_who_is_refused_for_an_address_looks_at_the_lease_that_changed() -> None:
+    store, check, other, own = Store(100), AddressCheck(), lease(50), lease(1)
+    public = other.attributes.public
+    assert check.clash(store.leases, public, own.subnet) is not None
+    for leases in (store.put(lease(250)), store.delete(lease(250).subnet.key)):
+        found = check.clash(leases, public, own.subnet)
+        assert (found is not None and found.lease == other, leases.looks <= 4) == (True, True)
+    free = store.delete(other.subnet.key)
+    assert check.clash(free, public, own.subnet) is None
+    assert free.looks <= 4
 
 
 def test_events_of_peers_cost_the_lease_that_changed() -> None:
@@ -233,12 +247,10 @@ class Filter:
 class Node:
     """An agent of so many peers from the table of leases to the kernel, and who looks on."""
 
-    ROOT = "/f/"
-
-    def __init__(self, place: Path, count: int) -> None:
-        here = site('{"Network":"10.0.0.0/8","SubnetMin":"10.1.0.0"}')
+    def __init__(self, place: Path, source: Source, count: int) -> None:
+        here = site(CONFIG)
         own = replace(here.own, subnet=parse_subnet("10.0.5.0/24"))
-        self.table = LeaseTable(LeaseReader(self.ROOT))
+        self.source = source
         self.status, self.filter, self.kernel = Status(), Filter(), Sink()
         words = ["--node-name=n1", f"--state-dir={place}", f"--subnet-file={place / 'subnet.env'}"]
         flags = parse_flags([*words, "--audit-interval=1h"], {})
@@ -248,26 +260,15 @@ class Node:
         self.reconciler.sites.put(replace(here, own=own))
         self.nodes, self.mesh, self.sample = NodeAddresses(), MeshPeers(), Sample(b"own")
         self.seen = Snapshot()
-        listed = tuple(self.key_value(number, number + 1) for number in range(count))
-        self.table.replace(Listing(count, 1, listed))
+        source.list([change_of(number, number + 1) for number in range(count)])
         self.notes: list[Any] = []
         self.pass_on()
 
-    def key_value(self, number: int, revision: int, mac: str = "02", port: int = 1) -> KeyValue:
-        place = f"10.{1 + number // 256}.{number % 256}.0-24"
-        tail = f"00:00:{number // 256:02x}:{number % 256:02x}:01"
-        public = f"172.{16 + number // 65536}.{number // 256 % 256}.{number % 256}"
-        value = (
-            f'{{"PublicIP":"{public}","BackendType":"vxlan","BackendData":{{"VNI":{port},'
-            f'"VtepMAC":"{mac}:{tail}"}},"Overlay":{{"NodeID":"n-{number}","NodeName":"x{number}"}}}}'
-        )
-        key = f"{self.ROOT}subnets/{place}".encode()
-        return KeyValue(key, value.encode(), number + 1, revision, revision)
-
-    def pass_on(self, *events: KeyValue) -> None:
-        """Take in events, as all threads of the agent together do."""
-        self.table.apply(events)
-        view = self.table.view()
+    def pass_on(self, *told: Any) -> None:
+        """Take in what the store says, as all threads of the agent together do."""
+        for each in told:
+            self.source.take(each)
+        view = self.source.view()
         self.reconciler.views.put(view)
         self.reconciler.reconcile(self.kernel)
         self.nodes.follow(view.leases)
@@ -278,8 +279,8 @@ class Node:
         self.seen = now
 
 
-def work(node: Node, *events: KeyValue) -> tuple[int, int]:
-    """Return how many functions are called for ``events``, and the most bytes that they take."""
+def work(node: Node, told: Any) -> tuple[int, int]:
+    """Return how many functions are called for an event, and the most bytes that it takes."""
     calls = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:
@@ -292,7 +293,7 @@ def work(node: Node, *events: KeyValue) -> tuple[int, int]:
     tracemalloc.reset_peak()
     sys.setprofile(count)
     try:
-        node.pass_on(*events)
+        node.pass_on(told)
     finally:
         sys.setprofile(None)
         peak = tracemalloc.get_traced_memory()[1]
@@ -301,26 +302,29 @@ def work(node: Node, *events: KeyValue) -> tuple[int, int]:
     return calls, peak - before
 
 
-EVENTS: dict[str, Callable[[Node, int], KeyValue]] = {
-    "comes": lambda node, n: node.key_value(n, n + 9),
-    "is renewed": lambda node, n: node.key_value(n, n + 10),
-    "changes": lambda node, n: node.key_value(n, n + 11, mac="06"),
-    "is refused": lambda node, n: node.key_value(n, n + 12, port=9),
-    "is a peer again": lambda node, n: node.key_value(n, n + 13),
-    "goes": lambda node, n: replace(node.key_value(n, n + 14), value=None),
+EVENTS: dict[str, Callable[[int], Change]] = {
+    "comes": lambda n: change_of(n, n + 9),
+    "is renewed": lambda n: change_of(n, n + 10),
+    "changes": lambda n: change_of(n, n + 11, mac="06"),
+    "is refused": lambda n: change_of(n, n + 12, port=9),
+    "is a peer again": lambda n: change_of(n, n + 13),
+    "goes": lambda n: Change(n, n + 14, None),
 }
 
 
-def test_what_one_lease_costs_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", [EtcdSource, KubeSource])
+def test_what_one_lease_costs_does_not_depend_on_how_many_there_are(
+    source: Callable[[], Source], tmp_path: Path
+) -> None:
     costs: dict[str, list[tuple[int, int]]] = {what: [] for what in EVENTS}
     for count in (100, 1_000, 10_000):
-        node = Node(tmp_path, count)
+        node = Node(tmp_path, source(), count)
         assert (node.status.get().peers, len(node.mesh)) == (count, count)
         for event in EVENTS.values():  # what is made at the first event of a kind alone
-            node.pass_on(event(node, count))
+            node.pass_on(node.source.told(event(count)))
         for what, event in EVENTS.items():
             ops = len(node.kernel.log)
-            costs[what].append(work(node, event(node, count + 1)))
+            costs[what].append(work(node, node.source.told(event(count + 1))))
             is_news = what != "is renewed"
             assert (len(node.kernel.log) > ops, bool(node.notes)) == (is_news, is_news), what
     for what, found in costs.items():
