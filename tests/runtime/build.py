@@ -6,6 +6,7 @@ of are mounted where it looks for them. The finished image is kept under a name
 made of all that it is made from, so that the next run need not build it.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -46,12 +47,16 @@ def missing() -> str | None:
 def build_image(place: Path) -> Path:
     """Return an OCI archive of the image, NAME inside; ``place`` is for what is made on the way."""
     base = _KEPT / f"{debian.RELEASE}.tar"
-    debian.write_base(base)
-    archive = _KEPT / f"{_digest(base)}.oci.tar"
-    if not archive.exists():
-        for old in _KEPT.glob("*.oci.tar"):
-            old.unlink()
-        _build(base, place, archive)
+    _KEPT.mkdir(parents=True, exist_ok=True)
+    # Two files of tests want the image, and may run side by side: the first builds it.
+    with (_KEPT / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        debian.write_base(base)
+        archive = _KEPT / f"{_digest(base)}.oci.tar"
+        if not archive.exists():
+            for old in _KEPT.glob("*.oci.tar"):
+                old.unlink()
+            _build(base, place, archive)
     return archive
 
 
