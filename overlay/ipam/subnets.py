@@ -8,7 +8,7 @@ the spans. An IPv6 network of 2**40 subnets costs as much as a /16.
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from overlay.model.address import Family, IPNetwork, family_of
+from overlay.model.address import Family, IPNetwork, family_of, last_address
 from overlay.model.network import NetworkConfig, SubnetRange
 from overlay.model.subnet import Subnet, subnet_of
 
@@ -88,7 +88,7 @@ def _covered(span: SubnetRange, network: IPNetwork) -> Iterable[Span]:
     """Yield the numbers that ``network`` touches; a lease may be wider or narrower than ours."""
     shift = family_of(network).bits - span.prefixlen
     first = (int(network.network_address) - int(span.first)) >> shift
-    last = (int(network.broadcast_address) - int(span.first)) >> shift
+    last = (last_address(network) - int(span.first)) >> shift
     if last >= 0 and first < span.count:
         yield max(first, 0), min(last, span.count - 1)
 

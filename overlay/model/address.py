@@ -184,6 +184,18 @@ def network_at(address: IPAddress, length: int) -> IPNetwork:
     return _assembled(address, length)
 
 
+def last_address(network: IPNetwork) -> int:
+    """Return the last address of a network as a number.
+
+    ``broadcast_address`` of the standard library is kept in the network, with
+    what it is made of: 200 bytes.
+
+    >>> IPv4Address(last_address(IPv4Network("10.244.3.0/24")))
+    IPv4Address('10.244.3.255')
+    """
+    return int(network.network_address) | (1 << _BITS[network.version] - network.prefixlen) - 1
+
+
 def overlap(one: IPNetwork, other: IPNetwork) -> bool:
     """Return whether two networks share an address.
 

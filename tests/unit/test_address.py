@@ -13,6 +13,7 @@ from overlay.model.address import (
     IPAddress,
     IPNetwork,
     host_network,
+    last_address,
     network_at,
     overlap,
 )
@@ -34,6 +35,7 @@ def same(made: IPNetwork, network: IPNetwork) -> bool:
         and type(made) is type(network)
         and (near in made) == (near in network)
         and made.broadcast_address == network.broadcast_address
+        and last_address(made) == int(network.broadcast_address)
         and sorted([made, network]) == [network, made]
     )
 
