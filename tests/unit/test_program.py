@@ -10,6 +10,20 @@ from overlay.agent import program
 program._leave_openssl_out()
 import overlay.agent.main, overlay.store.etcd, overlay.kernel.netlink
 """
+_HEAPS: Final = """
+import ctypes, os, threading
+kept, done = [], threading.Barrier(5)
+def keep():
+    kept.append([bytes(1000) for _ in range(100)])
+    done.wait()
+for _ in range(4):
+    threading.Thread(target=keep, daemon=True).start()
+done.wait()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
+libc.fflush(None)
+"""
 _HAS_OPENSSL: Final = 'print("libcrypto" in open("/proc/self/maps").read())'
 
 
@@ -22,6 +36,15 @@ def printed(script: str) -> list[str]:
 
 def test_the_agent_of_etcd_is_loaded_without_openssl() -> None:
     assert printed(_AGENT + _HAS_OPENSSL) == ["False"]
+
+
+def test_threads_share_one_heap() -> None:
+    def heaps(script: str) -> int:
+        return sum(line.startswith("<heap") for line in printed(script))
+
+    one = "from overlay.agent import program; program._keep_one_heap()"
+    assert heaps(_HEAPS) > 1
+    assert heaps(one + _HEAPS) == 1
 
 
 def test_whoever_needs_ssl_still_gets_it() -> None:
