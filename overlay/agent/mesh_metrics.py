@@ -10,7 +10,6 @@ from overlay.agent.mesh_peers import Peer
 from overlay.agent.mesh_report import needed_bytes
 from overlay.agent.status import Snapshot, Status
 from overlay.model.node import NodeIdentity
-from overlay.store.memory import MemoryLeaseStore
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -25,6 +24,8 @@ def mesh_families(mesh: Mesh, snapshot: Snapshot) -> "Iterable[Metric]":
 
 def idle_families() -> "Iterable[Metric]":
     """Return the metrics of an agent that has measured nothing yet."""
+    from overlay.store.memory import MemoryLeaseStore  # not for an agent, which has another
+
     idle = Mesh(MeshFlags(), NodeIdentity("", ""), Status(), MemoryLeaseStore())
     return mesh_families(idle, Snapshot())
 

@@ -93,7 +93,9 @@ class WorldMaker:
         them yet. ``unknown`` is then what nobody tells of, as far as policies
         could be about it.
         """
-        self._nodes.follow(leases.leases if leases is not None else {})
+        # Without a policy nobody asks what nodes send from, and it is 200 bytes of each.
+        senders = leases.leases if leases is not None and not selecting.is_idle else NOBODY
+        self._nodes.follow(senders)
         nobodys: dict[PodKey, frozenset[IPAddress]] = {}
         if view.knows_pods:
             fresh, nobodys = told_pods(attachments, partial(told, view, asked), self.node)
@@ -158,3 +160,4 @@ class Selecting:
 
 
 NOTHING: Final = PolicyView()
+NOBODY: Final[Mapping[str, Lease]] = {}

@@ -10,11 +10,13 @@ from overlay.agent.status import Status
 from overlay.ipam.pool import Demand
 from overlay.model.address import IPAddress
 from overlay.model.attachment import Attachment, AttachmentKey
+from overlay.model.lease import LeaseView
 from overlay.model.netpol import NetworkPolicy, Selector
 from overlay.model.policy_view import PolicyView
 from overlay.model.subnet import parse_subnet
 from overlay.policy.network.table import PolicyRuleset
 from tests.kernel.netns import eventually
+from tests.unit.worlds import by_key, lease
 
 SUBNET = parse_subnet("10.244.1.0/24")
 DENY: Final = NetworkPolicy("default", "deny", Selector(()), ingress=())
@@ -68,8 +70,10 @@ def test_pods_are_looked_at_once_there_is_a_policy(tmp_path: Path) -> None:
     thread = threading.Thread(target=enforcer.run, args=(stop,))
     thread.start()
     try:
+        enforcer.follow(LeaseView(1, by_key(lease(2))))
         enforcer.put(PolicyView(1))
         eventually(lambda: is_seen(1), timeout_s=20)
+        assert not enforcer.world.nodes, "nobody asks for them"
         for number in range(50):
             enforcer.admit(add(attachments, f"pod{number}"))
             enforcer.wake()
@@ -79,6 +83,7 @@ def test_pods_are_looked_at_once_there_is_a_policy(tmp_path: Path) -> None:
         enforcer.put(PolicyView(3, policies={DENY.key: DENY}))
         eventually(lambda: is_seen(3), timeout_s=20)
         assert len(enforcer.world.pods) == 50
+        assert set(enforcer.world.nodes) == {lease(2).node}
         assert table.held is not None
         assert table.held.maps["ov_to4"].elements
         enforcer.admit(add(attachments, "late"))
