@@ -123,6 +123,7 @@ class Firewall:
                 tunnel=site.backend.tunnel,
                 nodes=nodes,
                 direct=direct,
+                underlay=site.underlay.device,
             )
             ruleset = compile_ruleset(plan)
         self._compiled = (site, direct, ruleset)

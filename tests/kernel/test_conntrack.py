@@ -8,12 +8,30 @@ import pytest
 from overlay.kernel import conntrack
 from overlay.model.netpol import NetworkPolicy
 from overlay.policy.network.compile import compile_policies
-from overlay.policy.network.midway import CUT_MARK, guarded
+from overlay.policy.network.midway import CUT_MARK, TRACKING, guarded
+from overlay.policy.network.table import POLICY_TABLE
 from tests.kernel.netns import eventually
 from tests.kernel.test_policy_table import FROM_A_ON_80, A, B, Node, app, node, world
 
 __all__ = ["node"]
 pytestmark = pytest.mark.kernel
+
+
+def test_connections_are_tracked_before_there_is_a_policy_at_no_packet_s_cost(node: Node) -> None:
+    node.netns.nft("-f", "-", stdin=TRACKING.transaction)
+    assert "hook" not in node.netns.nft("list", "table", *POLICY_TABLE.split())
+    a, b = node.pods["a"], node.pods["b"]
+    with (
+        b.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        a.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        server.bind((B, 81))
+        server.settimeout(20)
+        client.bind((A, 0))
+        client.sendto(b"1", (B, 81))
+        assert server.recv(9) == b"1"
+        found = node.netns.call(lambda: conntrack.connections({ip_address(A)}))
+        assert client.getsockname()[1] in {each.original.source_port for each in found}
 
 
 def test_marked_connection_passes_no_packet_until_the_mark_goes(node: Node) -> None:

@@ -5,6 +5,7 @@ import errno
 import json
 import socket
 import struct
+import threading
 from collections.abc import Collection, Iterator
 from functools import partial
 from ipaddress import ip_address
@@ -12,7 +13,7 @@ from ipaddress import ip_address
 import pytest
 
 from overlay.kernel.nft_table import NftTable
-from overlay.model.address import FAMILIES, Family
+from overlay.model.address import FAMILIES
 from overlay.model.network import parse_network_config
 from overlay.model.subnet import parse_subnet
 from overlay.plan.backend import Tunnel
@@ -41,7 +42,12 @@ def line(make_module_netns: MakeNetns) -> PodLine:
 
 
 def compiled(
-    mode: str, *, direct: bool = False, nodes: Collection[str] = tuple(PodLine.PEER.values())
+    mode: str,
+    *,
+    direct: bool = False,
+    nodes: Collection[str] = tuple(PodLine.PEER.values()),
+    underlay: str = "up0",
+    pod_devices: tuple[str, ...] = (),
 ) -> Ruleset:
     document = {
         "Network": "10.244.0.0/16",
@@ -53,9 +59,11 @@ def compiled(
         FirewallPlan(
             own=parse_subnet("10.244.1.0/24,fd00:1:0:1::/64"),
             config=parse_network_config(json.dumps(document)),
-            tunnel=Tunnel(PORT, VNI, {Family.IPV4: "overlay.1"}),
+            tunnel=Tunnel(PORT, VNI, dict.fromkeys(FAMILIES, "overlay.1")),
             nodes={f: hosts(map(ip_address, nodes), f) for f in FAMILIES},
             direct=direct,
+            underlay=underlay,
+            pod_devices=pod_devices,
         )
     )
 
@@ -304,8 +312,11 @@ def test_isolated_pod_takes_no_forged_pod_address_from_the_underlay(
 
 @both_families
 @pytest.mark.parametrize("mode", ["island", "isolated", "flat"])
-def test_tunnel_packets_come_from_peers_alone(line: PodLine, version: int, mode: str) -> None:
-    enforce(line, mode)
+@pytest.mark.parametrize("underlay", ["up0", "eth7"], ids=["the underlay", "another way in"])
+def test_tunnel_packets_come_from_peers_alone(
+    line: PodLine, version: int, mode: str, underlay: str
+) -> None:
+    line.node.call(partial(NftTable().apply, compiled(mode, underlay=underlay)))
     target = (PodLine.NODE[version], PORT)
     with (
         serving(line.node, PodLine.NODE[version], socket.SOCK_DGRAM, PORT) as vtep,
@@ -342,6 +353,108 @@ def test_pod_cannot_speak_to_a_tunnel(
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.recvfrom(100)
+
+
+@both_families
+@pytest.mark.parametrize("device", ["inner", "bridge0"], ids=["in the tunnel", "a foreign pod"])
+def test_peer_s_address_lets_nobody_in_who_is_not_on_the_underlay(
+    make_netns: MakeNetns, version: int, device: str
+) -> None:
+    """Nobody checks sources of what comes in a tunnel, or from a bridge of another plugin's."""
+    line = PodLine(make_netns)
+    veth(line.node, "bridge0", line.outside, "bridge0")
+    at = {4: ("10.244.1.129", "25"), 6: ("fd00:1:0:1:8000::1", "65")}[version]
+    if device == "bridge0":
+        line.node.ip("addr", "add", "/".join(at), "dev", "bridge0")
+        line.outside.ip("route", "replace", at[0], "dev", "bridge0")
+    else:
+        at = ({4: "10.244.2.1", 6: "fd00:1:0:2::1"}[version], "")
+    ruleset = compiled("island", pod_devices=("bridge0",))
+    line.node.call(partial(NftTable().apply, ruleset))
+    with (
+        serving(line.node, at[0], socket.SOCK_DGRAM, PORT) as vtep,
+        line.outside.socket(AF[version], socket.SOCK_DGRAM) as liar,
+    ):
+        liar.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        liar.bind((PodLine.PEER[version], 0))
+        liar.sendto(vxlan(VNI), (at[0], PORT))
+        comment = "in a tunnel" if device == "inner" else "a pod to the tunnel port"
+
+        def stopped() -> bool:
+            rules = line.node.nft("list", "ruleset").splitlines()
+            return any(comment in rule and "packets 0 " not in rule for rule in rules)
+
+        eventually(stopped, what="the rule that stops it")
+        vtep.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            vtep.recvfrom(100)
+
+
+# As overlayd wrote it before peers' packets had a way in of their own.
+EARLIER = """\
+	chain ov_source {
+		type filter hook prerouting priority filter - 10; policy accept;
+		iifname != "opod*" return
+		ip6 saddr { ::, fe80::/10 } return
+		fib saddr . iif oif missing counter drop comment "a source address, forged"
+	}
+	chain ov_guard {
+		iifname "opod*" counter reject with icmpx admin-prohibited
+		ip saddr @ov_own4 counter reject with icmpx admin-prohibited
+		ip6 saddr @ov_own6 counter reject with icmpx admin-prohibited
+	}
+	chain ov_tunnel {
+		iifname "overlay.1" counter drop comment "tunnel packets in a tunnel"
+		ip saddr @ov_nodes4 accept
+		ip6 saddr @ov_nodes6 accept
+		counter drop comment "tunnel packets from no peer"
+	}
+	chain ov_input {
+		type filter hook input priority filter - 10; policy accept;
+		udp dport 8472 jump ov_guard
+		udp dport 8472 @th,96,24 0x7 goto ov_tunnel
+	}
+"""
+
+
+def test_upgrade_from_the_earlier_table_lets_nobody_in_and_keeps_no_peer_out(line: PodLine) -> None:
+    later = compiled("island")
+    earlier = Ruleset(later.sets, EARLIER)
+    sent = 0
+    got: list[tuple[bytes, str]] = []
+    stop = threading.Event()
+    with (
+        serving(line.node, PodLine.NODE[4], socket.SOCK_DGRAM, PORT) as vtep,
+        line.outside.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer,
+        line.outside.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger,
+    ):
+        peer.bind((PodLine.PEER[4], 0))
+        stranger.bind((PodLine.OUTSIDE[4], 0))
+        table = NftTable()
+        line.node.call(partial(table.apply, earlier))
+
+        def talk() -> None:
+            nonlocal sent
+            while not stop.is_set():
+                for each in (peer, stranger):
+                    each.sendto(vxlan(VNI), (PodLine.NODE[4], PORT))
+                got.append(vtep.recvfrom(100))
+                sent += 1
+
+        talking = threading.Thread(target=talk)
+        talking.start()
+        try:
+            for ruleset in (later, earlier) * 20:
+                line.node.call(partial(table.apply, ruleset))
+        finally:
+            stop.set()
+            talking.join(10)
+        assert not talking.is_alive()
+        vtep.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            vtep.recvfrom(100)
+    assert sent > 40, "packets were under way between the changes"
+    assert {address[0] for _, address in got} == {PodLine.PEER[4]}
 
 
 def test_real_vxlan_devices_are_told_apart_by_vni(make_netns: MakeNetns) -> None:

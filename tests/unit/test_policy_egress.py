@@ -44,6 +44,7 @@ def plan(mode: str = "island", **egress: object) -> FirewallPlan:
         config=config(mode, False, **egress),
         tunnel=TUNNEL,
         nodes=nodes_at("192.0.2.10", "192.0.2.9"),
+        underlay="eth0",
     )
 
 
@@ -137,8 +138,13 @@ udp dport 8472 jump ov_guard
 
 INPUT = """\
 type filter hook input priority filter - 10; policy accept;
-udp dport 8472 jump ov_guard
-udp dport 8472 @th,96,24 0x1 goto ov_tunnel
+udp dport 8472 goto ov_arrival
+"""
+
+ARRIVAL = """\
+iifname "eth0" @th,96,24 0x1 ip saddr @ov_nodes4 accept
+jump ov_guard
+@th,96,24 0x1 goto ov_tunnel
 """
 
 GUARD = f"""\
@@ -194,6 +200,7 @@ NO_RANGE = MASQUERADE.replace(
                 "ov_masquerade": MASQUERADE,
                 "ov_forward": FORWARD,
                 "ov_input": INPUT,
+                "ov_arrival": ARRIVAL,
                 "ov_guard": GUARD,
                 "ov_from_pod": "",
             },
@@ -211,6 +218,7 @@ NO_RANGE = MASQUERADE.replace(
                 "ov_masquerade": NO_RANGE,
                 "ov_forward": "",
                 "ov_input": "",
+                "ov_arrival": "",
                 "ov_guard": "",
             },
             id="island without a tunnel",
@@ -259,8 +267,12 @@ def test_rules_of_a_mode(given_plan: FirewallPlan, expected: dict[str, str]) -> 
 def test_tunnel_s_packets_are_told_by_port_and_vni() -> None:
     both = Tunnel(4789, 0xABCDEF, {Family.IPV6: "overlay-v6.9", Family.IPV4: "overlay.9"})
     ruleset = compile_ruleset(replace(plan("flat"), tunnel=both))
-    assert chain(ruleset, "ov_input").splitlines()[-1] == (
-        "udp dport 4789 @th,96,24 0xabcdef goto ov_tunnel"
+    assert chain(ruleset, "ov_input").splitlines()[-1] == "udp dport 4789 goto ov_arrival"
+    assert chain(ruleset, "ov_arrival") == (
+        'iifname "eth0" @th,96,24 0xabcdef ip saddr @ov_nodes4 accept\n'
+        'iifname "eth0" @th,96,24 0xabcdef ip6 saddr @ov_nodes6 accept\n'
+        "jump ov_guard\n"
+        "@th,96,24 0xabcdef goto ov_tunnel\n"
     )
     assert chain(ruleset, "ov_tunnel") == (
         'iifname "overlay.9" counter drop comment "tunnel packets in a tunnel"\n'
@@ -271,10 +283,28 @@ def test_tunnel_s_packets_are_told_by_port_and_vni() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "underlay",
+    [
+        pytest.param("", id="not known"),
+        pytest.param("overlay.1", id="the tunnel"),
+        pytest.param("opod-bridge", id="the pods' bridge"),
+        pytest.param("cni0", id="another plugin's bridge of pods"),
+        pytest.param("bond 0", id="a name that would need quoting"),
+        pytest.param("eth*", id="a name that would match others"),
+    ],
+)
+def test_no_way_in_is_short_where_pods_might_take_it(underlay: str) -> None:
+    ruleset = compile_ruleset(replace(plan(), underlay=underlay, pod_devices=("cni0",)))
+    assert chain(ruleset, "ov_arrival") == "jump ov_guard\n@th,96,24 0x1 goto ov_tunnel\n"
+
+
 def test_a_chain_stands_before_those_that_jump_to_it() -> None:
     for mode in ("island", "isolated", "flat"):
         text = compile_ruleset(plan(mode)).chains
-        for name in ("ov_tunnel", "ov_from_pod", "ov_to_pod", "ov_masquerade"):
+        for name in (
+            "ov_tunnel", "ov_guard", "ov_arrival", "ov_from_pod", "ov_to_pod", "ov_masquerade",
+        ):  # fmt: skip
             for verb in ("jump", "goto"):
                 use = text.find(f"{verb} {name}\n")
                 assert use == -1 or text.index(f"chain {name} {{") < use

@@ -24,13 +24,14 @@ from overlay.policy.network.table import Denial, PolicyRuleset, PolicySet
 CUT_MARK: Final = 1 << 29
 CUT: Final = Denial("cut", None)
 MIDWAY: Final = Denial("midway", None)
-_HOOK: Final = "type filter hook forward priority filter - 9; policy accept;"
 _VERSIONS: Final = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 
 
 # Where nobody is isolated yet: connections are tracked from the start, so that those that a policy
-# finds are known by their beginning. Without a rule that asks for it the kernel does not track.
-TRACKING: Final = PolicyRuleset(base={"ov_track": (_HOOK, ESTABLISHED)})
+# finds are known by their beginning. The kernel tracks while any rule asks about connections,
+# wherever it stands: in a chain without a hook no packet passes it.
+# Measured (2026-11): with the hook a packet from pod to pod cost 0.2 us of 13.5 more.
+TRACKING: Final = PolicyRuleset(chains={"ov_track": (ESTABLISHED,)})
 
 
 def guarded(ruleset: PolicyRuleset, log: LogOptions | None = None) -> PolicyRuleset:
