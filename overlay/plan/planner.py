@@ -34,21 +34,15 @@ class Problem:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A lease that is a peer: what carries packets to it, and what it sends from."""
-
-    lease: Lease
-    objects: tuple[KernelObject, ...]
-    addresses: tuple[IPAddress, ...]
-
-
 @dataclass(slots=True)
 class Plan:
-    """What one node wants. ``peers`` and ``problems`` are keyed by lease key."""
+    """What one node wants. ``peers`` and ``problems`` are keyed by lease key.
+
+    Of a lease that is a peer ``peers`` has what carries packets to it.
+    """
 
     objects: dict[Key, KernelObject] = field(default_factory=dict)
-    peers: dict[str, Peer] = field(default_factory=dict)
+    peers: dict[str, tuple[KernelObject, ...]] = field(default_factory=dict)
     routes_to: Counter[str] = field(default_factory=Counter)  # by device
     _problems: MapHistory[str, Problem] = field(default_factory=MapHistory)
     _senders: dict[IPAddress, int] = field(default_factory=dict)  # peers by what they send from
@@ -74,12 +68,14 @@ class Plan:
         """Return the underlay addresses that peers send from, in sets that stay while equal."""
         return {family: each.snapshot() for family, each in self._addresses.items()}
 
-    def count(self, peer: Peer, change: int) -> None:
-        """Note that ``peer`` has come (1) or gone (-1)."""
-        for item in peer.objects:
+    def count(
+        self, objects: Iterable[KernelObject], addresses: Iterable[IPAddress], change: int
+    ) -> None:
+        """Note that a peer with these objects, which sends from there, came (1) or went (-1)."""
+        for item in objects:
             if isinstance(item, Route):
                 self.routes_to[item.device] += change
-        for address in peer.addresses:
+        for address in addresses:
             left = self._senders.get(address, 0) + change
             if left:
                 self._senders[address] = left
@@ -150,7 +146,7 @@ class Planner:
             if lease is known:
                 continue
             if known is not None:
-                touched |= self._drop(key)
+                touched |= self._drop(known)
                 self._waiting.discard(key)
             if lease is not None:
                 candidates.append((_age(lease), lease))
@@ -170,16 +166,17 @@ class Planner:
         keys, self._waiting = self._waiting, set()
         return [(_age(lease), lease) for lease in map(self._leases.__getitem__, keys)]
 
-    def _drop(self, key: str) -> set[Key]:
+    def _drop(self, lease: Lease) -> set[Key]:
         """Forget a lease; those that it kept out wait to be tried again."""
+        key = lease.subnet.key
         self.plan.forgive(key)
         self._admit(key)
-        peer = self.plan.peers.pop(key, None)
-        if peer is None:
+        objects = self.plan.peers.pop(key, None)
+        if objects is None:
             return set()
-        self._networks.remove(peer.lease)
-        self.plan.count(peer, -1)
-        keys = {item.key for item in peer.objects}
+        self._networks.remove(lease)
+        self.plan.count(objects, self.site.backend.node_addresses(lease), -1)
+        keys = {item.key for item in objects}
         for item_key in keys:
             del self.plan.objects[item_key]
             if self._holders is not None:
@@ -192,32 +189,32 @@ class Planner:
 
     def _add(self, lease: Lease) -> set[Key]:
         try:
-            peer = self._peer(lease)
+            objects = self._objects(lease)
         except PeerError as exc:
             self.plan.refuse(lease, str(exc))
             return set()
-        if peer is None:
+        if objects is None:
             return set()
         touched: set[Key] = set()
-        rivals = tuple(dict.fromkeys(self._rivals(peer)))
+        rivals = tuple(dict.fromkeys(self._rivals(lease, objects)))
         for rival in rivals:
-            older = self.plan.peers.get(rival)
-            if older is None or _age(older.lease) < _age(lease):
-                holder = f"lease {rival}" if older is not None else "this node"
+            is_peer = rival in self.plan.peers
+            if not is_peer or _age(self._leases[rival]) < _age(lease):
+                holder = f"lease {rival}" if is_peer else "this node"
                 self.plan.refuse(lease, f"shares addresses with {holder}, which was there first")
                 self._keep_out(lease.subnet.key, rival)
                 return touched
         for rival in rivals:  # all younger than this one: they give way
-            loser = self.plan.peers[rival].lease
-            touched |= self._drop(rival)
+            loser = self._leases[rival]
+            touched |= self._drop(loser)
             self.plan.refuse(
                 loser, f"shares addresses with lease {lease.subnet.key}, which is older"
             )
             self._keep_out(rival, lease.subnet.key)
-        self.plan.peers[lease.subnet.key] = peer
+        self.plan.peers[lease.subnet.key] = objects
         self._networks.add(lease)
-        self.plan.count(peer, 1)
-        for item in peer.objects:
+        self.plan.count(objects, self.site.backend.node_addresses(lease), 1)
+        for item in objects:
             self.plan.objects[item.key] = item
             touched.add(item.key)
             if self._holders is not None:
@@ -234,8 +231,11 @@ class Planner:
         if winner is not None:
             self._losers[winner].discard(key)
 
-    def _peer(self, lease: Lease) -> Peer | None:
-        """Return the lease as a peer; None where it is none by its nature. Raises PeerError."""
+    def _objects(self, lease: Lease) -> tuple[KernelObject, ...] | None:
+        """Return what carries packets to a lease; None where it is no peer by its nature.
+
+        Raises PeerError.
+        """
         site = self.site
         if lease.subnet.key == site.own.subnet.key or lease.is_vacant:
             return None
@@ -251,9 +251,7 @@ class Planner:
             raise PeerError(msg)
         for address in lease.attributes.public.values():
             self._check_public(address)
-        backend = site.backend
-        objects = tuple(backend.peer(site.own, lease, site.underlay))
-        return Peer(lease, objects, tuple(backend.node_addresses(lease)))
+        return tuple(site.backend.peer(site.own, lease, site.underlay))
 
     def _check_public(self, address: IPAddress) -> None:
         site = self.site
@@ -267,17 +265,17 @@ class Planner:
             msg = f"public address {address} lies inside the pod network"
             raise PeerError(msg)
 
-    def _rivals(self, peer: Peer) -> Iterator[str]:
-        """Yield lease keys (or "" for this node) that cannot be peers beside ``peer``."""
-        yield from self._networks.overlapping(peer.lease)
-        for item in peer.objects:
+    def _rivals(self, lease: Lease, objects: Iterable[KernelObject]) -> Iterator[str]:
+        """Yield lease keys (or "" for this node) that cannot be peers beside ``lease``."""
+        yield from self._networks.overlapping(lease)
+        for item in objects:
             if item.key in self.plan.objects:
                 yield self._holder(item.key)
 
     def _holder(self, key: Key) -> str:
         if self._holders is None:
             self._holders = {
-                item.key: name for name, peer in self.plan.peers.items() for item in peer.objects
+                item.key: name for name, objects in self.plan.peers.items() for item in objects
             }
         return self._holders.get(key, "")
 

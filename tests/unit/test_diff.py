@@ -218,11 +218,12 @@ def test_planner_ends_where_desired_does_whatever_came_before(
         assert now == whole.objects
         assert set(planner.plan.peers) == set(whole.peers)
         assert set(planner.plan.problems) == set(whole.problems)
-        peers = planner.plan.peers.values()
+        peers = planner.plan.peers
+        sent_from = planner.site.backend.node_addresses
+        addresses = [ip for key in peers for ip in sent_from(leases[key])]
         senders = {family: set(found) for family, found in planner.plan.addresses().items()}
         assert senders == {
-            family: {ip for peer in peers for ip in peer.addresses if family_of(ip) is family}
-            for family in FAMILIES
+            family: {ip for ip in addresses if family_of(ip) is family} for family in FAMILIES
         }
-        routes = [o for peer in peers for o in peer.objects if isinstance(o, Route)]
+        routes = [o for found in peers.values() for o in found if isinstance(o, Route)]
         assert +planner.plan.routes_to == Counter(route.device for route in routes)
