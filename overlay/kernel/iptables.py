@@ -12,7 +12,6 @@ network namespace of the calling thread.
 
 import logging
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,6 +199,8 @@ def _tables(*, forward: bool = True) -> Iterator[_Table]:
 
 
 def _program(family: Family, variant: str) -> str | None:
+    import shutil  # with what unpacks archives, half a MiB that a host without such rules is spared
+
     plain = _COMMAND[family]
     if shutil.which(f"{plain}-{variant}"):
         return f"{plain}-{variant}"

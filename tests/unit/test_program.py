@@ -38,6 +38,19 @@ def test_the_agent_of_etcd_is_loaded_without_openssl() -> None:
     assert printed(_AGENT + _HAS_OPENSSL) == ["False"]
 
 
+def test_a_backend_is_found_without_what_reads_whole_distributions() -> None:
+    script = (
+        "from overlay.plan.registry import load_backend\n"
+        "from overlay.model.network import parse_network_config\n"
+        "from overlay.model.node import NodeIdentity\n"
+        'config = parse_network_config(\'{"Network": "10.0.0.0/8"}\')\n'
+        "load_backend(config, NodeIdentity('n1', 'n1'))\n"
+        "print(sorted({'email', 'importlib.metadata', 'shutil', 'zipfile'} & set(sys.modules)))"
+    )
+
+    assert printed(_AGENT + script) == ["[]"]
+
+
 def test_threads_share_one_heap() -> None:
     def heaps(script: str) -> int:
         return sum(line.startswith("<heap") for line in printed(script))
