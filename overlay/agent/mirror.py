@@ -5,19 +5,6 @@ from collections.abc import Container, Iterable, Mapping
 from overlay.model.kernel import KernelObject, Key, Op
 
 
-def mirrored(
-    wanted: Mapping[Key, KernelObject], observed: Mapping[Key, KernelObject], ops: Iterable[Op]
-) -> dict[Key, KernelObject]:
-    """Return what was observed, made of the wanted objects themselves wherever they are equal.
-
-    ``ops`` lead from the one to the other. Of 5,000 peers 20,000 objects and
-    their keys would be kept twice otherwise.
-    """
-    differing = {op.target.key for op in ops}
-    shared = {key: item for key, item in wanted.items() if key in observed and key not in differing}
-    return shared | {key: observed[key] for key in differing if key in observed}
-
-
 def carry_over(mirror: dict[Key, KernelObject], ops: Iterable[Op], failed: Container[Op]) -> None:
     """Do to the mirror what was done to the kernel: all of ``ops`` but those that ``failed``."""
     for op in ops:

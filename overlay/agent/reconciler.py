@@ -18,7 +18,7 @@ from overlay.agent.firewall import Firewall, PacketFilter
 from overlay.agent.flags import Flags
 from overlay.agent.hold import Hold
 from overlay.agent.layer2 import Layer2
-from overlay.agent.mirror import carry_over, is_foreign, mirrored
+from overlay.agent.mirror import carry_over, is_foreign
 from overlay.agent.notify import notify
 from overlay.agent.pace import Pace
 from overlay.agent.status import Bell, Mailbox, Status
@@ -222,7 +222,7 @@ class Reconciler:
             wanted = self._planner.plan.objects
             observed = {item.key: item for item in kernel.dump(wanted)}
             ops = difference(wanted, observed)
-            self._mirror = mirrored(wanted, observed, ops)
+            self._mirror = observed
             if left is not None:
                 self._name_repair([op for op in ops if is_foreign(op, left, self._mirror)], makers)
             left = None

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 # EINVAL: IPv6 refuses an onlink gateway that the very route to be replaced
 # would reach by another device; that one has to go first.
 _IN_THE_WAY: Final = frozenset({errno.EEXIST, errno.EINVAL})
-_AT_A_TIME: Final = 2048  # operations that are packed together
+_AT_A_TIME: Final = 2048  # operations that are packed together, messages that are decoded
 _GONE: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
 
 
@@ -58,9 +58,9 @@ class NetlinkKernel:
         links, mark = self._looked_at_links(), Mark()
         found = [_shared(item, known) for item in self._marked_devices(links, mark)]
         for section in self._sections(links):
-            section.add_to(mark, section.messages)
-            # Each part by itself, so that never all is there twice.
-            found += [_shared(item, known) for item in section.decode(section.messages)]
+            for part in self._parts(section):
+                section.add_to(mark, part)
+                found += [_shared(item, known) for item in section.decode(part)]
         self._is_spread = any(map(foreign_routes.is_spread, found))
         if self._is_spread:
             foreign = foreign_routes.dump(self._rtnl)
@@ -74,7 +74,8 @@ class NetlinkKernel:
         links, mark = self._looked_at_links(), Mark()
         self._marked_devices(links, mark)
         for section in self._sections(links):
-            section.add_to(mark, section.messages)
+            for part in self._parts(section):
+                section.add_to(mark, part)
         if self._is_spread:
             mark.add_whole(foreign_routes.dump(self._rtnl))
         return mark.digest
@@ -91,29 +92,41 @@ class NetlinkKernel:
         return devices
 
     def _sections(self, links: dict[str, LinkInfo]) -> Iterator["_Section"]:
-        rtnl, names = self._rtnl, names_by_index(links)
+        names = names_by_index(links)
         for link in ours(links):
             yield from self._device_sections(link)
         for family in FAMILIES:
-            answer = rtnl.dump(messages.RTM_GETROUTE, messages.routes_request(family))
-            yield _Section(answer, lambda found: parse.routes(found, names))
-            answer = rtnl.dump(messages.RTM_GETRULE, messages.rules_request(family))
-            yield _Section(answer, parse.rules)
+            body = messages.routes_request(family)
+            yield _Section(messages.RTM_GETROUTE, body, lambda part: parse.routes(part, names))
+            yield _Section(messages.RTM_GETRULE, messages.rules_request(family), parse.rules)
+
+    def _parts(self, section: "_Section") -> Iterator[Sequence[Message]]:
+        """Ask, and yield the answer in parts: what is made of them is never all there twice."""
+        answer = self._rtnl.dump(section.kind, section.body)
+        for first in range(0, len(answer), _AT_A_TIME):
+            yield answer[first : first + _AT_A_TIME]
 
     def devices(self) -> Sequence[VxlanLink]:
         """Return our devices alone; see ``Kernel.devices``."""
         return _devices(self._looked_at_links())
 
     def _device_sections(self, link: LinkInfo) -> Iterator["_Section"]:
-        rtnl, where = self._rtnl, (link.name, link.index)
-        answer = rtnl.dump(messages.RTM_GETADDR, messages.addresses_request(link.index))
-        yield _Section(answer, lambda found: parse.addresses(found, *where))
+        where = (link.name, link.index)
+        body = messages.addresses_request(link.index)
+        yield _Section(messages.RTM_GETADDR, body, lambda part: parse.addresses(part, *where))
         for family in FAMILIES:
-            body = messages.neighbors_request(family, link.index)
-            answer = rtnl.dump(messages.RTM_GETNEIGH, body)
-            yield _Section(answer, lambda found: parse.neighbors(found, *where), Mark.add_neighbors)
-        answer = rtnl.dump(messages.RTM_GETNEIGH, messages.fdb_request(link.index))
-        yield _Section(answer, lambda found: parse.fdb(found, *where), Mark.add_entries)
+            yield _Section(
+                messages.RTM_GETNEIGH,
+                messages.neighbors_request(family, link.index),
+                lambda part: parse.neighbors(part, *where),
+                Mark.add_neighbors,
+            )
+        yield _Section(
+            messages.RTM_GETNEIGH,
+            messages.fdb_request(link.index),
+            lambda part: parse.fdb(part, *where),
+            Mark.add_entries,
+        )
 
     def apply(self, ops: Iterable[Op]) -> tuple[OpFailure, ...]:
         """Carry out ``ops``; see ``Kernel.apply``."""
@@ -224,9 +237,10 @@ class NetlinkKernel:
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """One part of a dump: what it is decoded by, and how it adds to the dump's mark."""
+    """One part of a dump: question, what answers are decoded by, how they add to the mark."""
 
-    messages: Sequence[Message]
+    kind: int
+    body: bytes
     decode: Callable[[Sequence[Message]], Sequence[KernelObject]]
     add_to: Callable[[Mark, Sequence[Message]], None] = Mark.add_whole
 
