@@ -19,6 +19,7 @@ from overlay.model.fabric_key import FABRIC_KEY_BYTES, NO_KEYS, FabricKeys
 from overlay.model.lease import Challenge, Lease, LeaseAttributes, LeaseView
 from overlay.model.network import NetworkConfig, parse_network_config
 from overlay.model.subnet import Subnet
+from overlay.model.versioned import MapHistory
 from overlay.store.base import CHALLENGE_TTL_S, KEY_OVERLAP_S, Claim, StopSignal, StoreError
 from overlay.store.policy_memory import MemoryPolicyStore
 from overlay.store.refusals import checked_config, claimant_of, lost, refusal, reservation_of
@@ -27,7 +28,7 @@ _POLL_S: Final = 0.05  # how late a watch notices a stop, and a lease that ran o
 
 
 class MemoryLeaseStore:
-    """Leases in a dictionary, shared by any number of threads.
+    """Leases in a map, shared by any number of threads.
 
     ``clock`` returns monotonic seconds, ``choose`` a number below its
     argument. While ``outage`` is set, every call raises it and watches report
@@ -43,7 +44,7 @@ class MemoryLeaseStore:
         self._clock = clock
         self._choose = choose
         self._condition = threading.Condition(threading.RLock())
-        self._leases: dict[str, Lease] = {}
+        self._leases: MapHistory[str, Lease] = MapHistory()
         self._ends_at: dict[int, float] = {}  # by lease_id
         self._granted: dict[int, int] = {}  # seconds
         self._revision = 1
@@ -78,7 +79,7 @@ class MemoryLeaseStore:
             challenges = {key: asked for key, (asked, _) in self._challenges.items()}
             return LeaseView(
                 self._revision,
-                dict(self._leases),
+                self._leases.snapshot(),
                 config,
                 config_error,
                 challenges=challenges,
@@ -225,7 +226,7 @@ class MemoryLeaseStore:
     def delete_lease(self, subnet: Subnet) -> None:
         """Delete the lease of ``subnet`` if there is one, whatever it holds."""
         with self._condition:
-            if subnet.key in self._leases:
+            if subnet.key in self._leases.snapshot():
                 self._delete(subnet.key)
 
     @contextmanager
@@ -234,7 +235,7 @@ class MemoryLeaseStore:
             if self._outage is not None:
                 raise self._outage
             now = self._clock()
-            for key, lease in tuple(self._leases.items()):
+            for key, lease in self._leases.snapshot().items():
                 if lease.lease_id and self._ends_at[lease.lease_id] <= now:
                     self._delete(key)
             for node_id, (_, ends_at) in tuple(self._challenges.items()):
@@ -249,7 +250,7 @@ class MemoryLeaseStore:
         self._advance()
 
     def _seen(self, lease: Lease) -> Lease:
-        found = self._leases.get(lease.subnet.key)
+        found = self._leases.snapshot().get(lease.subnet.key)
         if found is None or found.mod_revision != lease.mod_revision:
             raise lost(lease)
         return found
@@ -261,15 +262,16 @@ class MemoryLeaseStore:
 
     def _write(self, subnet: Subnet, attributes: LeaseAttributes, lease_id: int) -> Lease:
         self._advance()
-        old = self._leases.get(subnet.key)
+        old = self._leases.snapshot().get(subnet.key)
         lease = Lease(subnet, attributes, self._revision, self._revision, lease_id)
         if old is not None:
             lease = dataclasses.replace(lease, create_revision=old.create_revision)
-        self._leases[subnet.key] = lease
+        self._leases.put(subnet.key, lease)
         return lease
 
     def _delete(self, key: str) -> None:
-        lease = self._leases.pop(key)
+        lease = self._leases.snapshot()[key]
+        self._leases.discard(key)
         self._ends_at.pop(lease.lease_id, None)
         self._advance()
 

@@ -14,6 +14,7 @@ from overlay.model.lease import LeaseAttributes, LeaseView, Owner
 from overlay.model.network import parse_network_config
 from overlay.model.node import NodeIdentity
 from overlay.model.subnet import parse_subnet
+from overlay.model.versioned import changed_keys
 from overlay.store.base import Claim, LeaseLostError, StoreError, StoreUnavailableError
 from overlay.store.memory import MemoryLeaseStore
 
@@ -65,6 +66,20 @@ def test_what_others_write_is_in_the_view() -> None:
     store.put_config("{")
     assert store.view().config is None
     assert "not JSON" in str(store.view().config_error)
+
+
+def test_views_share_what_stayed() -> None:
+    store = MemoryLeaseStore()
+    subnets = [parse_subnet(f"10.244.{number}.0/24") for number in range(20)]
+    for subnet in subnets:
+        store.put_lease(subnet, ATTRIBUTES)
+    before = store.view().leases
+    assert store.view().leases is before
+    store.delete_lease(subnets[3])
+    store.put_lease(subnets[7], ATTRIBUTES)
+    after = store.view().leases
+    assert set(changed_keys(before, after)) == {subnets[3].key, subnets[7].key}
+    assert (len(before), len(after)) == (20, 19)
 
 
 def test_outage_is_raised_by_calls_and_told_once_by_a_watch() -> None:
