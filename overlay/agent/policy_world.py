@@ -13,7 +13,7 @@ from typing import Final
 from overlay.agent.policy_pods import own_pods, told, told_pods
 from overlay.model.address import IPAddress
 from overlay.model.attachment import Attachment
-from overlay.model.lease import Lease, LeaseView
+from overlay.model.lease import Lease
 from overlay.model.netpol import Labels, NetworkPolicy, Pod, PodKey, World
 from overlay.model.policy_view import PolicyView
 from overlay.model.versioned import MapHistory, changed_keys
@@ -70,8 +70,9 @@ class WorldMaker:
     """Makes one world after another; what did not change stays the same object."""
 
     node: str
-    _nodes: NodeAddresses = field(default_factory=NodeAddresses, init=False)
     _own: dict[PodKey, Pod] = field(default_factory=dict, init=False)
+    _told: Mapping[PodKey, Pod] | None = field(default=None, init=False)  # of the last view
+    _pods: dict[PodKey, Pod] = field(default_factory=dict, init=False)  # of the last world
     unknown: frozenset[IPAddress] = field(default=frozenset(), init=False)
 
     @property
@@ -83,19 +84,16 @@ class WorldMaker:
         self,
         view: PolicyView,
         attachments: Sequence[Attachment],
-        leases: LeaseView | None,
+        nodes: Mapping[str, frozenset[IPAddress]],
         selecting: "Selecting",
         asked: Mapping[PodKey, Pod],
     ) -> World:
-        """Return the world of ``view``, with this node's pods as they are.
+        """Return the world of ``view``, with this node's pods as they are; ``nodes`` as they send.
 
         ``asked`` are pods that were asked for because the view had none of
         them yet. ``unknown`` is then what nobody tells of, as far as policies
         could be about it.
         """
-        # Without a policy nobody asks what nodes send from, and it is 200 bytes of each.
-        senders = leases.leases if leases is not None and not selecting.is_idle else NOBODY
-        self._nodes.follow(senders)
         nobodys: dict[PodKey, frozenset[IPAddress]] = {}
         if view.knows_pods:
             fresh, nobodys = told_pods(attachments, partial(told, view, asked), self.node)
@@ -110,14 +108,15 @@ class WorldMaker:
             made = pod if labels is pod.labels else replace(pod, labels=labels)
             known = self._own.get(key)
             own[key] = known if known == made else made
-        self._own = own
-        pods = {key: pod for key, pod in view.pods.items() if pod.node != self.node}
-        pods.update(own)
+        if view.pods is not self._told or own != self._own:
+            pods = {key: pod for key, pod in view.pods.items() if pod.node != self.node}
+            self._pods = pods | own
+        self._own, self._told = own, view.pods
         return World(
-            pods,
+            self._pods,
             view.namespaces,
             view.policies,
-            self._nodes.found,
+            nodes,
             view.node_labels,
             cluster_policies=view.cluster_policies,
         )
@@ -129,16 +128,14 @@ class Selecting:
 
     view: PolicyView
     admin_tier: bool = False
+    is_about_nodes: bool = field(default=False, init=False)  # their addresses matter
     _by_namespace: dict[str, list[NetworkPolicy]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         for policy in self.view.policies.values():
             self._by_namespace.setdefault(policy.namespace, []).append(policy)
-
-    @property
-    def is_about_nodes(self) -> bool:
-        """Return whether addresses of nodes may matter to what is enforced."""
-        return self.admin_tier and bool(self.view.cluster_policies)
+        named = self.view.cluster_policies.values() if self.admin_tier else ()
+        self.is_about_nodes = any(policy.names_nodes for policy in named)
 
     @property
     def is_idle(self) -> bool:

@@ -71,3 +71,8 @@ class ClusterNetworkPolicy:
     subject: PodPeer
     ingress: tuple[ClusterRule, ...] = ()
     egress: tuple[ClusterRule, ...] = ()
+
+    @property
+    def names_nodes(self) -> bool:
+        """Return whether addresses of nodes matter to it."""
+        return any(isinstance(peer, NodePeer) for rule in self.egress for peer in rule.peers or ())

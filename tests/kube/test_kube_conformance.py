@@ -13,7 +13,6 @@ import pytest
 
 from overlay.agent.policy_world import Selecting, WorldMaker
 from overlay.model.attachment import Attachment, AttachmentKey
-from overlay.model.lease import LeaseView
 from overlay.model.policy_view import PolicyView
 from overlay.policy.network.compile import compile_policies
 from overlay.policy.network.table import PolicyRuleset
@@ -77,7 +76,7 @@ class Cluster:
         maker = WorldMaker(node)
         held = [_attachment(pod) for pod in moment.pods(_PLACES).values() if pod.node == node]
         attached = [each for each in held if each is not None]
-        world = maker.make(view, attached, LeaseView(0), Selecting(view), {})
+        world = maker.make(view, attached, {}, Selecting(view), {})
         world = type(world)(world.pods, world.namespaces, world.policies, _PLACES.nodes)
         return compile_policies(world, node, unknown=maker.unknown)
 

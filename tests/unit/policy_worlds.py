@@ -155,6 +155,9 @@ _ADDRESSES: Final[dict[str, frozenset[IPAddress]]] = {
 }
 
 
+_moved = st.dictionaries(st.sampled_from(NODES), st.sampled_from(list(_ADDRESSES.values())))
+
+
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     """Draw a world of three nodes."""
@@ -199,4 +202,5 @@ def successors(draw: st.DrawFn, world: World) -> World:
             case 7:
                 each = draw(cluster_policies)
                 cluster[each.name] = each
-    return World(pods_now, namespaces, policies_now, world.nodes, labels, cluster)
+    nodes = draw(st.sampled_from([world.nodes, world.nodes, None])) or draw(_moved)
+    return World(pods_now, namespaces, policies_now, nodes, labels, cluster)

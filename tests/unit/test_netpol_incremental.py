@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overlay.model.address import IPAddress
+from overlay.model.cluster_policy import Action, ClusterNetworkPolicy, ClusterRule, NodePeer, Tier
 from overlay.model.netpol import (
     NetworkPolicy,
     Operator,
@@ -89,6 +91,48 @@ def test_many_changes_at_once_are_a_new_beginning() -> None:
     assert found == compile_policies(after, "n1")
     (members,) = [each for name, each in found.sets.items() if name.startswith("ov_a4_")]
     assert len(members.elements) == 600
+
+
+class Nodes(dict[str, frozenset[IPAddress]]):
+    """Addresses of nodes, which count how often all of them are looked at."""
+
+    looks = 0
+
+    def items(self) -> Any:
+        self.looks += 1
+        return super().items()
+
+
+def test_nodes_are_looked_at_once_for_all_pods_that_may_reach_them() -> None:
+    world = _isolated()
+    anybody = Selector()
+    own = {(n, "p"): NetworkPolicy(n, "p", anybody, egress=(Rule(),)) for n in "wxyz"}
+    here = {
+        (space, "c"): Pod(space, "c", frozenset({IPv4Address(f"10.0.1.{n}")}), {}, "n1")
+        for n, space in enumerate("wyz", 1)
+    }
+    rule = ClusterRule(Action.DENY, (NodePeer(anybody),))
+    policy = ClusterNetworkPolicy("c", Tier.ADMIN, 1, PodPeer(namespaces=anybody), (), (rule,))
+    nodes = Nodes({f"n{n}": frozenset({ip_address(f"192.0.2.{n}")}) for n in range(1, 9)})
+    world = replace(
+        world,
+        pods={**world.pods, **here},
+        policies={**world.policies, **own},
+        cluster_policies={"c": policy},
+        nodes=nodes,
+    )
+    compiler = PolicyCompiler("n1", CompileOptions(admin_tier=True))
+    first = compiler.update(world)
+    assert len([name for name in first.chains if name.startswith("ov_n_")]) == len(own)
+    looks = nodes.looks
+    compiler.update(replace(world, policies={**world.policies, ("x", "q"): own["x", "p"]}))
+    more = Nodes({**nodes, "n9": frozenset({ip_address("192.0.2.99")})})
+    found = compiler.update(replace(world, nodes=more))
+    assert found == compile_policies(
+        replace(world, nodes=dict(more)), "n1", CompileOptions(admin_tier=True)
+    )
+    assert "192.0.2.99" in str(found)
+    assert (nodes.looks, more.looks) == (looks, 2), "a comparison, and one set for all"
 
 
 def _isolated() -> World:

@@ -26,9 +26,11 @@ from overlay.kernel.base import OpFailure
 from overlay.kernel.fake import FakeKernel
 from overlay.kernel.notices import RulesetChange
 from overlay.mesh.sample import Sample
+from overlay.model.cluster_policy import Action, ClusterNetworkPolicy, ClusterRule, NodePeer, Tier
 from overlay.model.event import Kind
 from overlay.model.kernel import Op
 from overlay.model.lease import Lease, LeaseView
+from overlay.model.netpol import EVERYTHING, Pod, PodKey, PodPeer
 from overlay.model.policy_view import PolicyView
 from overlay.model.subnet import parse_subnet
 from overlay.model.versioned import MapHistory, VersionedMap
@@ -193,6 +195,58 @@ def test_a_doubt_about_the_table_looks_at_no_pod(tmp_path: Path) -> None:
         thread.join(20)
     assert not thread.is_alive()
     assert attachments.looks == 3, "what somebody else changed is written anew"
+
+
+def test_a_lease_asks_of_policies_what_they_say_of_its_addresses(tmp_path: Path) -> None:
+    attachments, status, table, store = Counted(tmp_path), Status(), Looked(), Store(100)
+    enforcer = PolicyEnforcer("n1", attachments, status, table, PolicyOptions(admin_tier=True))
+    add(attachments, "pod")
+    pods = Pods({("x", "p"): Pod("x", "p", frozenset(), {}, "n2")})
+    rule = ClusterRule(Action.DENY, (NodePeer(EVERYTHING),))
+    policy = ClusterNetworkPolicy(
+        "c", Tier.ADMIN, 1, PodPeer(namespaces=EVERYTHING), egress=(rule,)
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=enforcer.run, args=(stop,))
+    thread.start()
+
+    def names(text: str) -> bool:
+        return text in str(table.held)
+
+    try:
+        enforcer.follow(LeaseView(1, store.leases))
+        enforcer.put(PolicyView(1, cluster_policies={"c": policy}, pods=pods))
+        eventually(partial(names, "192.0.2.2-192.0.2.101"), timeout_s=20)
+        looks = pods.looks
+        for number in range(20):
+            leases = store.put(lease(50, macs=f"m{number}", revision=200 + number))
+            enforcer.follow(LeaseView(2 + number, leases))
+            assert leases.looks <= 1
+            enforcer.doubt([RulesetChange(100 + number)])
+            eventually(partial(table.is_asked, 100 + number), timeout_s=20)
+        enforcer.follow(LeaseView(30, store.put(lease(250))))
+        eventually(partial(names, "192.0.2.250"), timeout_s=20)
+        assert attachments.looks == 2, "one for the view, one for the address that came"
+        assert pods.looks == looks
+    finally:
+        stop.set()
+        enforcer.doubt(())
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+class Pods(dict[PodKey, Pod]):
+    """Pods that count how often all of them are looked at."""
+
+    looks = 0
+
+    def items(self) -> Any:
+        self.looks += 1
+        return super().items()
+
+    def __iter__(self) -> Iterator[PodKey]:
+        self.looks += 1
+        return super().__iter__()
 
 
 class Looked(Table):

@@ -132,18 +132,11 @@ class PolicyCompiler:
         self._classifier.forget_all_but(
             each.ident for pair in self._local.values() for each in pair
         )
-        world = self._world
         rendered: dict[str, tuple[PodClass, RenderedClass]] = {}
         for ident, each in classes.items():
             known = self._rendered.get(ident)
             if known is None or known[0] is not each or (nodes_changed and each.names_nodes):
-                made = render_class(
-                    each,
-                    lambda terms, way: self._membership.match(
-                        terms, way, world.nodes, world.node_labels
-                    ),
-                    self.options.log,
-                )
+                made = render_class(each, self._membership.match, self.options.log)
                 known = (each, made)
             rendered[ident] = known
         self._rendered = rendered

@@ -168,14 +168,50 @@ class Match:
         ]
 
 
+@dataclass(slots=True)
+class Blocks:
+    """Sets of address blocks while nodes stay as they are.
+
+    Those of nodes are made once for all classes that name the same nodes.
+    """
+
+    nodes: Mapping[str, frozenset[IPAddress]] = field(default_factory=dict)
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+    _made: dict[tuple[Term, ...], list[PolicySet]] = field(default_factory=dict)
+
+    def sets(self, terms: Sequence[Term]) -> list[PolicySet]:
+        """Return the sets of what ``terms`` name by blocks, and by nodes, with their ports."""
+        if not any(term.nodes for term in terms):
+            return self._sets(terms)
+        # By what is in a set alone: the name of a term says which policy it is of.
+        key = tuple(replace(term, name="", scopes=()) for term in terms)
+        if key not in self._made:
+            self._made[key] = self._sets(terms)
+        return self._made[key]
+
+    def _sets(self, terms: Sequence[Term]) -> list[PolicySet]:
+        blocks = [
+            (block, PortSet(term.ports.spans, every=term.ports.every))
+            for term in terms
+            for block in (*term.blocks, *_node_blocks(term, self.nodes, self.labels))
+        ]
+        fixed: list[PolicySet] = []
+        for version in _VERSIONS:
+            found = ranges(blocks, version)
+            if plain := [text for text, ports in found if ports.every]:
+                fixed.append(_fixed(f"ov_b{version}_", _ADDRESS[version], plain))
+            if ported := [f"{text} . {e}" for text, ports in found for e in ports.elements]:
+                fixed.append(_fixed(f"ov_c{version}_", f"{_ADDRESS[version]} . {_PORTS}", ported))
+        return fixed
+
+
 def match_of(
     terms: Sequence[Term],
     direction: Direction,
     pods: Callable[[tuple[Entry, ...]], PodMatch],
-    nodes: Mapping[str, frozenset[IPAddress]],
-    node_labels: Mapping[str, Labels],
+    blocks: Blocks,
 ) -> Match:
-    """Return what any of ``terms`` matches; ``pods`` gives the sets for entries."""
+    """Return what any of ``terms`` matches; ``pods`` and ``blocks`` give the sets."""
     everybody = union([PortSet(), *(term.ports for term in terms if term.everybody)])
     side = _SIDE[direction]
     if everybody.every:
@@ -183,17 +219,7 @@ def match_of(
     fixed: list[PolicySet] = []
     if everybody.spans:
         fixed.append(_fixed("ov_p_", _PORTS, everybody.elements))
-    blocks = [
-        (block, PortSet(term.ports.spans, every=term.ports.every))
-        for term in terms
-        for block in (*term.blocks, *_node_blocks(term, nodes, node_labels))
-    ]
-    for version in _VERSIONS:
-        found = ranges(blocks, version)
-        if plain := [text for text, ports in found if ports.every]:
-            fixed.append(_fixed(f"ov_b{version}_", _ADDRESS[version], plain))
-        if ported := [f"{text} . {e}" for text, ports in found for e in ports.elements]:
-            fixed.append(_fixed(f"ov_c{version}_", f"{_ADDRESS[version]} . {_PORTS}", ported))
+    fixed += blocks.sets(terms)
     shared, own = _divided(_entries(terms))
     return Match(
         side,
@@ -268,6 +294,8 @@ def _node_blocks(
     nodes: Mapping[str, frozenset[IPAddress]],
     labels: Mapping[str, Labels],
 ) -> list[BlockPeer]:
+    if not term.nodes:
+        return []
     return [
         BlockPeer(host_network(address))
         for name, addresses in sorted(nodes.items())

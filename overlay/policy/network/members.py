@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from overlay.model.address import IPAddress
-from overlay.model.netpol import Labels, Pod, PodKey, World
+from overlay.model.netpol import Pod, PodKey, World
+from overlay.model.versioned import changed_keys
 from overlay.policy.network.classes import Direction, Term
 from overlay.policy.network.match import (
+    Blocks,
     Elements,
     Entry,
     Match,
@@ -37,6 +38,7 @@ class Membership:
     _members: dict[Scope, set[PodKey]] = field(default_factory=dict)
     _users: dict[Scope, list[PodMatch]] = field(default_factory=dict)
     _matches: dict[str, PodMatch] = field(default_factory=dict)
+    _blocks: Blocks = field(default_factory=Blocks)
 
     def changes(self, world: World) -> Changes:
         """Return what differs; pods of a namespace with other labels are among it."""
@@ -49,18 +51,23 @@ class Membership:
                 if known is not pod and known != pod:
                     pods[key] = pod
             pods.update({key: None for key in old if key not in after.pods})
-        spaces = {
-            name
-            for name in after.namespaces.keys() | before.namespaces.keys()
-            if after.namespace_labels(name) != before.namespace_labels(name)
-        }
+        spaces: set[str] = set()
+        if after.namespaces is not before.namespaces:
+            names = after.namespaces.keys() | before.namespaces.keys()
+            spaces = {n for n in names if after.namespace_labels(n) != before.namespace_labels(n)}
         if spaces:
             pods.update({key: pod for key, pod in after.pods.items() if key[0] in spaces})
-        nodes = after.nodes != before.nodes or after.node_labels != before.node_labels
+        nodes = any(
+            now.get(name) != then.get(name)
+            for then, now in ((before.nodes, after.nodes), (before.node_labels, after.node_labels))
+            for name in changed_keys(then, now)
+        )
         return Changes(pods, nodes)
 
     def apply(self, world: World, changes: Changes) -> None:
         """Bring index, members and sets in step with ``world``."""
+        if changes.nodes or world.cluster_policies is not self._world.cluster_policies:
+            self._blocks = Blocks(world.nodes, world.node_labels)
         self._world = world
         if len(changes.pods) >= _MANY:
             self.index = index_of(world)
@@ -82,15 +89,9 @@ class Membership:
         for ident in touched:
             self._matches[ident].change(before[ident], after[ident])
 
-    def match(
-        self,
-        terms: Sequence[Term],
-        direction: Direction,
-        nodes: Mapping[str, frozenset[IPAddress]],
-        node_labels: Mapping[str, Labels],
-    ) -> Match:
+    def match(self, terms: Sequence[Term], direction: Direction) -> Match:
         """Return what ``terms`` match at present; its sets of pods are kept in step."""
-        return match_of(terms, direction, self._pods, nodes, node_labels)
+        return match_of(terms, direction, self._pods, self._blocks)
 
     def keep(self, matches: Iterable[Match]) -> None:
         """Forget the sets of pods, and the scopes, that none of ``matches`` uses."""

@@ -60,7 +60,9 @@ def _outside_of_holes(block: BlockPeer) -> list[tuple[int, int]]:
 
 
 def _ends(network: IPNetwork) -> tuple[int, int]:
-    return int(network.network_address), int(network.broadcast_address)
+    first = int(network.network_address)
+    # Not ``broadcast_address``: thousands of nodes are a network each, and it makes objects.
+    return first, first | (1 << network.max_prefixlen - network.prefixlen) - 1
 
 
 def _spelled(first: int, last: int, version: int) -> str:
