@@ -16,6 +16,7 @@ from overlay.model.document import parse_json
 from overlay.model.errors import LeaseFormatError, shown
 from overlay.model.fabric_key import NO_KEYS, FabricKeys
 from overlay.model.network import NetworkConfig
+from overlay.model.record import Record
 from overlay.model.subnet import Subnet, parse_subnet_key
 
 Json: TypeAlias = Any  # what parse_json returns; narrowed where it enters
@@ -175,7 +176,7 @@ def attributes_in(key: str, document: Mapping[str, Json]) -> LeaseAttributes:
         if not isinstance(data, dict):
             msg = f"lease {key}: {_DATA_KEY[family]} is not an object"
             raise LeaseFormatError(msg)
-        backend_data[family] = {intern(name): value for name, value in data.items()}
+        backend_data[family] = Record(data)
     if not public and backend_type != RESERVATION:
         msg = f"lease {key}: neither PublicIP nor PublicIPv6 names an address"
         raise LeaseFormatError(msg)
