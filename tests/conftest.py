@@ -18,6 +18,7 @@ import pytest
 _ROOT: Final = Path(__file__).parent
 _SLOW_S: Final = 20.0
 _SHOWN: Final = 12
+_TIMEOUT: Final = pytest.StashKey[object]()  # pytest-timeout's settings for a test
 _OUTCOMES: Final = ("passed", "failed", "error", "skipped", "xfailed", "xpassed", "rerun")
 
 
@@ -129,6 +130,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reason = _missing(tier)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=f"tier {tier}: {reason}"))
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: object) -> None:
+    """Keep what pytest-timeout sets for a test; it goes on to set it."""
+    item.stash[_TIMEOUT] = settings
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Set the second try's time-out: pytest-timeout drops a test's with its first failure."""
+    if getattr(item, "execution_count", 1) > 1 and _TIMEOUT in item.stash:
+        item.ihook.pytest_timeout_set_timer(item=item, settings=item.stash[_TIMEOUT])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
