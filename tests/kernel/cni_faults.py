@@ -198,6 +198,7 @@ class Place:
         name = held[0].link
         return (
             set(in_use.get(name, ())) == set(held[0].addresses)
+            and name in links  # a removal that nobody could wait for may end any time
             and links[name].is_up
             and "the pod's eth0" in self.left()
         )
