@@ -56,8 +56,9 @@ class Crowd:
 
     def _agent(self, node: Netns, i: int, number: int) -> "subprocess.Popen[bytes]":
         state = self.place / f"round{number}" / f"n{i}"
+        # All the processors are theirs for minutes: what is tested beside them goes first.
         command = [
-            *("nsenter", f"--net={node.path}", str(BIN / "overlayd")),
+            *("nice", "-n", "19", "nsenter", f"--net={node.path}", str(BIN / "overlayd")),
             f"--etcd-endpoints={self.etcd.endpoint}",
             *("--iface=eth0", f"--node-name=n{i}"),
             *(f"--state-dir={state}", f"--subnet-file={state}/subnet.env", "--healthz-port=0"),
@@ -100,13 +101,13 @@ def crowd(tmp_path: Path) -> Iterator[Crowd]:
             made.close()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_fifty_agents_race_for_fifty_subnets(crowd: Crowd) -> None:
     for number in range(ROUNDS):
         agents = crowd.start(number)
         try:
             files = [crowd.place / f"round{number}" / f"n{i}" / "subnet.env" for i in range(1, 51)]
-            eventually(lambda f=files: all(p.exists() for p in f), timeout_s=60)  # type: ignore[misc]
+            eventually(lambda f=files: all(p.exists() for p in f), timeout_s=120)  # type: ignore[misc]
             assert [a.poll() for a in agents] == [None] * AGENTS, "none exits"
             holders = crowd.holders()
             assert len(holders) == AGENTS
@@ -116,6 +117,6 @@ def test_fifty_agents_race_for_fifty_subnets(crowd: Crowd) -> None:
         finally:
             for agent in agents:
                 agent.send_signal(signal.SIGTERM)
-            statuses = [agent.wait(20) for agent in agents]
+            statuses = [agent.wait(60) for agent in agents]
         assert statuses == [0] * AGENTS
         crowd.etcdctl("[s.release(x) for x in s.view().leases.values()]")

@@ -68,4 +68,10 @@ def outcomes_of(seeds: Sequence[int]) -> list[Outcome]:
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Sets of strings come in an order that only this fixes, for interpreters yet to start.
     os.environ["PYTHONHASHSEED"] = "0"
-    return ProcessPoolExecutor(workers, get_context("spawn"), gc.set_threshold, _COLLECT)
+    return ProcessPoolExecutor(workers, get_context("spawn"), _set_up)
+
+
+def _set_up() -> None:
+    """Set up a process of the pool; it gives way to whatever has deadlines."""
+    os.nice(19)
+    gc.set_threshold(*_COLLECT)
