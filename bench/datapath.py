@@ -16,6 +16,7 @@ from typing import Final
 
 from bench import iperf, packets
 from bench.bed import DEVICE, bed
+from bench.by_hand import by_hand
 from bench.fabric import Fabric, fabric
 from bench.features import features
 from bench.iperf import Path
@@ -24,9 +25,11 @@ from bench.pods import Pod, pods
 from bench.series import paired, series
 from bench.table import Table
 from overlay.lab import netns
+from overlay.policy.ruleset import TABLE
 
 _TUNNEL: Final = "overlay.1"
 _BASE: Final = "as the agent leaves it"
+_BY_HAND: Final = "by hand: no table, no rule of routing"
 _WIRE: Final = "packets of MTU size on the wire"
 _UNTRACKED: Final = """
 table inet bench {
@@ -39,7 +42,7 @@ table inet bench {
 	chain pre { type filter hook prerouting priority 0; ct state invalid counter; }
 }
 """
-_NO_BENCH: Final = "table inet bench {}\ndelete table inet bench\n"
+_BARE: Final = "flush ruleset\n"
 _MEASURES: Final = {
     "tcp": ("TCP 1 stream Gbit/s", 1e-9, 2),
     "cpu": ("CPU s for a GB", 1, 3),
@@ -49,6 +52,7 @@ _MEASURES: Final = {
 _COLUMNS: Final = ("what", *(each for title, _, _ in _MEASURES.values() for each in (title, "x")))
 
 Setting = Callable[[], AbstractContextManager[None]]
+_as_it_is: Final[Setting] = contextlib.nullcontext
 Samples = Mapping[str, list[float]]  # by measure
 
 
@@ -74,7 +78,8 @@ def run(options: Options) -> Iterator[Table]:
         bridged = [stack.enter_context(pods(options.agents[0], n, 2, "bridge")) for n in made.nodes]
         for running in made.running:
             running.end()
-        variants = _variants(made, bridged)
+        bare = stack.enter_context(by_hand(test))
+        variants = [*_variants(made, bridged), Variant(_BY_HAND, _BASE, _as_it_is, *bare)]
         found: dict[str, dict[str, list[float]]] = {
             each.title: {key: [] for key in _MEASURES} for each in variants
         }
@@ -118,18 +123,21 @@ def _variants(made: Fabric, bridged: Sequence[Sequence[Pod]]) -> list[Variant]:
     def turned(links: Mapping[str, Sequence[str]], **wanted: bool) -> Setting:
         return functools.partial(_turned, links, wanted)
 
-    def filtered(text: str, *, bare: bool = False) -> Setting:
-        return functools.partial(_filtered, spaces, text, bare=bare)
+    def filtered(text: str) -> Setting:
+        return functools.partial(_filtered, spaces, text)
 
     cut = turned(wires, tso=False, gso=False)
     settings: list[tuple[str, str, Setting]] = [
-        (_BASE, _BASE, contextlib.nullcontext),
+        (_BASE, _BASE, _as_it_is),
         ("checksums of the VXLAN device by the kernel", _BASE, turned(tunnels, tx=False)),
         ("no segmentation offload on it", _BASE, turned(tunnels, tso=False, gso=False)),
         ("GRO on the pods' links", _BASE, turned({**ends, **inner}, gro=True)),
         ("tunnel packets not tracked", _BASE, filtered(_UNTRACKED)),
-        ("no table of ours, all tracked", _BASE, filtered(_TRACKED, bare=True)),
-        ("no table, nothing tracked", _BASE, filtered("", bare=True)),
+        ("no check of pods' sources", _BASE, filtered(_without("ov_source"))),
+        ("no check of tunnel packets", _BASE, filtered(_without("ov_input"))),
+        ("no masquerading", _BASE, filtered(_without("ov_postrouting"))),
+        ("no table of ours, all tracked", _BASE, filtered(_BARE + _TRACKED)),
+        ("no table, nothing tracked", _BASE, filtered(_BARE)),
         ("RPS on the VXLAN device", _BASE, functools.partial(_steered, tunnels)),
         ("RPS on the pods' links", _BASE, functools.partial(_steered, ends)),
         (_WIRE, _WIRE, cut),
@@ -137,7 +145,7 @@ def _variants(made: Fabric, bridged: Sequence[Sequence[Pod]]) -> list[Variant]:
         ("these, no GRO on the VXLAN device", _WIRE, _both(cut, turned(tunnels, gro=False))),
     ]
     variants = [Variant(*each, across, local) for each in settings]
-    on_bridge = Variant("pods on a bridge", _BASE, contextlib.nullcontext, bridge, neighbor)
+    on_bridge = Variant("pods on a bridge", _BASE, _as_it_is, bridge, neighbor)
     return [variants[0], on_bridge, *variants[1:]]
 
 
@@ -165,19 +173,23 @@ def _turned(links: Mapping[str, Sequence[str]], wanted: Mapping[str, bool]) -> I
         yield
 
 
+def _without(chain: str) -> str:
+    """Return what takes one of our chains away."""
+    return f"flush chain {TABLE} {chain}\ndelete chain {TABLE} {chain}\n"
+
+
 @contextlib.contextmanager
-def _filtered(namespaces: Sequence[str], text: str, *, bare: bool) -> Iterator[None]:
-    """Add a table to each namespace, in place of all others where ``bare``."""
+def _filtered(namespaces: Sequence[str], text: str) -> Iterator[None]:
+    """Have nft execute a script in each namespace; afterwards there is the ruleset of before."""
     kept = {}
     for name in namespaces:
         kept[name] = netns.inside(name, lambda: _run(["nft", "list", "ruleset"]))
-        netns.inside(name, functools.partial(_nft, ("flush ruleset\n" if bare else "") + text))
+        netns.inside(name, functools.partial(_nft, text))
     try:
         yield
     finally:
         for name, before in kept.items():
-            back = "flush ruleset\n" + before if bare else _NO_BENCH
-            netns.inside(name, functools.partial(_nft, back))
+            netns.inside(name, functools.partial(_nft, _BARE + before))
 
 
 @contextlib.contextmanager
@@ -206,5 +218,4 @@ def _run(command: list[str]) -> str:
 
 
 def _nft(text: str) -> None:
-    if text:
-        subprocess.run(["nft", "-f", "-"], input=text.encode(), check=True)
+    subprocess.run(["nft", "-f", "-"], input=text.encode(), check=True)
