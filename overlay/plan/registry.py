@@ -58,13 +58,20 @@ def _reference(name: str) -> str | None:
     for place in map(Path, sys.path):
         for file in sorted(place.glob("*-info/entry_points.txt")):
             group = ""
-            for line in map(str.strip, file.read_text(encoding="utf-8").splitlines()):
+            for line in _lines(file):
                 found, _, reference = line.partition("=")
                 if line.startswith("["):
                     group = line
                 elif group == f"[{GROUP}]" and found.rstrip() == name:
-                    return reference.strip()
+                    return reference.partition("[")[0].strip()  # behind it stand extras
     return None
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):  # somebody else's: not ours to complain about
+        return []
 
 
 def _installed() -> "dict[str, EntryPoint]":

@@ -166,7 +166,13 @@ def test_third_party_adds_a_backend_by_an_entry_point(
     info = tmp_path / "acme_backend-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-backend\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[overlay.backends]\nacme = acme_backend:AcmeBackend\n")
+    (info / "entry_points.txt").write_text(
+        "[console_scripts]\nacme = acme:main\n[overlay.backends]\nacme=acme_backend:AcmeBackend [v6]\n"
+    )
+    odd = tmp_path / "aaa_odd-1.0.dist-info"  # looked at first
+    odd.mkdir()
+    (odd / "METADATA").write_text("Metadata-Version: 2.1\nName: aaa-odd\nVersion: 1.0\n")
+    (odd / "entry_points.txt").write_bytes(b"[overlay.backends]\nacme = \xff\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     made = load_backend(parse_network_config(backend('{"Type":"acme"}')), NODE)
     assert type(made).__name__ == "AcmeBackend"
