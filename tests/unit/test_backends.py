@@ -167,7 +167,8 @@ def test_third_party_adds_a_backend_by_an_entry_point(
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-backend\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[console_scripts]\nacme = acme:main\n[overlay.backends]\nacme=acme_backend:AcmeBackend [v6]\n"
+        "[console_scripts]\nacme = acme:main\n[overlay.backends]\n"
+        "acme=acme_backend:AcmeBackend [v6]\n"
     )
     odd = tmp_path / "aaa_odd-1.0.dist-info"  # looked at first
     odd.mkdir()
