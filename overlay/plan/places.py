@@ -1,9 +1,10 @@
 """What leases take up that no two nodes have in common: asked whether a lease's place is free."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from overlay.model.address import IPNetwork, overlap
+from overlay.model.address import IPNetwork
 from overlay.model.lease import Lease
 from overlay.model.versioned import changed_keys
 
@@ -15,6 +16,7 @@ class Places:
         self._leases: Mapping[str, Lease] = {}
         self._taken: Counter[object] = Counter()
         self._lengths: Counter[tuple[int, int]] = Counter()  # of networks: version and prefix
+        self._starts: dict[int, list[int]] | None = None  # of networks, made when it is asked for
         self.occupied = 0  # leases that are no mere reservations
 
     @property
@@ -26,6 +28,7 @@ class Places:
         """Take ``leases`` for all there is."""
         before, self._leases = self._leases, leases
         for key in changed_keys(before, leases):
+            self._starts = None
             for found, change in ((before.get(key), -1), (leases.get(key), 1)):
                 if found is not None:
                     self._count(found, change)
@@ -50,15 +53,23 @@ class Places:
             if not count or version != network.version:
                 continue
             if length > network.prefixlen:  # unusual: one fabric has one length
-                return any(
-                    overlap(network, other)
-                    for lease in self._leases.values()
-                    for other in lease.subnet.networks()
-                    if other.version == version
-                )
-            if self._taken[network.supernet(new_prefix=length)]:
+                if self._has_inside(network):
+                    return True
+            elif self._taken[network.supernet(new_prefix=length)]:
                 return True
         return False
+
+    def _has_inside(self, network: IPNetwork) -> bool:
+        """Return whether any network of a lease begins inside ``network``."""
+        if self._starts is None:
+            found: dict[int, list[int]] = {4: [], 6: []}
+            for lease in self._leases.values():
+                for each in lease.subnet.networks():
+                    found[each.version].append(int(each.network_address))
+            self._starts = {version: sorted(starts) for version, starts in found.items()}
+        starts = self._starts[network.version]
+        place = bisect_left(starts, int(network.network_address))
+        return place < len(starts) and starts[place] <= int(network.broadcast_address)
 
 
 def _marks(lease: Lease) -> Iterator[object]:

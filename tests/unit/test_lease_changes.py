@@ -1,13 +1,14 @@
 """What changed between two views, told by a journal as by a comparison of all; what is taken."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import ip_network
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlay.model.address import Family
-from overlay.model.lease import Lease
+from overlay.model.lease import Lease, LeaseAttributes
 from overlay.model.subnet import subnet_of
 from overlay.model.versioned import MapHistory, changed_keys
 from overlay.plan.places import Places
@@ -108,6 +109,20 @@ def test_planner_of_contested_addresses_ends_where_desired_does(
         assert planner.plan.peers.keys() == whole.peers.keys()
         assert planner.plan.problems.keys() == whole.problems.keys()
         assert planner.plan.addresses() == whole.addresses()
+
+
+@settings(max_examples=300)
+@given(st.lists(st.lists(contested, max_size=4), min_size=1, max_size=5), contested)
+def test_places_of_subnets_of_any_size_are_taken_where_one_overlaps(
+    steps: list[list[Lease]], probe: Lease
+) -> None:
+    followed, alone = Places(), replace(probe, attributes=LeaseAttributes("vxlan"))
+    for step in steps:
+        leases = by_key(*step)
+        followed.follow(leases)
+        assert followed.is_taken(alone) is any(
+            each.subnet.overlaps(probe.subnet) for each in leases.values()
+        )
 
 
 drawn = st.dictionaries(st.integers(1, 6), st.sampled_from([None, 7, 8]), max_size=6)
