@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from overlay.model.cluster_policy import ClusterNetworkPolicy
 from overlay.model.lease import SkippedKey
-from overlay.model.netpol import NetworkPolicy, Pod
+from overlay.model.netpol import NetworkPolicy, Pod, PodKey
 from overlay.model.policy_view import PolicyView
 from overlay.store.base import StoreError
 from overlay.store.kube_pod import Needs, needs_of
@@ -97,6 +97,7 @@ class PolicyJoin:
             NAMESPACES: self._namespaces,
             NODES: self._nodes,
         }
+        self._pods: Mapping[PodKey, Pod] | None = None  # of both parts; None once they changed
         self._needs = Needs()
         self._kept = Needs()  # what is kept of the pods that are listed, or being listed
         self._are_peers_wanted = False
@@ -113,6 +114,8 @@ class PolicyJoin:
         """Take over what a watch delivers."""
         with self._lock:
             self._parts[name].take(objects, changed)
+            if name in {OWN, PEERS}:
+                self._pods = None  # else they stay the same object, and nobody compares them
             self._revision = max(self._revision, revision)
             if name in {POLICIES, CLUSTER}:
                 self._look_at_needs()
@@ -140,6 +143,7 @@ class PolicyJoin:
             if part.is_listed and part.skipped == skipped:
                 return
             part.take({}, None)
+            self._pods = None
             part.skipped = skipped
             self._tell()
 
@@ -152,14 +156,16 @@ class PolicyJoin:
             if not all(part.is_listed for part in needed):
                 return None
             spaces = self._namespaces
-            pods = (*self._peers.objects.values(), *self._own.objects.values())
+            if self._pods is None:
+                pods = (*self._peers.objects.values(), *self._own.objects.values())
+                self._pods = MappingProxyType({pod.key: pod for pod in pods})
             return PolicyView(
                 self._revision,
                 self._policies.by(lambda each: each.key, lambda each: each),
                 self._cluster.by(lambda each: each.name, lambda each: each),
                 spaces.by(lambda e: e.namespace.name, lambda e: e.namespace.labels),
                 frozenset(e.namespace.name for e in spaces.objects.values() if e.is_audited),
-                {pod.key: pod for pod in pods},
+                self._pods,
                 skipped=tuple(s for part in needed for _, s in sorted(part.skipped.items())),
                 node_labels=self._nodes.by(lambda each: each.name, lambda each: each.labels),
                 knows_pods=True,

@@ -115,6 +115,20 @@ def test_own_pods_are_whole_and_others_are_asked_for_only_once_there_is_a_policy
         assert view.knows_pods
 
 
+def test_pods_stay_the_same_object_until_one_changes(shop: ApiServer, access: KubeAccess) -> None:
+    shop.objects.create(POLICIES, policy("p", {"app": "here"}, {"tier": "front"}))
+    with watching(access) as seen:
+        before = seen.wait(lambda view: len(view.pods) == 3)
+        shop.objects.create(SPACES, {"metadata": {"name": "other"}})
+        after = seen.wait(lambda view: "other" in view.namespaces)
+        assert after.pods is before.pods
+        shop.objects.create(PODS, pod("new", "node-1", "10.244.1.6"))
+        assert len(seen.wait(lambda view: len(view.pods) == 4).pods) == 4
+        shop.objects.create(PODS, pod("far", address="10.244.2.7", tier="front"))
+        seen.wait(lambda view: len(view.pods) == 5)
+        assert len(before.pods) == 3
+
+
 def test_a_policy_waits_until_pods_have_the_labels_that_it_asks_for(
     shop: ApiServer, access: KubeAccess
 ) -> None:
