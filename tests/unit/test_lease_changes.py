@@ -90,7 +90,7 @@ contested = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(st.lists(contested, max_size=3), min_size=1, max_size=10), st.data())
 def test_planner_of_contested_addresses_ends_where_desired_does(
     steps: list[list[Lease]], data: st.DataObject
@@ -111,7 +111,7 @@ def test_planner_of_contested_addresses_ends_where_desired_does(
         assert planner.plan.addresses() == whole.addresses()
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(contested, max_size=4), min_size=1, max_size=5), contested)
 def test_places_of_subnets_of_any_size_are_taken_where_one_overlaps(
     steps: list[list[Lease]], probe: Lease
