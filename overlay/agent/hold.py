@@ -58,6 +58,7 @@ class Hold:
         self._acting = Acting()
         self._prune = self._load()
         self._written = self._prune.held
+        self._shown: Mapping[str, Gone] = {}  # by the status, which begins with none
 
     @property
     def due_at(self) -> float:
@@ -116,8 +117,10 @@ class Hold:
 
     def _publish(self) -> None:
         held = self._prune.held
-        leases = {key: each.lease for key, each in held.items()}
-        self._status.update(held=Held(leases, self._prune.due_at) if held else None)
+        if held != self._shown:  # else the snapshot's stay the same object, and nobody compares
+            self._shown = held
+            leases = {key: each.lease for key, each in held.items()}
+            self._status.update(held=Held(leases, self._prune.due_at) if held else None)
         if held == self._written:
             return
         self._written = held

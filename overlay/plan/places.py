@@ -3,10 +3,13 @@
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from overlay.model.address import IPNetwork
 from overlay.model.lease import Lease
 from overlay.model.versioned import changed_keys
+
+_FEW: Final = 4  # leases of a step, beyond which the index is asked
 
 
 class Places:
@@ -17,6 +20,9 @@ class Places:
         self._taken: Counter[object] = Counter()
         self._lengths: Counter[tuple[int, int]] = Counter()  # of networks: version and prefix
         self._starts: dict[int, list[int]] | None = None  # of networks, made when it is asked for
+        # Leases that came or changed in the last step; None where they are many.
+        self._come: list[Lease] | None = None
+        self._came: set[object] = set()  # what they take up, but for networks
         self.occupied = 0  # leases that are no mere reservations
 
     @property
@@ -27,11 +33,30 @@ class Places:
     def follow(self, leases: Mapping[str, Lease]) -> None:
         """Take ``leases`` for all there is."""
         before, self._leases = self._leases, leases
+        come: list[Lease] = []
         for key in changed_keys(before, leases):
             self._starts = None
+            if key in leases and len(come) <= _FEW:
+                come.append(leases[key])
             for found, change in ((before.get(key), -1), (leases.get(key), 1)):
                 if found is not None:
                     self._count(found, change)
+
+        self._come = come if len(come) <= _FEW else None
+        self._came = {mark for lease in self._come or () for mark in _marks(lease)}
+
+    def may_be_taken_since(self, lease: Lease) -> bool:
+        """Return whether the place of ``lease``, free before the last step, may be taken by it.
+
+        Then ``is_taken`` tells. A step in which leases only went takes nothing.
+        """
+        if self._come is None:
+            return True
+        if not self._come:
+            return False
+        return any(mark in self._came for mark in _marks(lease)) or any(
+            lease.subnet.overlaps(other.subnet) for other in self._come
+        )
 
     def is_taken(self, lease: Lease) -> bool:
         """Return whether another lease has an address, a VTEP, the node or a network of it."""

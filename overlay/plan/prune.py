@@ -132,7 +132,7 @@ class Prune:
                 continue
             gone[key] = Gone(lease, now)
         there = places if places is not None else Places()
-        for key in _superseded(gone, view, there):
+        for key in _superseded(gone, self.gone if self.seen is not None else {}, view, there):
             del gone[key]
         recent = {key for key, each in gone.items() if now - each.at < WINDOW_S}
         expired = {k for k, g in gone.items() if g.until is not None and g.until <= now}
@@ -156,11 +156,21 @@ class Prune:
         return Prune(self.seen, kept)
 
 
-def _superseded(gone: Mapping[str, Gone], view: Mapping[str, Lease], places: Places) -> list[str]:
-    """Return the keys of gone leases that are there again, or whose place another one took."""
+def _superseded(
+    gone: Mapping[str, Gone], before: Mapping[str, Gone], view: Mapping[str, Lease], places: Places
+) -> list[str]:
+    """Return the keys of gone leases that are there again, or whose place another one took.
+
+    Of those that were gone before, the place was free until this view.
+    """
     if gone or places.is_begun:  # from the first deletion on, so that none costs more than itself
         places.follow(view)
-    return [key for key, each in gone.items() if key in view or places.is_taken(each.lease)]
+    return [
+        key
+        for key, each in gone.items()
+        if (key not in before or places.may_be_taken_since(each.lease))
+        and (key in view or places.is_taken(each.lease))
+    ]
 
 
 def _count_peers(places: Places, view: Mapping[str, Lease], own: str) -> int:

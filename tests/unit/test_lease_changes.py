@@ -13,6 +13,7 @@ from overlay.model.subnet import subnet_of
 from overlay.model.versioned import MapHistory, changed_keys
 from overlay.plan.places import Places
 from overlay.plan.planner import Planner, desired
+from overlay.plan.prune import Prune, PruneLimit
 from overlay.store.etcd_table import KeyValue, LeaseReader, LeaseTable, Listing
 from tests.unit.worlds import DUAL, V4, by_key, lease, site
 
@@ -123,6 +124,37 @@ def test_places_of_subnets_of_any_size_are_taken_where_one_overlaps(
         assert followed.is_taken(alone) is any(
             each.subnet.overlaps(probe.subnet) for each in leases.values()
         )
+
+
+class Index(Places):
+    """Places that are asked about every lease."""
+
+    def may_be_taken_since(self, lease: Lease) -> bool:
+        del lease
+        return True
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.lists(contested, max_size=3), min_size=1, max_size=8),
+    st.sampled_from([0, 1, 2]),
+    st.data(),
+)
+def test_what_is_held_is_the_same_with_places_that_are_kept(
+    steps: list[list[Lease]], limit: int, data: st.DataObject
+) -> None:
+    history, places = MapHistory[str, Lease](), Places()
+    kept = alone = Prune()
+    for number, step in enumerate(steps):
+        known = history.snapshot()
+        for key in data.draw(st.sets(st.sampled_from(sorted(known)))) if known else ():
+            history.discard(key)
+        for found in step:
+            history.put(found.subnet.key, found)
+        leases, most = history.snapshot(), PruneLimit(count=limit)
+        kept = kept.after(leases, "own", number * 0.4, most, places)
+        alone = alone.after(leases, "own", number * 0.4, most, Index())
+        assert kept == alone
 
 
 drawn = st.dictionaries(st.integers(1, 6), st.sampled_from([None, 7, 8]), max_size=6)

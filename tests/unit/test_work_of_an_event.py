@@ -115,7 +115,7 @@ def test_addresses_of_nodes_cost_the_lease_that_changed() -> None:
 
 
 def test_a_deletion_costs_the_lease_that_went() -> None:
-    store, places, limit = Store(100), Places(), PruneLimit()
+    store, places, limit = Store(100), Asked(), PruneLimit()
     places.follow(store.leases)
     prune = Prune().after(store.leases, "own", 0.0, limit, places)
     for number in range(2, 12):
@@ -123,6 +123,17 @@ def test_a_deletion_costs_the_lease_that_went() -> None:
         prune = prune.after(leases, "own", number / 100, limit, places)
         assert leases.looks <= 4
     assert not prune.held, "ten of a hundred are no mass"
+    assert places.asked == 10, "one that went before is not asked about again"
+
+
+class Asked(Places):
+    """Places that count the questions."""
+
+    asked = 0
+
+    def is_taken(self, lease: Lease) -> bool:
+        self.asked += 1
+        return super().is_taken(lease)
 
 
 def test_who_is_refused_for_an_address_looks_at_the_lease_that_changed() -> None:
