@@ -149,38 +149,31 @@ jump ov_guard
 
 GUARD = f"""\
 iifname "opod*" {REJECT} comment "a pod to the tunnel port"
-ip saddr @ov_own4 {REJECT} comment "a pod to the tunnel port"
-ip6 saddr @ov_own6 {REJECT} comment "a pod to the tunnel port"
+ip saddr 10.244.1.0/24 {REJECT} comment "a pod to the tunnel port"
 """
 
 ISOLATED = """\
 iifname "opod-bridge" oifname "opod-bridge" return
 iifname "opod*" jump ov_from_pod
-ip saddr @ov_own4 jump ov_from_pod
-ip6 saddr @ov_own6 jump ov_from_pod
+ip saddr 10.244.1.0/24 iifname != "opod*" jump ov_from_pod
 oifname "opod*" jump ov_to_pod
-ip daddr @ov_own4 jump ov_to_pod
-ip6 daddr @ov_own6 jump ov_to_pod
+ip daddr 10.244.1.0/24 oifname != "opod*" jump ov_to_pod
 """
 
 FROM_POD = f"""\
-ip daddr @ov_own4 return
-ip daddr @ov_pods4 oifname "overlay.1" return
+ip daddr 10.244.1.0/24 return
+ip daddr 10.244.0.0/16 oifname "overlay.1" return
 ip daddr @ov_nodes4 return
-ip6 daddr @ov_own6 return
-ip6 daddr @ov_pods6 oifname "overlay.1" return
 ip6 daddr @ov_nodes6 return
 {REJECT} comment "a pod to the outside"
 """
 
 TO_POD = f"""\
-ip saddr @ov_own4 fib saddr . iif oif exists return
-ip saddr @ov_own4 counter drop comment "a pod address, forged"
-ip saddr @ov_pods4 iifname "overlay.1" return
+ip saddr 10.244.1.0/24 iifname "opod*" return
+ip saddr 10.244.1.0/24 fib saddr . iif oif exists return
+ip saddr 10.244.1.0/24 counter drop comment "a pod address, forged"
+ip saddr 10.244.0.0/16 iifname "overlay.1" return
 ip saddr @ov_nodes4 return
-ip6 saddr @ov_own6 fib saddr . iif oif exists return
-ip6 saddr @ov_own6 counter drop comment "a pod address, forged"
-ip6 saddr @ov_pods6 iifname "overlay.1" return
 ip6 saddr @ov_nodes6 return
 {REJECT} comment "the outside to a pod"
 """
