@@ -298,6 +298,8 @@ def _echo(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             data, peer = sock.recvfrom(64)
+            if peer is None:  # shut down
+                return
             with contextlib.suppress(OSError):
                 sock.sendto(data, peer)
 
